@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from bench.harness.preload import fill
+from bench.harness.stage import fill
 from bench.load.websocket_client import framed
 from engine.plan.context import MAX_FIELDS
 from storage.postgres.blocking import connected

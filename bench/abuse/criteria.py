@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bench.report.results import Abuse, Bar, Phase, Report
-from bench.report.tables import KINDS, felt
+from bench.report.text import KINDS, felt
 from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_PART, TENANT_BURST_S, TENANT_PART
 
 ATTACKED: Final[tuple[Phase, ...]] = ("one device", "ten devices")

@@ -25,16 +25,15 @@ from bench.abuse.criteria import ATTACKED, judge
 from bench.abuse.gauge import Gauge
 from bench.abuse.generator import Attacked, AttackPlan
 from bench.abuse.others import DEVICES, PER_S, Others, photo_s
-from bench.harness.administer import administer
 from bench.harness.child import child, progress
-from bench.harness.environment import BenchError, Environment, fresh
+from bench.harness.environment import BenchError, Environment, administer, fresh
 from bench.harness.load_run import Target
 from bench.harness.nginx import fronted, trusting
 from bench.harness.product import HERE, Version, checked_out, variables
 from bench.harness.server import Server, end, free_ports
 from bench.harness.stage import Options, add_tenants, remote
 from bench.report.results import Abuse, Bar, Phase, Report
-from bench.report.tables import brief
+from bench.report.text import brief
 from engine.model.domains import DomainPolicy
 from engine.plan.tenant_usage import NAMES
 from storage.postgres.blocking import connected
@@ -163,8 +162,8 @@ async def abuse(options: Options) -> Report:
     async with AsyncExitStack() as stack:
         if options.url is not None:
             one = msgspec.structs.replace(options, tenants=1)
-            target, dsn = stack.enter_context(remote(one, options.url))
-            sites = [Site(target, target, dsn)]
+            there = stack.enter_context(remote(one, options.url))
+            sites = [Site(there.target, there.target, there.dsn)]
         else:
             environment = stack.enter_context(fresh(options.settings))
             sites = [await stack.enter_async_context(_site(environment, options, None))]

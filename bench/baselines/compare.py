@@ -9,15 +9,12 @@ from typing import Final, Literal
 
 import msgspec
 
-from bench.harness.audit import Auditor
 from bench.harness.environment import Environment
-from bench.harness.load_run import Target, run_tasks
+from bench.harness.load_run import Target
 from bench.harness.stage import Options, Stage, bare_stage
 from bench.report.results import Figure, Row
 from bench.report.statistics import listed
-from bench.report.summary import row_of
-
-WARMUP_S: Final = 1.5
+from bench.report.summary import audited
 
 #: Syncs a second of (c) on a 2-core machine with nothing else to do, by connections.
 TABLE_C: Final = {1: 1_200, 100: 17_300, 1_000: 16_400}
@@ -52,10 +49,9 @@ async def by_turns(
             for side in sides if number % 2 else reversed(sides):
                 name = f"{side} at {connections}, round {number}"
                 target = rival if side == "c" else stage.target
-                auditor = Auditor(stage.dsn) if side == "product" else None
-                run = await run_tasks(name, target, "closed", connections, duration_s, warmup_s=WARMUP_S)
-                audit = None if auditor is None else auditor.audit(run)
-                turns.append(Turn(side, connections, row_of(run, audit)))
+                dsn = stage.dsn if side == "product" else None
+                _, row = await audited(dsn, name, target, "closed", connections, duration_s)
+                turns.append(Turn(side, connections, row))
     return turns
 
 

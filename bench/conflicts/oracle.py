@@ -7,20 +7,13 @@ of another device after ``base`` and one item of this device that was made on ``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 Record = dict[str, Any]
 Policy = Literal[
     "server_wins", "client_wins", "most_recent_wins", "preserve_escalation", "field_merge", "manual"
 ]
-POLICIES: Final[tuple[Policy, ...]] = (
-    "server_wins",
-    "client_wins",
-    "most_recent_wins",
-    "preserve_escalation",
-    "field_merge",
-    "manual",
-)
+POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 #: The fields that a domain leaves to the server under ``preserve_escalation``, as delivered.
 SERVER_OWNED: Final = ("escalation_level", "escalated_at", "escalated_by", "status")
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from bench.conflicts.oracle import POLICIES, Item, Outcome, Policy, Record, outcome
-from bench.conflicts.workload import CHANGED_S, MADE_S, Case, case_of, sent
+from bench.conflicts.oracle import POLICIES, Item, Outcome, Policy, Record, Server, outcome, patched
 from bench.harness.child import progress
-from bench.harness.environment import BenchError, fresh
-from bench.harness.stage import Options, Stage, add_tenants, product_stage
+from bench.harness.environment import BenchError
+from bench.harness.stage import Options, Stage, add_tenants, staged
 from bench.load.simple_device import Message, SimpleDevice, statuses
 from bench.report.results import Bar, Figure, Report
 from bench.report.statistics import latency_of
@@ -34,6 +34,67 @@ BY_HAND: Final = 300
 _NAMED: Final = 5
 _CHOICES: Final = ("server", "client", "merged")
 
+#: Seconds after midnight of the day that all is dated: when a record was made, and when it was changed.
+_MADE_S, _CHANGED_S = 3600, 7200
+#: The device's change is so much earlier or later than the other one's.
+_APART_S: Final = 1800
+_OPS: Final[tuple[Literal["patch", "put", "put all", "delete"], ...]] = ("patch", "put", "put all", "delete")
+#: Kind of item; later than the other change; on the same field; on a tombstone, which no delete meets.
+VARIANTS: Final = tuple(
+    (op, later, same_field, deleted)
+    for op, later, same_field, deleted in product(_OPS, (False, True), (False, True), (False, True))
+    if not (op == "delete" and deleted)
+)
+
+
+class Case(NamedTuple):
+    """One conflict: the record as it was made, another device's change of it, and the item that meets it."""
+
+    made: Record
+    change: Item
+    server: Server
+    item: Item
+
+
+def case_of(number: int) -> Case:
+    """Make conflict ``number``, every kind in turn; any two differ in their data."""
+    op, later, same_field, deleted = VARIANTS[number % len(VARIANTS)]
+    made = {
+        "title": f"Check pump {number}",
+        "note": "as it was made",
+        "place": "gate B",
+        "status": "ASSIGNED",
+        "escalation_level": 0,
+    }
+    if deleted:
+        change, server = Item("delete", _CHANGED_S), Server(None, _CHANGED_S, frozenset(), made)
+    else:
+        fields = {"note": f"changed at the office {number}", "status": "INPROGRESS", "escalation_level": 2}
+        change = Item("patch", _CHANGED_S, fields)
+        server = Server(patched(made, fields), _CHANGED_S, frozenset(fields))
+    at_s = _CHANGED_S + (_APART_S if later else -_APART_S)
+    mine: Record = {"note" if same_field else "place": f"changed in the field {number}"}
+    if same_field:
+        mine["escalation_level"] = 1
+    items = {
+        "patch": Item("patch", at_s, mine),
+        "put": Item("put", at_s, {**made, **mine}, tuple(mine)),
+        "put all": Item("put", at_s, {**made, **mine}),
+        "delete": Item("delete", at_s),
+    }
+    return Case(made, change, server, items[op])
+
+
+def _sent(record_id: str, item: Item, base: int | None) -> Message:
+    """Write an item as the contract has it."""
+    at = f"2026-03-01T{item.at_s // 3600:02}:{item.at_s // 60 % 60:02}:{item.at_s % 60:02}Z"
+    found: Message = {"domain": "task", "id": record_id, "op": item.op, "base": base, "at": at}
+    if item.op != "delete":
+        found["data"] = item.data
+    if item.changed is not None:
+        found["changed"] = list(item.changed)
+    return found
+
 
 class Found(NamedTuple):
     """What became of the conflicts of one policy. ``settled_us`` are the times of those that were settled."""
@@ -48,23 +109,18 @@ async def conflicts(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.url is not None:
         raise BenchError("conflicts need tenants with a policy of their own: leave --url out")
-    report = Report(scenario="conflicts", work=_work())
-    with fresh(options.settings) as environment:
-        async with product_stage(environment, options, "product") as stage:
-            for size in SIZES:
-                for policy in POLICIES:
-                    progress(f"{policy}: {size:,} conflicts")
-                    judge(report, policy, size, await _Run(stage, policy, size).run())
-            report.logged = dict(stage.server.logged)
-    return report
-
-
-def _work() -> str:
     sizes = " and ".join(f"{size:,}" for size in SIZES)
-    return (
-        f"{sizes} conflicts under each policy, {DEVICES} devices with {BATCH} items a sync: patches, puts and"
-        " deletes, before and after another's change or deletion, of the same fields or others"
+    report = Report(
+        scenario="conflicts",
+        work=f"{sizes} conflicts under each policy, {DEVICES} devices with {BATCH} items a sync: patches,"
+        " puts and deletes, before and after another's change or deletion, of the same fields or others",
     )
+    async with staged(options, report.logged) as stage:
+        for size in SIZES:
+            for policy in POLICIES:
+                progress(f"{policy}: {size:,} conflicts")
+                judge(report, policy, size, await _Run(stage, policy, size).run())
+    return report
 
 
 def judge(report: Report, policy: Policy, size: int, found: Found) -> None:
@@ -89,7 +145,6 @@ class _Run:
     def __init__(self, stage: Stage, policy: Policy, size: int) -> None:
         self._stage = stage
         self._policy = policy
-        self._size = size
         self._tenant = f"conflicts-{policy.replace('_', '-')}-{size}"
         self._cases = [case_of(number) for number in range(size)]
         self._found = Found(Counter(), [], [], [])
@@ -103,37 +158,35 @@ class _Run:
         async with command_database(self._stage.dsn) as database:
             await PostgresPolicies(database, {"task": chosen}).set(self._tenant, "task", chosen)
         office = await self._opened("office")
-        await self._made(office, "make", lambda case: Item("put", MADE_S, case.made), None)
-        await self._made(office, "change", _change, 1)
+        await self._made(office, "make", lambda case: Item("put", _MADE_S, case.made), None)
+        await self._made(office, "change", lambda case: case.change, 1)
         office.close()
         devices = [await self._opened(f"phone-{index}") for index in range(DEVICES)]
         await asyncio.gather(*(self._conflict(index, device) for index, device in enumerate(devices)))
-        if self._policy == "manual":
-            for device in devices:
-                await self._settle(device, BY_HAND // DEVICES)
         for device in devices:
+            if self._policy == "manual":
+                await self._settle(device, BY_HAND // DEVICES)
             device.close()
         self._found.wrong.extend(self._tables())
         return self._found
 
     async def _opened(self, name: str) -> SimpleDevice:
-        target = self._stage.target
-        device = SimpleDevice()
+        target, device = self._stage.target, SimpleDevice()
         await device.open(target.host, target.port, target.token(self._tenant, name))
         return device
 
     async def _made(
         self, office: SimpleDevice, what: str, item: Callable[[Case], Item], base: int | None
     ) -> None:
-        for numbers in _batches(range(self._size)):
-            items = [sent(f"r{number}", item(self._cases[number]), base) for number in numbers]
+        for numbers in _batches(range(len(self._cases))):
+            items = [_sent(f"r{number}", item(self._cases[number]), base) for number in numbers]
             answer = await office.sync(f"{what}-{numbers[0]}", *items)
             if statuses(answer) != {"applied": len(items)}:
                 raise BenchError(f"{what}: no conflict can be made of {dict(statuses(answer))}")
 
     async def _conflict(self, index: int, device: SimpleDevice) -> None:
-        for numbers in _batches(range(index, self._size, DEVICES)):
-            items = [sent(f"r{number}", self._cases[number].item, 1) for number in numbers]
+        for numbers in _batches(range(index, len(self._cases), DEVICES)):
+            items = [_sent(f"r{number}", self._cases[number].item, 1) for number in numbers]
             began_s = perf_counter()
             answer = await device.sync(f"conflict-{numbers[0]}", *items)
             took_us = int((perf_counter() - began_s) * 1e6)
@@ -158,9 +211,8 @@ class _Run:
         """Settle some conflicts of a device by hand, with each choice in turn."""
         listed = await device.ask("conflicts", limit=count)
         for place, one in enumerate(listed["conflicts"]):
-            choice = _CHOICES[place % len(_CHOICES)]
-            merged = {"title": "settled by hand", "number": place}
-            data = {"data": merged} if choice == "merged" else {}
+            choice, number = _CHOICES[place % len(_CHOICES)], int(one["record_id"][1:])
+            merged, case = {"title": "settled by hand", "number": place}, self._cases[number]
             began_s = perf_counter()
             answer = await device.ask(
                 "resolve",
@@ -168,17 +220,11 @@ class _Run:
                 choice=choice,
                 version=one["server"]["version"],
                 changes=one["client"]["changes"],
-                **data,
+                **({"data": merged} if choice == "merged" else {}),
             )
             self._found.by_hand_us.append(int((perf_counter() - began_s) * 1e6))
-            number = int(one["record_id"][1:])
-            case = self._cases[number]
-            sides = {
-                "server": case.server.data,
-                "client": outcome("client_wins", case.server, case.item).data,
-                "merged": merged,
-            }
-            self._stands[number] = sides[choice]
+            mine = outcome("client_wins", case.server, case.item).data
+            self._stands[number] = {"server": case.server.data, "client": mine, "merged": merged}[choice]
             if answer["type"] != "resolved" or answer["version"] != one["server"]["version"] + 1:
                 self._found.wrong.append(f"r{number}: choice {choice} was answered with {answer}")
 
@@ -192,10 +238,6 @@ class _Run:
         for number, expected in self._stands.items():
             if stored.get(f"r{number}", "nothing") != expected:
                 yield f"r{number}: the table has {stored.get(f'r{number}')}, expected {expected}"
-
-
-def _change(case: Case) -> Item:
-    return Item("delete", CHANGED_S) if case.change is None else Item("patch", CHANGED_S, case.change)
 
 
 def _as_expected(expected: Outcome, result: Message) -> bool:

@@ -25,11 +25,10 @@ from bench.faults.inject import FAULTS, Site
 from bench.faults.reference import ReferenceDevice
 from bench.faults.tables import read_tables
 from bench.faults.workload import POLICIES
-from bench.harness.administer import administer
 from bench.harness.audit import Audit
 from bench.harness.child import progress
 from bench.harness.clusters import Cluster
-from bench.harness.environment import BenchError, Environment, fresh_on_tcp
+from bench.harness.environment import BenchError, Environment, administer, fresh_on_tcp
 from bench.harness.load_run import Target
 from bench.harness.product import product
 from bench.harness.server import Server

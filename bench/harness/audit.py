@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import msgspec
 
 from bench.harness.load_run import Run
+from bench.load.plan import Plan
 from bench.load.workload import DOMAIN, Backlog, key_of, note_of, record_id
 from storage.postgres.blocking import connected
 
@@ -109,38 +110,36 @@ class Auditor:
 
     def audit(self, *runs: Run) -> Audit:
         """Compare all that was sent in runs that began after this was made with the database."""
-        sent = {key: sync for run in runs for key, sync in syncs_of(run).items()}
-        tenants = sorted({tenant for run in runs for tenant in run.tenants})
+        sent = [(run, syncs_of(run)) for run in runs]
+        every = {key: sync for _, syncs in sent for key, sync in syncs.items()}
         faults: list[str] = []
         records = 0
         with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT tenant_id, name FROM tenants WHERE name = ANY(%s)", (tenants,))
+            known = sorted({tenant for run in runs for tenant in run.tenants})
+            cursor.execute("SELECT tenant_id, name FROM tenants WHERE name = ANY(%s)", (known,))
             names: dict[int, str] = dict(cursor.fetchall())
-            for run in runs:
-                count, found = (_tasks if run.plan.backlog is None else _backlogs)(cursor, run, names)
+            for run, syncs in sent:
+                audited = _tasks if run.plan.backlog is None else _backlogs
+                count, found = audited(cursor, run.plan, syncs, names)
                 records += count
                 faults += found
-            faults += self._keys(cursor, names, sent)
+            faults += self._keys(cursor, names, every)
             cursor.execute(_COUNTERS, (list(names),))
-            counters = {
-                names[tenant_id]: (seq, int(versions)) for tenant_id, seq, versions in cursor.fetchall()
-            }
-        faults += _tenants(counters, sent)
+            counters = {names[tenant_id]: (seq, int(versions)) for tenant_id, seq, versions in cursor}
+        faults += _tenants(counters, every)
         items = sum(len(run.outcome.seqs) for run in runs)
         return Audit(items, records, len(names), len(faults), faults[:_NAMED])
 
     def _keys(self, cursor: Cursor, names: Mapping[int, str], sent: Mapping[str, Sync]) -> Iterator[str]:
         """Each acknowledged sync is kept once under its key, with the answer that was given."""
-        by_tenant: dict[str, list[tuple[str, Sync]]] = defaultdict(list)
-        for key, sync in sent.items():
-            by_tenant[sync.tenant].append((key, sync))
         for tenant_id, name in names.items():
             cursor.execute(_KEYS, (tenant_id, self._since))
             kept: dict[str, list[str]] = defaultdict(list)
-            for hashed, results in cursor.fetchall():
+            for hashed, results in cursor:
                 kept[hashed.replace("-", "")].append(results)
-            for key, sync in by_tenant[name]:
-                yield from _key(f"{name}/{key}", sync, kept.get(key_hash(sync.device, key), []))
+            for key, sync in sent.items():
+                if sync.tenant == name:
+                    yield from _key(f"{name}/{key}", sync, kept.get(key_hash(sync.device, key), []))
 
 
 def syncs_of(run: Run) -> dict[str, Sync]:
@@ -156,22 +155,25 @@ def syncs_of(run: Run) -> dict[str, Sync]:
         # What a server applied otherwise than it was asked to is no refusal: it may stand.
         refused = code not in _DOUBTFUL and not code.startswith(("item_", "wrong_", "answered_"))
         fate: Fate = "stored" if code == "synced" else "refused" if refused else "doubtful"
-        record, versions = -1, plan.backlog.versions if plan.backlog is not None else []
         if plan.backlog is None:
             record, versions = outcome.record[number], [outcome.base[number] + 1]
+        else:
+            record, versions = -1, plan.backlog.versions
         own = [next(seqs) for _ in versions] if fate == "stored" else []
         sync = Sync(number, run.tenant_of(device), plan.devices[device], fate, record, versions, own)
         found[key_of(plan.prefix, number)] = sync
     return found
 
 
-def _tasks(cursor: Cursor, run: Run, names: Mapping[int, str]) -> tuple[int, list[str]]:
+def _tasks(
+    cursor: Cursor, plan: Plan, syncs: Mapping[str, Sync], names: Mapping[int, str]
+) -> tuple[int, list[str]]:
     """Each task is there once, at the version of its last acknowledged write or of a doubtful one."""
-    cursor.execute(_TASKS, {"ids": list(names), "prefix": run.plan.prefix + "-%"})
-    stored = {(names[tenant_id], name): _Task(*rest) for tenant_id, name, *rest in cursor.fetchall()}
+    cursor.execute(_TASKS, {"ids": list(names), "prefix": plan.prefix + "-%"})
+    stored = {(names[tenant_id], name): _Task(*rest) for tenant_id, name, *rest in cursor}
     count = len(stored)
     written: dict[tuple[str, str], list[Sync]] = defaultdict(list)
-    for sync in syncs_of(run).values():
+    for sync in syncs.values():
         written[sync.tenant, record_id(sync.device, sync.record)].append(sync)
     faults = [
         fault
@@ -202,17 +204,19 @@ def _task(where: str, history: Sequence[Sync], stored: _Task | None) -> Iterator
             yield f"{where}: acknowledged as {expected}, there as {stored}"
 
 
-def _backlogs(cursor: Cursor, run: Run, names: Mapping[int, str]) -> tuple[int, list[str]]:
+def _backlogs(
+    cursor: Cursor, plan: Plan, syncs: Mapping[str, Sync], names: Mapping[int, str]
+) -> tuple[int, list[str]]:
     """Each backlog is there whole or not at all, as it was sent; what was refused is not there."""
-    backlog, prefix = run.plan.backlog, run.plan.prefix
+    backlog = plan.backlog
     assert backlog is not None
-    parameters = {"ids": list(names), "prefix": prefix + "%", "changes": backlog.changes}
+    parameters = {"ids": list(names), "prefix": plan.prefix + "%", "changes": backlog.changes}
     cursor.execute(_BACKLOGS, parameters)
-    stored = {(names[tenant_id], key): _Backlog(*rest) for tenant_id, key, *rest in cursor.fetchall()}
+    stored = {(names[tenant_id], key): _Backlog(*rest) for tenant_id, key, *rest in cursor}
     count = sum(len(one.seqs) for one in stored.values())
     faults = [
         f"{sync.tenant}/{key}: {fault}"
-        for key, sync in syncs_of(run).items()
+        for key, sync in syncs.items()
         for fault in _whole(backlog, sync, stored.pop((sync.tenant, key), None))
     ]
     return count, faults + [f"{tenant}/{key}: there and never sent" for tenant, key in stored]

@@ -50,14 +50,11 @@ class Child:
 
 
 @asynccontextmanager
-async def child(name: str, module: str, plan: object, *arguments: str) -> AsyncIterator[Child]:
+async def child(name: str, module: str, plan: object) -> AsyncIterator[Child]:
     """Run a module with a plan in a process of its own, and kill it at the end."""
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *arguments),
-        cwd=ROOT,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=_LINE_BYTES,
+        *(sys.executable, "-m", module), cwd=ROOT, stdin=pipe, stdout=pipe, limit=_LINE_BYTES
     )
     try:
         running = Child(name, process)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -68,12 +68,10 @@ class Cluster:
             self._account.own(descriptor)
             os.write(descriptor, PASSWORD.encode())
             self._run(
-                "initdb",
-                *("-D", self.data, "-U", USER, "-A", "scram-sha-256", "--pwfile", password),
+                *("initdb", "-D", self.data, "-U", USER, "-A", "scram-sha-256", "--pwfile", password),
                 # Thousands of rounds would take up a tenth of the tests' time: this password is random.
-                *("--set", "scram_iterations=1"),
+                *("--set", "scram_iterations=1", "--no-sync"),
                 *("-E", "UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
-                "--no-sync",
             )
         finally:
             os.close(descriptor)
@@ -86,13 +84,10 @@ class Cluster:
 
     def start(self) -> None:
         """Start it and wait until it lets clients in."""
+        program, own = self._binaries / "postgres", ("-c", f"listen_addresses={self._host}")
         with (self.data.parent / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    self._binaries / "postgres",
-                    *("-D", self.data, "-p", str(self.port)),
-                    *("-c", f"listen_addresses={self._host}", *_SETTINGS),
-                ],
+                [program, "-D", self.data, "-p", str(self.port), *own, *_SETTINGS],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # an interrupt from the keyboard is not for it
@@ -126,12 +121,8 @@ class Cluster:
 
     def promote(self) -> None:
         """Make a standby the primary, and wait until it is."""
-        connection = psycopg2.connect(self.dsn)  # of one that is no primary yet
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_promote(true, 60)")
-        finally:
-            connection.close()
+        with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_promote(true, 60)")
 
     def kill(self) -> None:
         """Kill it with all its children, as a power cut would."""
@@ -155,12 +146,8 @@ class Cluster:
         self.start()
 
     def _run(self, program: str, *arguments: str | Path) -> None:
-        subprocess.run(
-            [self._binaries / program, *arguments],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **self._account.spawning,
-        )
+        command = [self._binaries / program, *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._account.spawning)
 
 
 @contextmanager

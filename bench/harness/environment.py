@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,7 +19,11 @@ from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
 from storage.embedded.servers import embedded
 from storage.postgres.blocking import connected
+from storage.postgres.commands import command_database
 from storage.postgres.migrate import migrate
+from storage.postgres.pool import Database
+
+Result = TypeVar("Result")
 
 
 class BenchError(Exception):
@@ -35,7 +42,7 @@ class Environment(msgspec.Struct, frozen=True):
         """Create a database, with the product's schema or empty, and return its DSN."""
         with connected(self.dsn) as connection, connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name}")
-        dsn = named(self.dsn, name)
+        dsn = f"{self.dsn} dbname={name}"  # in libpq's keywords the last one counts
         if migrated:
             migrate(dsn)
         return dsn
@@ -69,21 +76,27 @@ def _home(chosen: Settings) -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def named(dsn: str, database: str) -> str:
-    """Return the DSN of another database on the same server; in libpq's keywords the last one counts."""
-    return f"{dsn} dbname={database}"
+def administer(dsn: str, call: Callable[[Database], Coroutine[Any, Any, Result]]) -> Result:
+    """Run a call on a database's stores to its end, in a thread and an event loop of its own.
+
+    So it may be called with an event loop and without. Raises StoreError.
+    """
+
+    async def run() -> Result:
+        async with command_database(dsn) as database:
+            return await call(database)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, run()).result()
 
 
 def read_settings(config: Path | None, data_dir: str | None, *, of_system: bool = False) -> Settings:
-    """Read the settings as ``run.py serve`` with the same options does.
+    """Read the settings as ``run.py serve`` does. Raises SettingsError.
 
     Args:
         config: The file of ``--config``.
         data_dir: The directory of ``--data-dir``.
         of_system: Whether the file of this machine counts, which is of a server that runs already.
-
-    Raises:
-        SettingsError: A file cannot be read, or a value is wrong.
     """
     flags = {} if data_dir is None else {"data": {"dir": data_dir}}
     return settings(layers(config, flags, of_system=of_system))
@@ -93,7 +106,7 @@ def secret_of(chosen: Settings) -> str:
     """Find the secret that signs tokens for a server with these settings. Raises BenchError."""
     if chosen.auth.secret:
         return chosen.auth.secret
-    path = Path(chosen.auth.secret_file) if chosen.auth.secret_file else Path(chosen.data.dir) / "auth.secret"
+    path = Path(chosen.auth.secret_file or Path(chosen.data.dir) / "auth.secret")
     try:
         return path.read_text().strip()
     except OSError:
@@ -105,10 +118,7 @@ def secret_of(chosen: Settings) -> str:
 
 @contextmanager
 def deployed(chosen: Settings) -> Iterator[str]:
-    """Yield the DSN of the database that a server with these settings uses.
-
-    Raises EmbeddedError, SettingsError.
-    """
+    """Yield the DSN of the database of a server with these settings. Raises EmbeddedError, SettingsError."""
     if dsn := database_dsn(chosen):
         yield dsn
         return

@@ -16,11 +16,13 @@ from typing import Any, Final
 import jwt
 import msgspec
 
-from bench.harness.child import Child, child, progress
+from bench.harness.child import child, progress
 from bench.harness.environment import BenchError
 from bench.harness.meter import Meter, Usage
 from bench.load.plan import Loop, Outcome, Plan, Ready, Step
 
+#: What goes before that which is measured, so that nothing is done for the first time in it.
+WARMUP_S: Final = 1.5
 _TOKEN_S: Final = 86_400
 #: From when a generator is told to begin until it does.
 _LEAD_S: Final = 0.1
@@ -78,7 +80,7 @@ def planned(
     devices = [f"{prefix}-{index}" for index in range(connections)]
     plan = Plan(
         host=target.host,
-        ports=spread(target.ports, connections, len(owners)) or [target.port] * connections,
+        ports=spread(target.ports or [target.port], connections, len(owners)),
         prefix=prefix,
         devices=devices,
         tokens=[target.token(owners[index % len(owners)], device) for index, device in enumerate(devices)],
@@ -90,12 +92,10 @@ def planned(
 
 
 def spread(ports: Sequence[int], connections: int, tenants: int) -> list[int]:
-    """Give each connection a port, evenly, and each tenant's connections too; none where there is no choice.
+    """Give each connection a port, evenly, and each tenant's connections too.
 
     Connection n is of tenant n modulo ``tenants``.
     """
-    if not ports:
-        return []
     return [ports[(index // tenants + index % tenants) % len(ports)] for index in range(connections)]
 
 
@@ -115,20 +115,21 @@ async def run_load(target: Target, *runs: Run) -> list[Run]:
             await stack.enter_async_context(Meter(_trees(target, pids, place), target.workers))
             for place in range(len(runs))
         ]
-        ready = [await _ready(generator, run) for generator, run in zip(generators, runs, strict=True)]
+        ready = [await generator.read(Ready) for generator in generators]
+        for run, connected in zip(runs, ready, strict=True):
+            if not connected.connected:
+                reasons = ", ".join(connected.refusals) or "silence"
+                raise BenchError(f"0 of {len(run.plan.devices)} devices connected: {reasons}")
         start_s = perf_counter() + _LEAD_S
-        measuring = [
-            asyncio.create_task(_measure(meter, run.plan, start_s))
-            for meter, run in zip(meters, runs, strict=True)
-        ]
+        plans = [run.plan for run in runs]
+        measuring = asyncio.gather(*(_measure(*one, start_s) for one in zip(meters, plans, strict=True)))
         try:
             for generator in generators:
                 generator.tell(start_s)
             outcomes = [await generator.read(Outcome) for generator in generators]
-            usage = [await task for task in measuring]
+            usage = await measuring
         finally:
-            for task in measuring:
-                task.cancel()
+            measuring.cancel()
     return [
         Run(run.plan, run.tenants, *found, start_s)
         for run, found in zip(runs, zip(ready, outcomes, usage, strict=True), strict=True)
@@ -138,14 +139,6 @@ async def run_load(target: Target, *runs: Run) -> list[Run]:
 def _trees(target: Target, pids: Sequence[int], place: int) -> dict[str, int]:
     others = {f"generator {other}": pid for other, pid in enumerate(pids) if other != place}
     return {"generator": pids[place], **target.watched, **others}
-
-
-async def _ready(generator: Child, run: Run) -> Ready:
-    ready = await generator.read(Ready)
-    if not ready.connected:
-        reasons = ", ".join(ready.refusals) or "silence"
-        raise BenchError(f"0 of {len(run.plan.devices)} devices connected: {reasons}")
-    return ready
 
 
 async def _measure(meter: Meter, plan: Plan, start_s: float) -> list[Usage]:
@@ -167,10 +160,14 @@ async def run_tasks(
     duration_s: float,
     *,
     per_s: float = 0.0,
-    warmup_s: float = 0.0,
+    warmup_s: float | None = None,
     deflate: bool = False,
 ) -> Run:
-    """Send one task a sync, ``per_s`` over all connections in an open loop. Raises BenchError."""
+    """Send one task a sync, ``per_s`` over all connections in an open loop. Raises BenchError.
+
+    The warm-up is ``WARMUP_S`` unless told otherwise, and never longer than what is measured.
+    """
+    warmup_s = min(WARMUP_S if warmup_s is None else warmup_s, duration_s)
     progress(f"{name}: {warmup_s + duration_s:.0f} s")
     steps = [Step("warm-up", per_s, warmup_s), Step(name, per_s, duration_s)]
     (run,) = await run_load(target, planned(target, connections, steps, loop=loop, deflate=deflate))

@@ -1,4 +1,4 @@
-"""CPU time and memory that processes use, from one mark to the next."""
+"""CPU time and memory of process trees, from one mark to the next."""
 
 from __future__ import annotations
 
@@ -8,12 +8,54 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
 import msgspec
-
-from bench.harness.processes import Trees, machine_cpu_ms
+import psutil
 
 #: How often memory is read: some runs take a few seconds.
 _SAMPLE_S: Final = 0.1
 _SERVER: Final = "server"
+
+
+class Trees:
+    """Process trees by a name of their root; a tree inside another one does not count there."""
+
+    def __init__(self, roots: Mapping[str, int]) -> None:
+        self._roots = {name: psutil.Process(pid) for name, pid in roots.items()}
+        self._pids = set(roots.values())
+
+    def cpu_ms(self) -> dict[str, float]:
+        """Sum up the CPU time of each tree since it began; ended children count."""
+        return {name: sum(map(_cpu_ms, self._members(root))) for name, root in self._roots.items()}
+
+    def rss_bytes(self, name: str) -> int:
+        """Sum up the resident memory of one tree; 0 of one that is not known."""
+        return sum(map(_rss_bytes, self._members(self._roots[name]))) if name in self._roots else 0
+
+    def _members(self, root: psutil.Process) -> list[psutil.Process]:
+        members = [root]
+        for process in members:  # it grows meanwhile
+            with contextlib.suppress(psutil.NoSuchProcess):
+                members += [child for child in process.children() if child.pid not in self._pids]
+        return members
+
+
+def _cpu_ms(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return float(1000 * (times.user + times.system + times.children_user + times.children_system))
+    return 0.0
+
+
+def _rss_bytes(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return int(process.memory_info().rss)
+    return 0
+
+
+def _machine_cpu_ms() -> float:
+    """Sum up the CPU time that all processes and the kernel used since the machine started."""
+    times = psutil.cpu_times()
+    kinds = ("user", "system", "nice", "irq", "softirq")
+    return 1000 * sum(getattr(times, kind, 0.0) for kind in kinds)
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -39,9 +81,8 @@ class Meter:
         # Apart, since a tree inside another one does not count there.
         self._workers = Trees({str(place): pid for place, pid in enumerate(workers)})
         self._has_server = _SERVER in roots
-        self._before_bytes = self._peak_bytes = self._rss_bytes()
-        self._last: tuple[dict[str, float], float, dict[str, float]] | None = None
-        self._sampling: asyncio.Task[None] | None = None
+        self._before_bytes = self._peak_bytes = self._trees.rss_bytes(_SERVER)
+        self._last = self._now()
 
     async def __aenter__(self) -> Self:
         """Begin to look for the peak of memory."""
@@ -50,27 +91,24 @@ class Meter:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop looking."""
-        assert self._sampling is not None
         self._sampling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._sampling
+
+    def _now(self) -> tuple[dict[str, float], float, list[float]]:
+        return self._trees.cpu_ms(), _machine_cpu_ms(), list(self._workers.cpu_ms().values())
 
     def mark(self) -> Usage:
-        """Return what was used since the last mark, which is nothing at the first one."""
-        now = self._trees.cpu_ms(), machine_cpu_ms(), self._workers.cpu_ms()
-        (cpu_ms, machine_ms, workers_ms), self._last = self._last or now, now
-        end_bytes = self._rss_bytes()
+        """Return what was used since the last mark, or since this was made."""
+        before, self._last = self._last, self._now()
+        end_bytes = self._trees.rss_bytes(_SERVER)
         peak_bytes, self._peak_bytes = max(self._peak_bytes, end_bytes), end_bytes
-        spent_ms = {name: now[0][name] - cpu_ms[name] for name in now[0]}
-        each_ms = [now[2][worker] - workers_ms[worker] for worker in now[2]]
+        spent_ms = {name: used_ms - before[0][name] for name, used_ms in self._last[0].items()}
+        machine_ms = self._last[1] - before[1]
+        each_ms = [after - earlier for after, earlier in zip(self._last[2], before[2], strict=True)]
         if not self._has_server:
-            return Usage(spent_ms, now[1] - machine_ms)
-        return Usage(spent_ms, now[1] - machine_ms, self._before_bytes, end_bytes, peak_bytes, each_ms)
-
-    def _rss_bytes(self) -> int:
-        return self._trees.rss_bytes(_SERVER) if self._has_server else 0
+            return Usage(spent_ms, machine_ms)
+        return Usage(spent_ms, machine_ms, self._before_bytes, end_bytes, peak_bytes, each_ms)
 
     async def _sample(self) -> None:
         while True:
-            self._peak_bytes = max(self._peak_bytes, self._rss_bytes())
+            self._peak_bytes = max(self._peak_bytes, self._trees.rss_bytes(_SERVER))
             await asyncio.sleep(_SAMPLE_S)

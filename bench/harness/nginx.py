@@ -67,21 +67,10 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 async def fronted(
     home: Path, root: Path, environment: Mapping[str, str], port: int, workers: int, https_port: int
 ) -> AsyncIterator[Path]:
-    """Run nginx in front of a server with the site that ``run.py nginx`` of its version prints.
+    """Run nginx before a server with the site that ``run.py nginx`` of its version, in ``root``, prints.
 
-    Args:
-        home: A directory of nginx's own.
-        root: The version's directory.
-        environment: That of the server.
-        port: The port that its workers share, or that of one alone.
-        workers: How many it has.
-        https_port: Where devices go, on 127.0.0.1.
-
-    Yields:
-        The certificate to trust.
-
-    Raises:
-        BenchError: nginx is not installed.
+    Devices go to ``https_port`` of 127.0.0.1, and nginx to ``port``, which workers share or one has alone.
+    Yields the certificate to trust. Raises BenchError where nginx is not installed.
     """
     program, certificate = nginx_program(), certify(home)
     if program is None:
@@ -104,31 +93,23 @@ async def fronted(
 
 
 class Nginx:
-    """One nginx.
+    """One nginx, in a directory of its own, with a site that listens on a port of 127.0.0.1.
 
-    Args:
-        program: What ``nginx_program`` found.
-        home: A directory of its own.
-        site: What ``run.py nginx`` printed.
-        port: Where the site listens on 127.0.0.1.
-        connections: The most of each of its two processes; a device takes two.
+    Each of its two processes has so many ``connections`` at most; a device takes two.
     """
 
     def __init__(self, program: str, home: Path, site: str, port: int, connections: int = 512) -> None:
         self.port = port
         (home / "site.conf").write_text(site)
-        temporary = "".join(
-            f"    {kind}_temp_path {home}/{kind};\n"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = "".join(f"    {kind}_temp_path {home}/{kind};\n" for kind in kinds)
         user = "user root;\n" if os.geteuid() == 0 else ""
         (home / "nginx.conf").write_text(
             f"{user}daemon off;\npid {home}/nginx.pid;\nerror_log {home}/error.log;\nworker_processes 2;\n"
             f"include {_DEPLOY}/main.conf;\nevents {{ worker_connections {connections}; }}\n"
             f"http {{\n    access_log off;\n{temporary}    include {home}/site.conf;\n}}\n"
         )
-        prefix, configuration, log = str(home), str(home / "nginx.conf"), str(home / "error.log")
-        self._command = [program, "-p", prefix, "-c", configuration, "-e", log]
+        self._command = [program, "-p", f"{home}", "-c", f"{home}/nginx.conf", "-e", f"{home}/error.log"]
         self._process: asyncio.subprocess.Process | None = None
 
     @property

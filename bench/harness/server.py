@@ -34,17 +34,10 @@ _TRIES: Final = 100
 class Server:
     """A server that writes JSON lines to stdout, one of the event ``listening`` from each worker.
 
-    ``logged`` counts its events of level warning and above, which ``on_warning`` is called with. ``workers``
-    are the processes of several workers by their numbers; worker n listens on ``port`` + n, too. ``pid`` is
-    the worker's if there is one, else the supervisor's.
-
-    Args:
-        command: The arguments of the program.
-        variables: What the environment has besides that of this process.
-        workers: How many there are.
-        program: What to run.
-        root: The directory of the version to run.
-        on_warning: Called with each log entry of level warning and above.
+    It runs ``program`` in ``root``, with ``variables`` besides the environment of this process. ``logged``
+    counts its events of level warning and above, which ``on_warning`` is called with. ``workers`` are the
+    processes of several workers by their numbers; worker n listens on ``port`` + n, too. ``pid`` is the
+    worker's if there is one, else the supervisor's.
     """
 
     def __init__(
@@ -149,14 +142,10 @@ class Server:
         return self.running.returncode is None
 
     @property
-    def ports(self) -> list[int]:
-        """The ports that workers have to themselves, none if there is one worker."""
-        return [] if self._count == 1 else [self.port + number for number in range(1, self._count + 1)]
-
-    @property
     def own_ports(self) -> list[int]:
         """The port of each worker alone, which is the server's if there is one worker."""
-        return self.ports or [self.port]
+        several = range(self.port + 1, self.port + 1 + self._count)
+        return [self.port] if self._count == 1 else list(several)
 
     def pids(self) -> list[int]:
         """Return the workers' processes, the oldest first; a single process is the server itself."""
@@ -175,10 +164,11 @@ class Server:
             except msgspec.DecodeError:
                 continue  # a worker that is killed while it writes leaves half a line
             event = entry["event"]
-            if event == "worker_started" and self._count > 1:
-                self.workers[entry["worker"]] = entry["pid"]
-            elif event == "worker_started":
-                self.pid = entry["pid"]
+            if event == "worker_started":
+                if self._count > 1:
+                    self.workers[entry["worker"]] = entry["pid"]
+                else:
+                    self.pid = entry["pid"]
             elif event == "workers_renewed":
                 self._renewed.set()
             elif event == "listening":
@@ -195,11 +185,10 @@ class Server:
 
 
 async def _is_ready(session: ClientSession, port: int) -> bool:
-    try:
+    with contextlib.suppress(ClientError, OSError, TimeoutError):
         async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
             return response.status == 200
-    except (ClientError, OSError, TimeoutError):
-        return False
+    return False
 
 
 async def end(process: asyncio.subprocess.Process, patience_s: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -11,20 +11,26 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from bench.harness.administer import administer
 from bench.harness.child import progress
-from bench.harness.environment import BenchError, Environment, deployed, secret_of
+from bench.harness.environment import BenchError, Environment, administer, deployed, fresh, secret_of
 from bench.harness.load_run import Target
 from bench.harness.product import HERE, Version, product
 from bench.harness.server import Server
+from bench.load.workload import DOMAIN, data_of
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 from storage.postgres.display_names import database_name
 from storage.postgres.pool import Database
 from storage.stores.tenants import PostgresTenants
 
-#: Said in the report of a server that runs already.
-NOT_OURS: Final = "CPU and memory of a server that was not started here are not measured"
+_CHUNK_RECORDS: Final = 250_000
+#: Ids begin with eight hexadecimal digits that cover their whole range, as those of later runs do.
+_RANGE: Final = 1 << 32
+_FILL: Final = """
+INSERT INTO records (tenant_id, domain, id, version, seq, at_us, device_id, chain_from, data)
+SELECT %(tenant)s, %(domain)s, lpad(to_hex(n * %(step)s), 8, '0') || '-0-' || n, 1, n,
+       1767225600000000 + n * 1000, 'fill', 1, replace(%(data)s, 'round 0', 'round ' || n)::json
+FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n"""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,46 +70,66 @@ class Stage(msgspec.Struct, frozen=True):
 
     target: Target
     dsn: str
-    server: Server
+
+
+Logged = MutableMapping[str, int]
+
+
+@asynccontextmanager
+async def staged(options: Options, logged: Logged, workers: int = 1) -> AsyncIterator[Stage]:
+    """Run the product alone on services of its own, or take the server at ``--url``.
+
+    Its warnings are counted in ``logged``. Raises BenchError, EmbeddedError, StoreError.
+    """
+    if options.url is not None:
+        with remote(options, options.url) as stage:
+            yield stage
+        return
+    with fresh(options.settings) as environment:
+        async with product_stage(environment, options, "product", logged, workers) as stage:
+            yield stage
 
 
 @asynccontextmanager
 async def product_stage(
-    environment: Environment, options: Options, database: str, workers: int = 1
+    environment: Environment, options: Options, database: str, logged: Logged, workers: int = 1
 ) -> AsyncIterator[Stage]:
     """Run the product on a fresh database that has its tenants. Raises BenchError, StoreError."""
     dsn = environment.database(database)
     add_tenants(dsn, options.tenant_names)
-    async with serving(environment, options, dsn, workers) as stage:
+    async with serving(environment, options, dsn, logged, workers) as stage:
         yield stage
 
 
 @asynccontextmanager
 async def serving(
-    environment: Environment, options: Options, dsn: str, workers: int = 1, version: Version = HERE
+    environment: Environment,
+    options: Options,
+    dsn: str,
+    logged: Logged,
+    workers: int = 1,
+    version: Version = HERE,
 ) -> AsyncIterator[Stage]:
     """Run the product on a database that is ready. Raises BenchError."""
     secret = secrets.token_urlsafe(48)
     async with product(environment, dsn, secret, options.config, workers, version) as server:
-        watched = {"server": server.pid, "postgres": environment.postgres_pid}
         target = Target(
             port=server.port,
             secret=secret,
             tenants=options.tenant_names,
             audience=options.settings.auth.audience,
-            watched=watched,
-            ports=server.ports,
+            watched={"server": server.pid, "postgres": environment.postgres_pid},
+            ports=server.own_ports if workers > 1 else (),
             workers=[server.workers[worker] for worker in sorted(server.workers)],
         )
-        yield Stage(target, dsn, server)
+        yield Stage(target, dsn)
+        for event, count in server.logged.items():
+            logged[event] = logged.get(event, 0) + count
 
 
 @contextmanager
-def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
-    """Yield a server that runs already, with the same settings, and the DSN of its database.
-
-    Raises BenchError, EmbeddedError, StoreError.
-    """
+def remote(options: Options, url: str) -> Iterator[Stage]:
+    """Yield a server that runs with the same settings. Raises BenchError, EmbeddedError, StoreError."""
     parts, chosen = urlsplit(url), options.settings
     if parts.scheme != "http" or parts.hostname is None:
         raise BenchError(f"--url {url}: http://HOST:PORT is required; TLS is the proxy's part")
@@ -117,7 +143,7 @@ def remote(options: Options, url: str) -> Iterator[tuple[Target, str]]:
             audience=chosen.auth.audience,
             tenants=options.tenant_names,
         )
-        yield target, dsn
+        yield Stage(target, dsn)
 
 
 @asynccontextmanager
@@ -132,7 +158,7 @@ async def bare_stage(
         )
 
 
-def add_tenants(dsn: str, names: list[str]) -> None:
+def add_tenants(dsn: str, names: Sequence[str]) -> None:
     """Create the tenants that are not there. Raises StoreError."""
 
     async def add(database: Database) -> None:
@@ -147,3 +173,24 @@ def tenant_ids(dsn: str) -> list[int]:
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT tenant_id FROM tenants ORDER BY tenant_id")
         return [tenant_id for (tenant_id,) in cursor.fetchall()]
+
+
+def fill(dsn: str, tenants: Sequence[str], records: int) -> None:
+    """Write ``records`` over the tenants past the server, as many to each, one version each.
+
+    Raises StoreError.
+    """
+    each = max(1, records // len(tenants))
+    constant = {"domain": DOMAIN, "step": max(1, _RANGE // (each + 1)), "data": data_of(0, 0).decode()}
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        for done, name in enumerate(tenants):
+            progress(f"filling: {done * each:,} of {each * len(tenants):,} records")
+            cursor.execute("SELECT tenant_id FROM tenants WHERE name = %s", (name,))
+            ((tenant_id,),) = cursor.fetchall()
+            for first in range(1, each + 1, _CHUNK_RECORDS):
+                part = {"tenant": tenant_id, "first": first, "last": min(each, first + _CHUNK_RECORDS - 1)}
+                cursor.execute(_FILL, constant | part)
+            cursor.execute("UPDATE tenant_counters SET seq = %s WHERE tenant_id = %s", (each, tenant_id))
+        progress("filling: vacuum and checkpoint")
+        cursor.execute("VACUUM (ANALYZE) records")
+        cursor.execute("CHECKPOINT")

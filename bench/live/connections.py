@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from time import perf_counter
 from typing import Final
 
-from bench.harness.audit import Auditor
 from bench.harness.child import progress
-from bench.harness.environment import BenchError, fresh
-from bench.harness.load_run import run_tasks
-from bench.harness.processes import Trees
-from bench.harness.stage import Options, Stage, add_tenants, product_stage
+from bench.harness.environment import BenchError
+from bench.harness.meter import Trees
+from bench.harness.stage import Options, Stage, add_tenants, staged
+from bench.live.delivery import check_files, tables_of, watching
 from bench.live.subscribers import Seen
-from bench.live.summary import tables_of
-from bench.live.watching import check_files, watching
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, lost_bar
 from bench.report.statistics import percentile
-from bench.report.summary import row_of
+from bench.report.summary import audited
 
 #: How many there are unless told otherwise.
 CONNECTIONS: Final = 15_000
 DURATION_S: Final = 10.0
-WARMUP_S: Final = 1.5
 WORKERS: Final = 2
 #: Devices that sync beside them, in tenants of their own, so that the others stay idle.
 PUSHERS: Final = 200
@@ -42,72 +37,60 @@ async def connections(options: Options) -> Report:
         raise BenchError("connections are counted against a server's memory: leave --url out")
     workers = options.workers or WORKERS
     check_files(options.connections, _PROCESSES, workers, _OWN_FILES)
-    report = Report(scenario="connections", work=_work(options, workers))
-    with fresh(options.settings) as environment:
-        async with product_stage(environment, options, "product", workers) as stage:
-            await _measure(options, stage, report)
-            report.logged = dict(stage.server.logged)
-    return report
-
-
-def _work(options: Options, workers: int) -> str:
-    return (
-        f"{options.connections:,} subscribed connections over {options.tenants} tenants and {workers}"
+    report = Report(
+        scenario="connections",
+        work=f"{options.connections:,} subscribed connections over {options.tenants} tenants and {workers}"
         f" workers, idle but for heartbeats as often as the server asks; beside them {SYNCS_PER_S:g}"
-        f" syncs/s of {PUSHERS} devices, an open loop; {MIX}"
+        f" syncs/s of {PUSHERS} devices, an open loop; {MIX}",
     )
+    async with staged(options, report.logged, workers) as stage:
+        await _measure(options, stage, report)
+    return report
 
 
 async def _measure(options: Options, stage: Stage, report: Report) -> None:
     count, target = options.connections, stage.target
     idle = [f"idle-{index:02}" for index in range(options.tenants)]
     add_tenants(stage.dsn, idle)
-    trees = Trees({"server": stage.server.pid})
+    trees = Trees(target.watched)
     before_bytes = trees.rss_bytes("server")
+
+    def grown_kib() -> float:
+        return (trees.rss_bytes("server") - before_bytes) / 1024 / count
+
     progress(f"{count:,} connections")
     began_s = perf_counter()
     async with watching(target, idle, count, _PROCESSES, heartbeats=True) as watchers:
         opened_s = perf_counter() - began_s
-        grown_kib = (trees.rss_bytes("server") - before_bytes) / 1024 / count
+        open_kib = grown_kib()
         watchers.begin()
-        duration_s = options.duration_s or DURATION_S
-        auditor = Auditor(stage.dsn)
-        run = await run_tasks(
-            *("syncs beside them", watchers.watched(target), "open", PUSHERS, duration_s),
+        _, row = await audited(
+            *(stage.dsn, "syncs beside them", watchers.watched(target), "open", PUSHERS),
+            options.duration_s or DURATION_S,
             per_s=SYNCS_PER_S,
-            warmup_s=min(WARMUP_S, duration_s),
         )
-        row = row_of(run, auditor.audit(run))
-        end_kib = (trees.rss_bytes("server") - before_bytes) / 1024 / count
-        seqs = tables_of(stage.dsn, idle).seqs
-        seen = await watchers.finish([seqs[tenant] for tenant in watchers.tenants])
+        end_kib = grown_kib()
+        seen = await watchers.finish(tables_of(stage.dsn, idle).seqs)
     report.rows.append(row)
     report.figures += [
         Figure("connections opened and subscribed", count / opened_s, "a second", f"in {opened_s:.1f} s"),
-        Figure("an idle subscribed connection once open", grown_kib, "KiB"),
+        Figure("an idle subscribed connection once open", open_kib, "KiB"),
         Figure("an idle subscribed connection at the end", end_kib, "KiB", "heartbeats and syncs went on"),
     ]
-    judge(report, row, seen, grown_kib)
+    judge(report, row, seen, open_kib)
 
 
-def judge(report: Report, row: Row, seen: Sequence[Seen], grown_kib: float) -> None:
+def judge(report: Report, row: Row, seen: Seen, grown_kib: float) -> None:
     """Add figures and bars to a report of what was measured; ``watching`` saw that all are connected."""
-    sent = sum(part.heartbeats for part in seen)
-    answered = sum(part.heartbeats_answered for part in seen)
-    lag_us = sorted(lag for part in seen for lag in part.lag_us)
+    late = f"their timers late by p99 {percentile(sorted(seen.lag_us), 99) / 1000:.1f} ms"
+    silent = seen.heartbeats - seen.heartbeats_answered
     report.figures += [
-        Figure("heartbeats", sent, "", f"{answered:,} answered"),
-        Figure(
-            "subscribers' own CPUs",
-            sum(part.cpus for part in seen),
-            "",
-            f"their timers late by p99 {percentile(lag_us, 99) / 1000:.1f} ms",
-        ),
+        Figure("heartbeats", seen.heartbeats, "", f"{seen.heartbeats_answered:,} answered"),
+        Figure("subscribers' own CPUs", seen.cpus, "", late),
     ]
-    cut_off = sum(sum(part.errors.values()) for part in seen)
     report.bars += [
-        Bar("connections cut off or told of an error", cut_off, "at most", 0, ""),
-        Bar("heartbeats not answered", sent - answered, "at most", 0, ""),
+        Bar("connections cut off or told of an error", sum(seen.errors.values()), "at most", 0, ""),
+        Bar("heartbeats not answered", silent, "at most", 0, ""),
         lost_bar([row]),
         Bar("p95 of a sync", row.latency.p95_ms, "at most", P95_MS, "ms"),
         Bar("an idle subscribed connection", grown_kib, "at most", IDLE_KIB, "KiB"),

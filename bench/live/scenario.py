@@ -11,20 +11,17 @@ from typing import Final
 
 import msgspec
 
-from bench.harness.audit import Auditor
 from bench.harness.child import progress
-from bench.harness.environment import BenchError, fresh
-from bench.harness.load_run import Run, Target, run_tasks
-from bench.harness.stage import Options, Stage, add_tenants, product_stage
-from bench.live.summary import Delivered, delivered, tables_of
-from bench.live.watching import check_files, watching
+from bench.harness.environment import BenchError
+from bench.harness.load_run import Run, Target
+from bench.harness.stage import Options, Stage, add_tenants, staged
+from bench.live.delivery import Delivered, check_files, delivered, tables_of, watching
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, lost_bar, median_latency
 from bench.report.statistics import median_of
-from bench.report.summary import row_of
+from bench.report.summary import audited
 
 DURATION_S: Final = 10.0
-WARMUP_S: Final = 1.5
 WORKERS: Final = 2
 _ROUNDS: Final = 2
 #: Devices that push, over all tenants.
@@ -51,22 +48,17 @@ async def live(options: Options) -> Report:
         raise BenchError("live needs to know the workers' own ports: leave --url out")
     workers = options.workers or WORKERS
     check_files(options.connections, _PROCESSES, max(1, workers - 1), _OWN_FILES)
-    report = Report(scenario="live", work=_work(options, workers))
-    with fresh(options.settings) as environment:
-        async with product_stage(environment, options, "product", workers) as stage:
-            await _Live(options, stage, report).run()
-            report.logged = dict(stage.server.logged)
+    report = Report(
+        scenario="live",
+        work=f"{options.connections:,} subscribers over {WIDE} tenants and then over {DENSE}, beside an open"
+        f" loop of {options.rate_per_s:g} syncs/s of {PUSHERS} other devices; {workers} workers, those who"
+        f" push on the first one and subscribers on the others; {MIX}",
+    )
+    async with staged(options, report.logged, workers) as stage:
+        await _Live(options, stage, report).run()
     if workers == 1:
         report.remarks.append("one worker: what is pushed does not cross over to another one")
     return report
-
-
-def _work(options: Options, workers: int) -> str:
-    return (
-        f"{options.connections:,} subscribers over {WIDE} tenants and then over {DENSE}, beside an open loop"
-        f" of {options.rate_per_s:g} syncs/s of {PUSHERS} other devices; {workers} workers, those who push on"
-        f" the first one and subscribers on the others; {MIX}"
-    )
 
 
 class _Live:
@@ -87,7 +79,9 @@ class _Live:
                     beside.append(row)
                     seen.append(sums)
                 else:
-                    alone.append(await self._alone(f"no subscribers, round {number}", WIDE))
+                    _, target = self._tenants(WIDE)
+                    _, row = await self._push(f"no subscribers, round {number}", target)
+                    alone.append(row)
         row, dense = await self._watched(f"subscribers over {DENSE} tenants", DENSE)
         judge(self._report, self._options, alone, beside, seen, row, dense)
 
@@ -99,19 +93,11 @@ class _Live:
         target = self._stage.target
         return tenants, msgspec.structs.replace(target, tenants=tenants, ports=target.ports[:1])
 
-    async def _alone(self, name: str, count: int) -> Row:
-        _, target = self._tenants(count)
-        return (await self._push(name, target))[1]
-
     async def _push(self, name: str, target: Target) -> tuple[Run, Row]:
-        duration_s = self._options.duration_s or DURATION_S
-        auditor = Auditor(self._stage.dsn)
-        run = await run_tasks(
-            *(name, target, "open", PUSHERS, duration_s),
+        run, row = await audited(
+            *(self._stage.dsn, name, target, "open", PUSHERS, self._options.duration_s or DURATION_S),
             per_s=self._options.rate_per_s,
-            warmup_s=min(WARMUP_S, duration_s),
         )
-        row = row_of(run, auditor.audit(run))
         self._report.rows.append(row)
         return run, row
 
@@ -123,7 +109,7 @@ class _Live:
             watchers.begin()
             run, row = await self._push(name, watchers.watched(target))
             tables = tables_of(self._stage.dsn, tenants)
-            seen = await watchers.finish([tables.seqs[tenant] for tenant in watchers.tenants])
+            seen = await watchers.finish(tables.seqs)
         return row, delivered(run, seen, watchers.tenants, tables)
 
 
@@ -146,32 +132,22 @@ def judge(
         Figure(f"p95 of a sync with subscribers over {WIDE} tenants", with_them.p95_ms, "ms"),
         Figure(f"p95 of a sync with subscribers over {DENSE} tenants", dense_row.latency.p95_ms, "ms"),
     ]
-    rows = [*alone, *beside, dense_row]
     faults = [fault for one in (*seen, dense) for fault in one.faults]
+    slower = with_them.p95_ms / without.p95_ms
     report.bars += [
-        lost_bar(rows),
+        lost_bar([*alone, *beside, dense_row]),
         Bar("p95 from acknowledgement to subscriber", from_ack.p95_ms, "at most", FROM_ACK_P95_MS, "ms"),
-        Bar(
-            "p95 of a sync with subscribers, over without",
-            with_them.p95_ms / without.p95_ms,
-            "at most",
-            SYNC_RATIO,
-            "times",
-        ),
+        Bar("p95 of a sync with subscribers, over without", slower, "at most", SYNC_RATIO, "times"),
         Bar("faults found in what subscribers hold", len(faults), "at most", 0, ""),
     ]
     usual = max(row.rss_peak_mib or 0.0 for row in beside)
     if usual and dense_row.rss_peak_mib is not None:
-        report.bars.append(
-            Bar(
-                f"memory with subscribers over {DENSE} tenants, over {WIDE}",
-                dense_row.rss_peak_mib / usual,
-                "at most",
-                MEMORY_RATIO,
-                "times",
-            )
+        name, ratio = (
+            f"memory with subscribers over {DENSE} tenants, over {WIDE}",
+            dense_row.rss_peak_mib / usual,
         )
-    report.remarks += list(faults[:_NAMED])
+        report.bars.append(Bar(name, ratio, "at most", MEMORY_RATIO, "times"))
+    report.remarks += faults[:_NAMED]
 
 
 def _figures(report: Report, tenants: int, options: Options, seen: Sequence[Delivered]) -> None:
@@ -181,19 +157,13 @@ def _figures(report: Report, tenants: int, options: Options, seen: Sequence[Deli
         ("acknowledgement", median_of([one.from_ack for one in seen])),
         ("sending", median_of([one.from_sending for one in seen])),
     ):
-        report.figures.append(
-            Figure(
-                f"p95 from {what} to subscriber, {where}",
-                latency.p95_ms,
-                "ms",
-                f"p50 {latency.p50_ms:.2f}, p99 {latency.p99_ms:.2f}, at most {latency.max_ms:.1f} ms",
-            )
-        )
+        name = f"p95 from {what} to subscriber, {where}"
+        beside = f"p50 {latency.p50_ms:.2f}, p99 {latency.p99_ms:.2f}, at most {latency.max_ms:.1f} ms"
+        report.figures.append(Figure(name, latency.p95_ms, "ms", beside))
     last = seen[-1]
+    late = f"timers late by p99 {last.lag_p99_ms:.1f} ms"
     report.figures += [
         Figure(f"delivered, {where}", last.per_s, "changes/s", f"{wanted:,.0f}/s were to be"),
         Figure(f"changes of a page, {where}", last.changes_per_page, "", f"{last.pages_per_s:,.0f} pages/s"),
-        Figure(
-            f"subscribers' own CPUs, {where}", last.cpus, "", f"timers late by p99 {last.lag_p99_ms:.1f} ms"
-        ),
+        Figure(f"subscribers' own CPUs, {where}", last.cpus, "", late),
     ]

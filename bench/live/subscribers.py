@@ -9,7 +9,6 @@ import asyncio
 import gc
 import hashlib
 import time
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -53,29 +52,32 @@ class Watching(msgspec.Struct, frozen=True):
     refusals: dict[str, int]
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
+#: Whose it was, its lowest and highest seq, how many changes, and when it was there in microseconds on the
+#: clock that processes share.
+Page = tuple[int, int, int, int, int]
+
+
+class Seen(msgspec.Struct, kw_only=True):
     """What came after the beginning, written last.
 
-    The lists of pages go together: whose it was, its lowest and highest seq, how many changes, and when it
-    was there in microseconds on the clock that processes share. ``digests`` tell a connection's records with
-    their versions, all that ever came. ``short`` did not reach the seq that they were told to wait for;
-    ``backwards`` counts changes with a lower version than the last one of the record. ``lag_us`` is how late
-    timers went off, ``cpus`` how many CPUs this process kept busy.
+    ``digests`` tell a connection's records with their versions, all that ever came. ``short`` did not reach
+    the seq that they were told to wait for; ``backwards`` counts changes with a lower version than the last
+    one of the record. ``lag_us`` is how late timers went off, ``cpus`` how many CPUs this process kept busy.
     """
 
-    connection: list[int]
-    first_seq: list[int]
-    last_seq: list[int]
-    changes: list[int]
-    at_us: list[int]
-    digests: list[str]
-    short: list[int]
-    backwards: int
-    heartbeats: int
-    heartbeats_answered: int
-    lag_us: list[int]
-    cpus: float
-    errors: dict[str, int]
+    pages: list[Page] = []
+    digests: list[str] = []
+    short: list[int] = []
+    backwards: int = 0
+    heartbeats: int = 0
+    heartbeats_answered: int = 0
+    lag_us: list[int] = []
+    cpus: float = 0.0
+    errors: dict[str, int] = {}
+
+    def count(self, error: str) -> None:
+        """Count something that should not have come."""
+        self.errors[error] = self.errors.get(error, 0) + 1
 
 
 class _Change(msgspec.Struct, gc=False):
@@ -95,32 +97,17 @@ class _Message(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Message).decode
 
 
-class Pages:
-    """What all connections of a process saw since ``begun``; the arrays go together."""
-
-    def __init__(self) -> None:
-        self.begun = False
-        self.connection = array("l")
-        self.first_seq = array("q")
-        self.last_seq = array("q")
-        self.changes = array("l")
-        self.at_us = array("q")
-        self.backwards = 0
-        self.heartbeats_answered = 0
-        self.heartbeat_s = 0
-        self.errors: Counter[str] = Counter()
-
-
 class Subscriber:
     """One connection, with the records that it knows of by id."""
 
-    __slots__ = ("_pages", "greeted", "index", "seq", "socket", "versions")
+    __slots__ = ("_seen", "greeted", "heartbeat_s", "index", "seq", "socket", "versions")
 
-    def __init__(self, index: int, pages: Pages) -> None:
+    def __init__(self, index: int, seen: Seen) -> None:
         self.index = index
-        self._pages = pages
+        self._seen = seen
         self.versions: dict[str, int] = {}
         self.seq = 0
+        self.heartbeat_s = 0
         self.socket: Socket | None = None
         #: Done with the welcome, and a new one with the first page.
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -128,38 +115,33 @@ class Subscriber:
     def received(self, text: bytes) -> None:
         """Process a message of the server."""
         now_s = perf_counter()
-        message, pages = _decode(text), self._pages
+        message, seen = _decode(text), self._seen
         if message.type == "changes":
             self._took(message.changes, now_s)
         elif message.type == "heartbeat_ack":
-            pages.heartbeats_answered += 1
+            seen.heartbeats_answered += 1
         elif message.type == "welcome":
-            pages.heartbeat_s = message.heartbeat_s
+            self.heartbeat_s = message.heartbeat_s
         else:
-            pages.errors[message.code or message.reason or message.type] += 1
+            seen.count(message.code or message.reason or message.type)
         if not self.greeted.done():
             self.greeted.set_result(None)
 
     def _took(self, changes: Sequence[_Change], now_s: float) -> None:
         if not changes:
             return
-        pages, versions = self._pages, self.versions
+        seen, versions = self._seen, self.versions
         for change in changes:
             if change.version < versions.get(change.id, 0):
-                pages.backwards += 1
+                seen.backwards += 1
             versions[change.id] = change.version
         self.seq = changes[-1].seq
-        if pages.begun:
-            pages.connection.append(self.index)
-            pages.first_seq.append(changes[0].seq)
-            pages.last_seq.append(self.seq)
-            pages.changes.append(len(changes))
-            pages.at_us.append(int(now_s * 1e6))
+        seen.pages.append((self.index, changes[0].seq, self.seq, len(changes), int(now_s * 1e6)))
 
     def ended(self, code: int) -> None:
-        """The connection is over."""
+        """Note that the connection is over."""
         self.socket = None
-        self._pages.errors[f"closed_{code}"] += 1
+        self._seen.count(f"closed_{code}")
         if not self.greeted.done():
             self.greeted.set_result(None)
 
@@ -175,10 +157,8 @@ class Watch:
 
     def __init__(self, plan: WatchPlan) -> None:
         self._plan = plan
-        self._pages = Pages()
-        self._subscribers = [Subscriber(index, self._pages) for index in range(len(plan.tokens))]
-        self._heartbeats = 0
-        self._lag_us = array("q")
+        self._seen = Seen()
+        self._subscribers = [Subscriber(index, self._seen) for index in range(len(plan.tokens))]
         self._tasks: list[asyncio.Task[None]] = []
         self._began_s = self._cpu_s = 0.0
 
@@ -209,14 +189,15 @@ class Watch:
 
     def begin(self) -> None:
         """Note from now on what comes, and send heartbeats."""
+        self._seen.pages.clear()
         gc.collect()
         gc.freeze()
         gc.disable()
-        self._pages.begun = True
         self._began_s, self._cpu_s = perf_counter(), time.process_time()
         self._tasks = [asyncio.create_task(self._tick())]
-        if self._plan.heartbeats and self._pages.heartbeat_s:
-            self._tasks.append(asyncio.create_task(self._beat(self._pages.heartbeat_s)))
+        every_s = max((one.heartbeat_s for one in self._subscribers), default=0)
+        if self._plan.heartbeats and every_s:
+            self._tasks.append(asyncio.create_task(self._beat(every_s)))
 
     async def _tick(self) -> None:
         """Note how late the loop is: by so much may arrivals have been noted late."""
@@ -224,54 +205,41 @@ class Watch:
         while True:
             at_s = max(at_s, perf_counter()) + _TICK_S
             await asyncio.sleep(at_s - perf_counter())
-            self._lag_us.append(int(max(0.0, perf_counter() - at_s) * 1e6))
+            self._seen.lag_us.append(int(max(0.0, perf_counter() - at_s) * 1e6))
 
     async def _beat(self, every_s: int) -> None:
-        per_s = len(self._subscribers) / every_s
+        seen, per_s = self._seen, len(self._subscribers) / every_s
         while True:
             due = int((perf_counter() - self._began_s) * per_s)
-            for number in range(self._heartbeats, due):
+            for number in range(seen.heartbeats, due):
                 socket = self._subscribers[number % len(self._subscribers)].socket
                 if socket is not None:
                     socket.send(_HEARTBEAT)
-            self._heartbeats = max(self._heartbeats, due)
+            seen.heartbeats = max(seen.heartbeats, due)
             await asyncio.sleep(_TICK_S)
 
     async def finish(self, seqs: Sequence[int]) -> Seen:
         """Wait until each connection is where it is to be, close all and say what they saw."""
-        cpus = (time.process_time() - self._cpu_s) / (perf_counter() - self._began_s)
+        seen = self._seen
+        seen.cpus = (time.process_time() - self._cpu_s) / (perf_counter() - self._began_s)
         for task in self._tasks:
             task.cancel()
-        give_up_s, pages = perf_counter() + CATCH_UP_S, self._pages
+
+        def behind() -> list[int]:
+            return [one.index for one, seq in zip(self._subscribers, seqs, strict=True) if one.seq < seq]
+
+        give_up_s = perf_counter() + CATCH_UP_S
         # An event would have to be looked after with every page.
         while perf_counter() < give_up_s and (  # noqa: ASYNC110
-            any(map(_behind, self._subscribers, seqs)) or pages.heartbeats_answered < self._heartbeats
+            behind() or seen.heartbeats_answered < seen.heartbeats
         ):
             await asyncio.sleep(_LOOK_S)
-        short = [index for index, one in enumerate(self._subscribers) if _behind(one, seqs[index])]
-        errors = dict(pages.errors)
+        seen.short = behind()
+        seen.digests = [digest(one.versions) for one in self._subscribers]
         for one in self._subscribers:
             if one.socket is not None:
-                one.socket.close()
-        return Seen(
-            connection=pages.connection.tolist(),
-            first_seq=pages.first_seq.tolist(),
-            last_seq=pages.last_seq.tolist(),
-            changes=pages.changes.tolist(),
-            at_us=pages.at_us.tolist(),
-            digests=[digest(one.versions) for one in self._subscribers],
-            short=short,
-            backwards=pages.backwards,
-            heartbeats=self._heartbeats,
-            heartbeats_answered=pages.heartbeats_answered,
-            lag_us=self._lag_us.tolist(),
-            cpus=cpus,
-            errors=errors,
-        )
-
-
-def _behind(one: Subscriber, seq: int) -> bool:
-    return one.seq < seq
+                one.socket.close()  # its end is noted only after this has returned
+        return seen
 
 
 async def _run(plan: WatchPlan, lines: Lines) -> None:

@@ -1,16 +1,17 @@
-"""The figures and bars of ``overload``."""
+"""The figures and bars of ``overload``, and when all was as before the highest load."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
 from bench.harness.load_run import Run
-from bench.overload.summary import back_to_normal_s
-from bench.report.results import OFFERED, Bar, Figure, Report, Row, median_latency
-from bench.report.statistics import counts
-from bench.report.summary import unanswered
+from bench.load.plan import Outcome
+from bench.report.results import OFFERED, Bar, Figure, Report, Row, Window, median_latency
+from bench.report.statistics import counts, percentile
+from bench.report.summary import STORED, UNANSWERED, unanswered
 
 CAPACITY: Final = "capacity"
 BEFORE: Final = "normal before"
@@ -29,6 +30,12 @@ MEMORY_RATIO: Final = 2.0
 BACK_TO_NORMAL_S: Final = 2.0
 #: How much slower a quiet tenant may get beside another one's flood.
 QUIET_RATIO: Final = 2.0
+
+_WINDOW_US: Final = 100_000
+#: So many windows in a row make it normal again: one alone may be luck.
+_WINDOWS: Final = 3
+#: A p95 is normal within so many times, or so much above, the one before.
+_NORMAL_TIMES, _NORMAL_MORE_MS = 1.5, 5.0
 
 
 def oddities(run: Run) -> list[str]:
@@ -50,11 +57,17 @@ def judge(report: Report) -> None:
     ]
     least = min((row.offered_per_s / row.wanted_per_s for row in ladder if row.wanted_per_s), default=0.0)
     report.bars.append(Bar("of each load at least offered", 100 * least, "at least", 100 * OFFERED, "%"))
-    _capacity(report, ladder)
+    capacity, again = _named(report, CAPACITY)
+    beside = f"{again.stored_per_s:,.0f}/s at the end"
+    report.figures.append(Figure("capacity", capacity.stored_per_s, "syncs/s", beside))
+    most = max(ladder, key=lambda row: row.stored_per_s)
+    if most.stored_per_s > MORE_RATIO * capacity.stored_per_s:
+        too_low = "so capacity was taken too low, as is every load"
+        report.remarks.append(f"{most.name}: {most.stored_per_s:,.0f}/s were stored, {too_low}")
     top = ladder[-1]
     report.figures.append(Figure(f"generator's CPU for one sync at {top.name}", top.frame_us, "µs"))
     if top.offered:
-        _top(report, ladder, top)
+        _top(report, capacity, next(row for row in ladder if row.times == 1), top)
         _recovery(report)
     _quiet(report)
 
@@ -63,20 +76,7 @@ def _named(report: Report, name: str) -> list[Row]:
     return [row for row in report.rows if row.name.startswith(name)]
 
 
-def _capacity(report: Report, ladder: Sequence[Row]) -> None:
-    before, after = _named(report, CAPACITY)
-    again = f"{after.stored_per_s:,.0f}/s at the end"
-    report.figures.append(Figure("capacity", before.stored_per_s, "syncs/s", again))
-    most = max(ladder, key=lambda row: row.stored_per_s)
-    if most.stored_per_s > MORE_RATIO * before.stored_per_s:
-        report.remarks.append(
-            f"{most.name}: {most.stored_per_s:,.0f}/s were stored, so capacity was taken too low,"
-            " as is every load"
-        )
-
-
-def _top(report: Report, ladder: Sequence[Row], top: Row) -> None:
-    capacity, at_capacity = _named(report, CAPACITY)[0], next(row for row in ladder if row.times == 1)
+def _top(report: Report, capacity: Row, once: Row, top: Row) -> None:
     ratio = top.stored_per_s / capacity.stored_per_s
     name = f"stored at {top.name} capacity, over capacity"
     report.bars.append(Bar(name, ratio, "at least", GOODPUT_RATIO, "times"))
@@ -85,11 +85,9 @@ def _top(report: Report, ladder: Sequence[Row], top: Row) -> None:
         report.bars.append(Bar(name, top.refusal.p99_ms, "at most", REFUSAL_P99_MS, "ms"))
     else:
         report.remarks.append(f"{top.name}: nothing was refused")
-    if top.rss_peak_mib is not None and at_capacity.rss_peak_mib:
-        ratio = top.rss_peak_mib / at_capacity.rss_peak_mib
-        report.bars.append(
-            Bar(f"memory at {top.name}, over 1 times", ratio, "at most", MEMORY_RATIO, "times")
-        )
+    if top.rss_peak_mib is not None and once.rss_peak_mib:
+        name, ratio = f"memory at {top.name}, over 1 times", top.rss_peak_mib / once.rss_peak_mib
+        report.bars.append(Bar(name, ratio, "at most", MEMORY_RATIO, "times"))
 
 
 def _recovery(report: Report) -> None:
@@ -114,9 +112,42 @@ def _quiet(report: Report) -> None:
     refused = sum(sum(row.refused.values()) for row in beside)
     report.bars.append(Bar("syncs of the quiet tenant refused beside a flood", refused, "at most", 0, ""))
     if without.p99_ms and all(row.latency.p99_ms for row in beside):
-        ratio = with_it.p99_ms / without.p99_ms
-        report.bars.append(
-            Bar("p99 of a quiet tenant beside a flood, over alone", ratio, "at most", QUIET_RATIO, "times")
-        )
+        name, ratio = "p99 of a quiet tenant beside a flood, over alone", with_it.p99_ms / without.p99_ms
+        report.bars.append(Bar(name, ratio, "at most", QUIET_RATIO, "times"))
     else:
         report.remarks.append("in some round nothing of the quiet tenant was stored")
+
+
+def windows_of(outcome: Outcome) -> list[Window]:
+    """Cut a run into tenths of a second, by when its syncs were due. Where none was there is no window."""
+    cut: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for due_us, sent_us, done_us, code in zip(
+        outcome.due_us, outcome.sent_us, outcome.done_us, outcome.code, strict=True
+    ):
+        if sent_us >= 0:
+            cut[due_us // _WINDOW_US].append((code, done_us - due_us))
+    return [_window(index, cut[index]) for index in sorted(cut)]
+
+
+def _window(index: int, syncs: list[tuple[int, int]]) -> Window:
+    stored_us = sorted(latency_us for code, latency_us in syncs if code == STORED)
+    silent = sum(code == UNANSWERED for code, _ in syncs)
+    p95_ms = percentile(stored_us, 95) / 1000 if stored_us else None
+    at_s, refused = index * _WINDOW_US / 1e6, len(syncs) - len(stored_us) - silent
+    return Window(at_s, len(stored_us), refused, silent, p95_ms)
+
+
+def back_to_normal_s(windows: Sequence[Window], over_s: float, before_p95_ms: float) -> float | None:
+    """Return how long after ``over_s`` the first of some normal windows in a row ends, None without these.
+
+    In a normal window every sync is stored, with a normal p95.
+    """
+    limit_ms = max(_NORMAL_TIMES * before_p95_ms, before_p95_ms + _NORMAL_MORE_MS)
+    after = [window for window in windows if window.at_s >= over_s]
+    in_a_row = 0
+    for place, window in enumerate(after):
+        normal = not window.refused + window.unanswered and (window.p95_ms or 0.0) <= limit_ms
+        in_a_row = in_a_row + 1 if normal else 0
+        if in_a_row == _WINDOWS:
+            return after[place - _WINDOWS + 1].at_s + _WINDOW_US / 1e6 - over_s
+    return None

@@ -10,13 +10,21 @@ from typing import Any, Final
 
 from bench.harness.audit import Auditor
 from bench.harness.child import progress
-from bench.harness.environment import BenchError, fresh
+from bench.harness.environment import BenchError
 from bench.harness.load_run import Run, Target, planned, run_load
-from bench.harness.stage import NOT_OURS, Options, product_stage, remote
+from bench.harness.stage import Options, staged
 from bench.load.plan import Step
 from bench.load.workload import OFFLINE, ONLINE
-from bench.overload.criteria import AFTER, BEFORE, CAPACITY, QUIET_ALONE, QUIET_BESIDE, judge, oddities
-from bench.overload.summary import windows_of
+from bench.overload.criteria import (
+    AFTER,
+    BEFORE,
+    CAPACITY,
+    QUIET_ALONE,
+    QUIET_BESIDE,
+    judge,
+    oddities,
+    windows_of,
+)
 from bench.report.results import Report
 from bench.report.summary import row_of
 
@@ -40,25 +48,15 @@ async def overload(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.tenants < 2:
         raise BenchError("a quiet tenant beside a flooding one takes two: give --tenants 2 at least")
-    report = Report(scenario="overload", work=_work(options))
-    if options.url is not None:
-        with remote(options, options.url) as (target, dsn):
-            await _Overload(options, target, report).run(dsn)
-        report.remarks.append(NOT_OURS)
-        return report
-    with fresh(options.settings) as environment:
-        async with product_stage(environment, options, "product") as stage:
-            await _Overload(options, stage.target, report).run(stage.dsn)
-            report.logged = dict(stage.server.logged)
-    return report
-
-
-def _work(options: Options) -> str:
-    return (
-        f"{options.connections:,} connections over {options.tenants} tenants; a sync has {OFFLINE.items}"
+    report = Report(
+        scenario="overload",
+        work=f"{options.connections:,} connections over {options.tenants} tenants; a sync has {OFFLINE.items}"
         f" items, {OFFLINE.new_records} new tasks and {OFFLINE.changes} changes of these, as a device sends"
-        " that was offline; open loop with Poisson arrivals, after a closed one for capacity"
+        " that was offline; open loop with Poisson arrivals, after a closed one for capacity",
     )
+    async with staged(options, report.logged) as stage:
+        await _Overload(options, stage.target, report).run(stage.dsn)
+    return report
 
 
 class _Overload:
@@ -137,11 +135,10 @@ class _Overload:
         progress(f"{steps[-1].name}: {sum(step.duration_s for step in steps):.0f} s")
         done = await run_load(self._target, *runs)
         for run in done:
-            if run.ready.connected < len(run.plan.devices):
+            connected, asked = run.ready.connected, len(run.plan.devices)
+            if connected < asked:
                 reasons = ", ".join(run.ready.refusals) or "silence"
-                raise BenchError(
-                    f"{run.ready.connected} of {len(run.plan.devices)} devices connected: {reasons}"
-                )
+                raise BenchError(f"{connected} of {asked} devices connected: {reasons}")
             self._report.remarks += oddities(run)
         self._runs += done
         return done

@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 import pygal
 
-from bench.report.results import Abuse, Report, Row, Transfer, Window
-from bench.report.text import text_of
+from bench.report.results import Report
+from bench.report.text import KINDS, text_of
 
-_STYLE = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
-_MARKS = (50.0, 90.0, 95.0, 99.0, 99.9, 99.99)
+_STYLE: Final = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
+_MARKS: Final = (50.0, 90.0, 95.0, 99.0, 99.9, 99.99)
+#: A run of fewer seconds has no chart over time.
+_LONG_S: Final = 10
+
+#: Titles of bar charts, the rows of a report that they draw, and each series with where a row has it.
+_BARS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
+    (
+        "Latency in ms",
+        "rows",
+        {
+            "stored, p50": "latency.p50_ms",
+            "stored, p99": "latency.p99_ms",
+            "refused, p50": "refusal.p50_ms",
+            "refused, p99": "refusal.p99_ms",
+            "generator's lag, p99": "lag_p99_ms",
+        },
+    ),
+    (
+        "Syncs a second, and the server's peak of memory in MiB",
+        "rows",
+        {
+            "wanted": "wanted_per_s",
+            "offered": "offered_per_s",
+            "stored": "stored_per_s",
+            "refused": "refused_per_s",
+            "RSS": "rss_peak_mib",
+        },
+    ),
+    (
+        "Uploads in MB/s, and the server's peak of memory in MiB",
+        "transfers",
+        {"uploaded": "mb_per_s", "downloaded and compared": "download_mb_per_s", "RSS": "rss_peak_mib"},
+    ),
+)
 
 
 def html_of(reports: Sequence[Report]) -> str:
@@ -31,137 +65,65 @@ def _section(report: Report) -> str:
 
 
 def _charts(report: Report) -> Iterator[Any]:
-    ladder = [row for row in report.rows if row.times is not None]
-    rows = [row for row in report.rows if row.answered and row.times is None]
-    if ladder:
-        yield _rates(ladder)
-        yield _latencies("Latency over load", ladder)
-        yield _memory(ladder)
-    elif rows:
-        yield _percentiles(rows)
-        yield from (_timeline(row) for row in rows if row.loop == "open")
-    if report.windows:
-        yield _windows(report.windows, report.over_s)
-    if report.transfers:
-        yield _transfers(report.transfers)
-    if report.abuses:
-        for kind in ("heartbeat", "sync", "pull"):
-            yield _abused(kind, report.abuses)
-            if any(abuse.before for abuse in report.abuses):
-                yield _compared(kind, report.abuses)
-    if ladder and rows:
-        yield _latencies("Latency of the other runs", rows)
-
-
-def _percentiles(rows: list[Row]) -> Any:
-    """Draw latency over percentile, the axis stretched so that each further nine takes the same room."""
-    chart = _chart(pygal.XY, "Latency by percentile", y_title="ms")
-    chart.x_labels = [{"value": _stretched(mark), "label": f"{mark:g} %"} for mark in _MARKS]
+    for title, of, paths in _BARS:
+        if rows := getattr(report, of):
+            series = {name: list(map(attrgetter(path), rows)) for name, path in paths.items()}
+            yield _bars(title, [row.name for row in rows], series)
+    for kind in KINDS if report.abuses else ():
+        yield _abused(kind, report)
+    rows = [row for row in report.rows if row.latency.max_ms]
+    if rows:
+        yield _percentiles({row.name: row.curve for row in rows})
     for row in rows:
-        chart.add(
-            row.name, [(_stretched(percentile), ms) for percentile, ms in row.curve if percentile < 100]
-        )
+        if len(row.seconds) >= _LONG_S:
+            names = ("answered/s", "p50 in ms", "p99 in ms")
+            values = zip(names, zip(*row.seconds, strict=True), strict=True)
+            yield _lines(f"{row.name}: over time", {name: list(enumerate(each)) for name, each in values})
+    if report.windows:
+        title = f"The highest load, over at {report.over_s:.1f} s: what became of syncs by when they were due"
+        fields = ("stored", "refused", "unanswered", "p95_ms")
+        series = {name: [(one.at_s, getattr(one, name)) for one in report.windows] for name in fields}
+        yield _lines(title, series, y_title="in a tenth of a second")
+
+
+def _abused(kind: str, report: Report) -> Any:
+    """Draw what others felt in each phase, on this version and on the one before."""
+    attacks = list(dict.fromkeys(one.attack for one in report.abuses))
+    series: dict[str, list[float]] = {}
+    for one in report.abuses:
+        of_phase = series.setdefault(one.phase + ", before" * one.before, [0.0] * len(attacks))
+        of_phase[attacks.index(one.attack)] = getattr(one.others, kind).p99_ms
+    return _bars(f"p99 of others' {kind} in ms", attacks, series)
+
+
+def _percentiles(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
+    """Draw latency over percentile, the axis stretched so that each further nine takes the same room."""
+
+    def stretched(percent: float) -> float:
+        return -math.log10(1 - percent / 100)
+
+    labels = [{"value": stretched(mark), "label": f"{mark:g} %"} for mark in _MARKS]
+    series = {
+        name: [(stretched(percent), ms) for percent, ms in curve if percent < 100]
+        for name, curve in curves.items()
+    }
+    return _lines("Latency by percentile", series, x_labels=labels, x_title="", y_title="ms")
+
+
+def _bars(title: str, labels: list[str], series: Mapping[str, Sequence[float | None]]) -> Any:
+    """Draw bars on a logarithmic axis, since those of an overloaded server are far apart; it has no zero."""
+    drawn = {name: [value or None for value in values] for name, values in series.items()}
+    return _chart(pygal.Bar, title, drawn, logarithmic=True, x_labels=labels, x_label_rotation=30)
+
+
+def _lines(title: str, series: Mapping[str, Sequence[Any]], **options: Any) -> Any:
+    return _chart(pygal.XY, title, series, **{"x_title": "s", **options})
+
+
+def _chart(kind: Any, title: str, series: Mapping[str, Sequence[Any]], **options: Any) -> Any:
+    labels = options.pop("x_labels", None)
+    chart = kind(js=[], title=title, dots_size=1, height=420, legend_at_bottom=True, **options)
+    chart.x_labels = labels
+    for name, values in series.items():
+        chart.add(name, values)
     return chart
-
-
-def _stretched(percentile: float) -> float:
-    return -math.log10(1 - percentile / 100)
-
-
-def _timeline(row: Row) -> Any:
-    chart = _chart(pygal.Line, f"{row.name}: over time", x_title="s", y_title="ms")
-    chart.x_labels = [str(second) for second in range(len(row.seconds))]
-    chart.x_labels_major_every = 10
-    chart.show_minor_x_labels = False
-    chart.add("p50", [second.p50_ms for second in row.seconds])
-    chart.add("p99", [second.p99_ms for second in row.seconds])
-    chart.add("answered/s", [second.answered for second in row.seconds], secondary=True)
-    return chart
-
-
-def _rates(ladder: list[Row]) -> Any:
-    chart = _chart(pygal.Line, "Syncs a second over load", x_title="times capacity", y_title="1/s")
-    chart.x_labels = [_label(load) for load in ladder]
-    chart.add("wanted", [load.wanted_per_s for load in ladder])
-    chart.add("offered", [load.offered_per_s for load in ladder])
-    chart.add("stored", [load.stored_per_s for load in ladder])
-    chart.add("refused", [load.refused_per_s for load in ladder])
-    return chart
-
-
-def _latencies(title: str, loads: list[Row]) -> Any:
-    """Draw bars on a logarithmic axis: an overloaded server's are far apart."""
-    chart = _chart(pygal.Bar, title, y_title="ms", logarithmic=True, x_label_rotation=30)
-    chart.x_labels = [load.name if load.times is None else _label(load) for load in loads]
-    chart.add("stored, p50", [load.latency.p50_ms or None for load in loads])
-    chart.add("stored, p99", [load.latency.p99_ms or None for load in loads])
-    chart.add("refused, p50", [load.refusal.p50_ms or None for load in loads])
-    chart.add("refused, p99", [load.refusal.p99_ms or None for load in loads])
-    chart.add("generator's lag, p99", [load.lag_p99_ms or None for load in loads])
-    return chart
-
-
-def _memory(ladder: list[Row]) -> Any:
-    chart = _chart(pygal.Bar, "Server's peak of memory over load", x_title="times capacity", y_title="MiB")
-    chart.x_labels = [_label(load) for load in ladder]
-    chart.add("RSS", [load.rss_peak_mib for load in ladder])
-    return chart
-
-
-def _label(load: Row) -> str:
-    return f"{load.times:g}" if load.offered else f"{load.times:g} (not measured)"
-
-
-def _windows(windows: list[Window], over_s: float) -> Any:
-    """Draw the run of the highest load, by when syncs were due."""
-    title = f"The highest load, over at {over_s:.1f} s: what became of syncs by when they were due"
-    chart = _chart(pygal.XY, title, x_title="s", y_title="in a tenth of a second", show_dots=False)
-    chart.add("stored", [(window.at_s, window.stored) for window in windows])
-    chart.add("refused", [(window.at_s, window.refused) for window in windows])
-    chart.add("unanswered", [(window.at_s, window.unanswered) for window in windows])
-    chart.add("p95 of stored, ms", [(window.at_s, window.p95_ms) for window in windows], secondary=True)
-    return chart
-
-
-def _transfers(transfers: list[Transfer]) -> Any:
-    chart = _chart(pygal.Bar, "Uploads", y_title="MB/s", x_label_rotation=30)
-    chart.x_labels = [transfer.name for transfer in transfers]
-    chart.add("uploaded", [transfer.mb_per_s for transfer in transfers])
-    chart.add("downloaded and compared", [transfer.download_mb_per_s for transfer in transfers])
-    chart.add("server's RSS, MiB", [transfer.rss_peak_mib for transfer in transfers], secondary=True)
-    return chart
-
-
-def _abused(kind: str, abuses: list[Abuse]) -> Any:
-    """Draw bars on a logarithmic axis: before a bound, seconds stand beside milliseconds."""
-    chart = _chart(pygal.Bar, f"p99 of others' {kind}", y_title="ms", logarithmic=True, x_label_rotation=30)
-    now = [abuse for abuse in abuses if not abuse.before]
-    attacks = list(dict.fromkeys(abuse.attack for abuse in now))
-    chart.x_labels = attacks
-    for phase in dict.fromkeys(abuse.phase for abuse in now):
-        by_attack = {one.attack: getattr(one.others, kind).p99_ms for one in now if one.phase == phase}
-        chart.add(phase, [by_attack.get(attack) or None for attack in attacks])
-    return chart
-
-
-def _compared(kind: str, abuses: list[Abuse]) -> Any:
-    """Draw p50 and p99 of the worse of one and ten devices, on the version before and on this one."""
-    title = f"others' {kind} under attack, before and after"
-    chart = _chart(pygal.Bar, title, y_title="ms", logarithmic=True, x_label_rotation=30)
-    attacks = list(dict.fromkeys(abuse.attack for abuse in abuses if abuse.before))
-    chart.x_labels = attacks
-    for percent in ("p50", "p99"):
-        for before in (True, False):
-            worst_ms = dict.fromkeys(attacks, 0.0)
-            for one in abuses:
-                attacked = one.phase in ("one device", "ten devices")
-                if one.before is before and one.attack in worst_ms and attacked:
-                    took_ms = getattr(getattr(one.others, kind), f"{percent}_ms")
-                    worst_ms[one.attack] = max(worst_ms[one.attack], took_ms)
-            name = f"{percent}, {'before' if before else 'after'}"
-            chart.add(name, [worst_ms[attack] or None for attack in attacks])
-    return chart
-
-
-def _chart(kind: Any, title: str, **options: str | bool | int) -> Any:
-    return kind(js=[], title=title, dots_size=1, height=420, legend_at_bottom=True, **options)

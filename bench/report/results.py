@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,14 +21,6 @@ OFFERED: Final = 0.95
 _BUSY_CPUS: Final = 0.2
 
 
-class Second(msgspec.Struct, frozen=True):
-    """One second of a step, by intended time."""
-
-    answered: int
-    p50_ms: float
-    p99_ms: float
-
-
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a run. Rates are syncs a second, of what happened in the step.
 
@@ -38,7 +31,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of the server's; ``frame_us`` is the
     generator's CPU time a sync sent. ``other_cpus`` were busy with something else.
 
-    ``sent``, ``errors``, ``unanswered`` and ``new_records`` count the whole run.
+    ``curve`` has latencies in ms by percent, ``seconds`` what was answered in each second of the step, with
+    p50 and p99 in ms. ``sent``, ``errors`` and ``unanswered`` count the whole run.
     """
 
     name: str
@@ -61,10 +55,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     lag_p99_ms: float = 0.0
     frame_us: float = 0.0
     sent: int = 0
-    answered: int = 0
     unanswered: int = 0
     errors: dict[str, int] = {}
-    new_records: int = 0
     cpus: dict[str, float] = {}
     cpu_ms: dict[str, float] = {}
     worker_cpu_ms: list[float] = []
@@ -72,7 +64,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rss_peak_mib: float | None = None
     audit: Audit | None = None
     curve: list[tuple[float, float]] = []
-    seconds: list[Second] = []
+    seconds: list[tuple[int, float, float]] = []
 
     @property
     def offered(self) -> bool:
@@ -222,13 +214,12 @@ class Machine(msgspec.Struct, frozen=True):
 def this_machine() -> Machine:
     """Read what machine this is."""
     cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
     system = f"{platform.system()} {platform.release()}"
-    return Machine(os.cpu_count() or 1, models[0] if models else cpu, system, platform.python_version())
+    return Machine(os.cpu_count() or 1, cpu, system, platform.python_version())
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -251,19 +242,22 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def notes(self) -> list[str]:
-        """The remarks, and a note where other programs kept the machine busy."""
+        """The remarks, and notes where the server was not ours or other programs kept the machine busy."""
+        notes = list(self.remarks)
+        if self.rows and all(row.rss_peak_mib is None for row in self.rows):
+            notes.append("CPU and memory of a server that was not started here are not measured")
         found = [row.other_cpus for row in self.rows] + [one.other_cpus for one in self.transfers]
-        others = [cpus for cpus in found if cpus is not None]
-        if not others or max(others) <= _BUSY_CPUS:
-            return self.remarks
-        most = f"something else kept up to {max(others):.1f} of {self.machine.cpus} CPUs busy"
-        return [*self.remarks, f"{most}: figures are worse than this machine's alone"]
+        most = max((cpus for cpus in found if cpus is not None), default=0.0)
+        if most > _BUSY_CPUS:
+            busy = f"something else kept up to {most:.1f} of {self.machine.cpus} CPUs busy"
+            notes.append(f"{busy}: figures are worse than this machine's alone")
+        return notes
 
     @property
     def passed(self) -> bool:
         """Whether every bar is met and no audit found a fault."""
-        audits = [audit for audit in [self.audit, *(row.audit for row in self.rows)] if audit is not None]
-        return all(bar.met for bar in self.bars) and not any(audit.fault_count for audit in audits)
+        audits = [self.audit, *(row.audit for row in self.rows)]
+        return all(bar.met for bar in self.bars) and not any(audit and audit.fault_count for audit in audits)
 
 
 def lost_bar(rows: Sequence[Row]) -> Bar:
@@ -283,17 +277,16 @@ def median_latency(rows: Sequence[Row]) -> Latency:
 
 def as_json(reports: Sequence[Report]) -> bytes:
     """Encode reports with their verdicts: ``{"passed", "reports"}``."""
-    whole = {
-        "passed": all(report.passed for report in reports),
-        "reports": [
-            {
-                **msgspec.structs.asdict(report),
-                "rows": [{**msgspec.structs.asdict(row), "offered": row.offered} for row in report.rows],
-                "bars": [{**msgspec.structs.asdict(bar), "met": bar.met} for bar in report.bars],
-                "remarks": report.notes,
-                "passed": report.passed,
-            }
-            for report in reports
-        ],
-    }
+    asdict = msgspec.structs.asdict
+    found = [
+        {
+            **asdict(report),
+            "rows": [{**asdict(row), "offered": row.offered} for row in report.rows],
+            "bars": [{**asdict(bar), "met": bar.met} for bar in report.bars],
+            "remarks": report.notes,
+            "passed": report.passed,
+        }
+        for report in reports
+    ]
+    whole = {"passed": all(report.passed for report in reports), "reports": found}
     return msgspec.json.format(msgspec.json.encode(whole)) + b"\n"

@@ -1,12 +1,18 @@
-"""Percentiles of what was measured."""
+"""Percentiles of what was measured, and the interval of a ratio of two versions, by resampling rounds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from random import Random
 from statistics import median
+from typing import Final, Literal
 
 import msgspec
+
+#: The part of resampled ratios that lies in the interval.
+CONFIDENCE: Final = 0.95
+_RESAMPLES: Final = 4000
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -31,8 +37,7 @@ def latency_of(values_us: Sequence[int]) -> Latency:
 
 def median_of(latencies: Sequence[Latency]) -> Latency:
     """Return the median of each percentile."""
-    fields = Latency.__struct_fields__
-    return Latency(*(median(getattr(latency, field) for latency in latencies) for field in fields))
+    return Latency(*map(median, zip(*map(msgspec.structs.astuple, latencies), strict=True)))
 
 
 def counts(found: Mapping[str, int]) -> str:
@@ -43,3 +48,45 @@ def counts(found: Mapping[str, int]) -> str:
 def listed(values: Sequence[float], digits: int = 2) -> str:
     """Write the values of all rounds."""
     return f"by rounds: {', '.join(f'{value:.{digits}f}' for value in values)}"
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """What this version costs over the other one: below 1 is better. ``low`` to ``high`` is the interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def verdict(self, margin: float) -> Literal["better", "worse", "no difference"]:
+        """Judge: a difference past the margin whose interval is all on one side of 1."""
+        if self.low > 1 and self.value > 1 + margin:
+            return "worse"
+        return "better" if self.high < 1 and self.value < 1 - margin else "no difference"
+
+    def told(self, margin: float) -> str:
+        """Write the ratio, and whether its interval is too wide for the margin."""
+        wide = "" if self.high - self.low <= 2 * margin else ": wider than the margin, give more --rounds"
+        return f"{CONFIDENCE:.0%} of resamples from {self.low:.3f} to {self.high:.3f}{wide}"
+
+
+def ratio_of(before: Sequence[float], now: Sequence[float], *, rate: bool, paired: bool) -> Ratio:
+    """Compare the values of two versions, one of each round.
+
+    Args:
+        before: Those of the other version.
+        now: Those of this version, of the same rounds in the same order if ``paired``.
+        rate: Whether more is better; the ratio is that of costs, so it is turned round.
+        paired: Whether rounds went by turns, so that ratios are taken round by round.
+    """
+    draw = Random(1)
+    old, new = (now, before) if rate else (before, now)
+
+    def ratio(places: Sequence[int], others: Sequence[int]) -> float:
+        if paired:
+            return median(new[place] / old[place] for place in places)
+        return median(new[place] for place in others) / median(old[place] for place in places)
+
+    sizes = len(old), len(new)
+    drawn = sorted(ratio(*(draw.choices(range(size), k=size) for size in sizes)) for _ in range(_RESAMPLES))
+    edge = round(_RESAMPLES * (1 - CONFIDENCE) / 2)
+    return Ratio(ratio(range(sizes[0]), range(sizes[1])), drawn[edge], drawn[-1 - edge])

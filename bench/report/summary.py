@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Final
+from typing import Any, Final
 
-from bench.harness.audit import Audit
-from bench.harness.load_run import Run
-from bench.harness.meter import Usage
-from bench.load.plan import CODES
-from bench.report.results import Row, Second
+from bench.harness.audit import Audit, Auditor
+from bench.harness.load_run import Run, Target, run_tasks
+from bench.load.plan import CODES, Loop
+from bench.report.results import Row
 from bench.report.statistics import latency_of, percentile
 
 UNANSWERED, STORED = (CODES.index(name) for name in ("unanswered", "synced"))
@@ -18,11 +17,21 @@ _CURVE: Final = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.9, 99.9
 MIB: Final = 1 << 20
 
 
+async def audited(
+    dsn: str | None, name: str, target: Target, loop: Loop, connections: int, duration_s: float, **more: Any
+) -> tuple[Run, Row]:
+    """Do as ``run_tasks``, sum up, and audit the database if there is one. Raises BenchError, StoreError."""
+    auditor = Auditor(dsn) if dsn is not None else None
+    run = await run_tasks(name, target, loop, connections, duration_s, **more)
+    return run, row_of(run, auditor.audit(run) if auditor is not None else None)
+
+
 def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float | None = None) -> Row:
     """Sum up one step of a run, the last one unless told otherwise."""
-    plan, outcome, ready = run.plan, run.outcome, run.ready
+    plan, outcome = run.plan, run.outcome
     step, (begin_us, end_us) = plan.steps[place], plan.bounds_us[place]
-    latencies: dict[bool, list[int]] = {True: [], False: []}
+    stored_us: list[int] = []
+    refused_us: list[int] = []
     seconds: defaultdict[int, list[int]] = defaultdict(list)
     late_us: list[int] = []
     done: Counter[int] = Counter()
@@ -40,83 +49,68 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
         due += 1
         if sent_us >= 0:
             late_us.append(sent_us - due_us)
-            if code != UNANSWERED:
-                latencies[code == STORED].append(done_us - due_us)
             if code == STORED:
+                stored_us.append(done_us - due_us)
                 seconds[(due_us - begin_us) // 1_000_000].append(done_us - due_us)
+            elif code != UNANSWERED:
+                refused_us.append(done_us - due_us)
     late_us.sort()
-    stored = sorted(latencies[True])
+    stored_us.sort()
     usage = run.usage[place] if run.usage else None
     cpu_ms = usage.cpu_ms if usage is not None else {}
-    spent_s = step.duration_s
+    workers_ms = usage.worker_cpu_ms if usage is not None else ()
+    peak_bytes = usage.rss_peak_bytes if usage is not None else None
+    spent_s, stored = step.duration_s, done[STORED]
     return Row(
         name=step.name,
         loop=plan.loop,
         asked=len(plan.devices),
-        connected=ready.connected,
-        connect_s=ready.connect_s,
-        refusals=ready.refusals,
+        connected=run.ready.connected,
+        connect_s=run.ready.connect_s,
+        refusals=run.ready.refusals,
         times=times,
         wanted_per_s=due / spent_s,
         offered_per_s=sent / spent_s,
-        stored_per_s=done[STORED] / spent_s,
-        refused_per_s=(done.total() - done[STORED]) / spent_s,
+        stored_per_s=stored / spent_s,
+        refused_per_s=(done.total() - stored) / spent_s,
         refused={outcome.codes[code]: count for code, count in done.items() if code != STORED},
-        latency=latency_of(stored),
-        refusal=latency_of(latencies[False]),
+        latency=latency_of(stored_us),
+        refusal=latency_of(refused_us),
         waiting=waiting,
         late_p50_ms=percentile(late_us, 50) / 1000,
         late_p99_ms=percentile(late_us, 99) / 1000,
         lag_p99_ms=percentile(sorted(outcome.lag_us), 99) / 1000,
         frame_us=1000 * cpu_ms.get("generator", 0.0) / sent if sent else 0.0,
         sent=sum(sent_us >= 0 for sent_us in outcome.sent_us),
-        answered=len(stored),
         unanswered=unanswered(run),
         errors=_errors(run),
-        new_records=_new_records(run),
         cpus={tree: used_ms / 1000 / spent_s for tree, used_ms in cpu_ms.items()},
-        cpu_ms={tree: used_ms / done[STORED] for tree, used_ms in cpu_ms.items() if done[STORED]},
-        worker_cpu_ms=[
-            used_ms / done[STORED] for used_ms in (usage.worker_cpu_ms if usage else ()) if done[STORED]
-        ],
-        other_cpus=_other_cpus(usage, spent_s),
-        rss_peak_mib=None if usage is None or usage.rss_peak_bytes is None else usage.rss_peak_bytes / MIB,
+        cpu_ms={tree: used_ms / stored for tree, used_ms in cpu_ms.items() if stored},
+        worker_cpu_ms=[used_ms / stored for used_ms in workers_ms if stored],
+        other_cpus=None
+        if usage is None or peak_bytes is None
+        else max(0.0, usage.machine_cpu_ms - sum(cpu_ms.values())) / 1000 / spent_s,
+        rss_peak_mib=None if peak_bytes is None else peak_bytes / MIB,
         audit=audit,
-        curve=[(percent, percentile(stored, percent) / 1000) for percent in _CURVE],
-        seconds=[_second(seconds[index]) for index in range(int(spent_s))],
+        curve=[(percent, percentile(stored_us, percent) / 1000) for percent in _CURVE],
+        seconds=[_second(sorted(seconds[index])) for index in range(int(spent_s))],
     )
 
 
 def unanswered(run: Run) -> int:
     """Count the syncs of a run that left and have no answer."""
-    outcome = run.outcome
-    return sum(
-        sent_us >= 0 and code == UNANSWERED
-        for sent_us, code in zip(outcome.sent_us, outcome.code, strict=True)
-    )
+    sent = zip(run.outcome.sent_us, run.outcome.code, strict=True)
+    return sum(sent_us >= 0 and code == UNANSWERED for sent_us, code in sent)
 
 
 def _errors(run: Run) -> dict[str, int]:
-    outcome = run.outcome
     errors = Counter(run.codes)
     del errors["synced"], errors["unanswered"]
-    errors.update(outcome.ended)
-    errors["not_connected"] = sum(sent_us < 0 for sent_us in outcome.sent_us)
+    errors.update(run.outcome.ended)
+    errors["not_connected"] = sum(sent_us < 0 for sent_us in run.outcome.sent_us)
     return dict(+errors)
 
 
-def _new_records(run: Run) -> int:
-    bases = zip(run.outcome.code, run.outcome.base, strict=False)
-    return sum(code == STORED and base == 0 for code, base in bases)
-
-
-def _other_cpus(usage: Usage | None, spent_s: float) -> float | None:
-    if usage is None or usage.rss_peak_bytes is None:
-        return None
-    return max(0.0, usage.machine_cpu_ms - sum(usage.cpu_ms.values())) / 1000 / spent_s
-
-
-def _second(latencies_us: list[int]) -> Second:
-    latencies_us.sort()
+def _second(latencies_us: list[int]) -> tuple[int, float, float]:
     p50_ms, p99_ms = (percentile(latencies_us, percent) / 1000 for percent in (50, 99))
-    return Second(len(latencies_us), p50_ms, p99_ms)
+    return len(latencies_us), p50_ms, p99_ms

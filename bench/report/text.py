@@ -1,29 +1,119 @@
-"""A report as text, for a terminal."""
+"""A report as text, for a terminal: the columns of each kind of row, as data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
-from bench.report.results import Abuse, Report, Row
-from bench.report.statistics import counts
-from bench.report.tables import ABUSES, ROWS, TRANSFERS, compared, lines, number, table
+from bench.report.results import Abuse, Phase, Report, Row
+from bench.report.statistics import Latency, counts
+
+NONE: Final = "-"
+Columns = Sequence[tuple[str, Callable[[Any], str]]]
+KINDS: Final = ("heartbeat", "sync", "pull")
+_SINKS: Final[dict[Phase, Phase]] = {"one device": "sink of one", "ten devices": "sink of ten"}
+
+
+def _some(value: float | None, form: str = ".0f") -> str:
+    return NONE if value is None else format(value, form)
+
+
+def _p50_p99(latency: Latency) -> str:
+    return f"{latency.p50_ms:.1f}/{latency.p99_ms:.1f}"
+
+
+def _latency(one: Latency) -> str:
+    return f"{one.p50_ms:.2f}/{one.p95_ms:.2f}/{one.p99_ms:.2f}/{one.max_ms:.1f}"
+
+
+def _cpu(row: Row) -> str:
+    parts = " + ".join(f"{spent:.4f}" for spent in row.cpu_ms.values())
+    workers = f" (workers {', '.join(f'{spent:.4f}' for spent in row.worker_cpu_ms)})"
+    return (parts or NONE) + (workers if row.worker_cpu_ms else "")
+
+
+def _cpus(one: Any) -> str:
+    return " + ".join(f"{busy:.2f}" for busy in one.cpus.values()) or NONE
+
+
+_ROWS: Final[Columns] = (
+    ("run", lambda row: row.name),
+    ("connected", lambda row: f"{row.connected}/{row.asked} in {row.connect_s:.1f} s"),
+    ("wanted/s", lambda row: f"{row.wanted_per_s:,.0f}" if row.loop == "open" else NONE),
+    ("offered/s", lambda row: f"{row.offered_per_s:,.0f}{'' if row.offered else ' (not measured)'}"),
+    ("stored/s", lambda row: f"{row.stored_per_s:,.0f}"),
+    ("p50/p95/p99/max ms", lambda row: _latency(row.latency) if row.latency.max_ms else NONE),
+    ("refused/s", lambda row: f"{row.refused_per_s:,.0f}" if row.refused else NONE),
+    ("p50/p99 ms", lambda row: _p50_p99(row.refusal) if row.refusal.max_ms else NONE),
+    ("by code", lambda row: counts(row.refused) if row.refused else NONE),
+    ("waiting", lambda row: f"{row.waiting:,}"),
+    ("late p50/p99 ms", lambda row: f"{row.late_p50_ms:.2f}/{row.late_p99_ms:.2f}"),
+    ("lag p99 ms", lambda row: f"{row.lag_p99_ms:.1f}"),
+    ("errors", lambda row: str(row.lost)),
+    ("CPU ms/sync gen+server+postgres", _cpu),
+    ("CPUs", _cpus),
+    ("other CPUs", lambda row: _some(row.other_cpus, ".2f")),
+    ("RSS MiB", lambda row: _some(row.rss_peak_mib)),
+    (
+        "audit",
+        lambda row: f"{row.audit.items:,} items, {row.audit.fault_count} faults" if row.audit else NONE,
+    ),
+)
+
+_TRANSFERS: Final[Columns] = (
+    ("uploads", lambda one: one.name),
+    ("whole", lambda one: f"{one.whole:,}/{one.begun:,}"),
+    ("in s", lambda one: f"{one.elapsed_s:.1f}"),
+    ("MB/s", lambda one: f"{one.mb_per_s:.1f}"),
+    (
+        "chunk p50/p95/p99 ms",
+        lambda one: f"{one.chunk.p50_ms:.0f}/{one.chunk.p95_ms:.0f}/{one.chunk.p99_ms:.0f}",
+    ),
+    ("retries", lambda one: str(sum(one.retries.values()))),
+    ("downloads MB/s", lambda one: f"{one.download_mb_per_s:.0f}"),
+    ("CPUs client+server+postgres", _cpus),
+    ("other CPUs", lambda one: _some(one.other_cpus, ".2f")),
+    ("RSS MiB", lambda one: f"{one.rss_peak_mib:.0f}"),
+)
+
+_ABUSES: Final[Columns] = (
+    ("attack", lambda one: one.attack),
+    ("phase", lambda one: one.phase + ", before" * one.before),
+    ("heartbeat p50/p99 ms", lambda one: _p50_p99(one.others.heartbeat)),
+    ("sync p50/p99 ms", lambda one: _p50_p99(one.others.sync)),
+    ("pull p50/p99 ms", lambda one: _p50_p99(one.others.pull)),
+    ("refused", lambda one: str(sum(one.others.refused.values()))),
+    ("held ms", lambda one: _some(one.stretch_ms)),
+    ("memory MiB", lambda one: _some(one.grown_mib, "+.1f")),
+    ("worker", lambda one: _some(one.share, ".0%")),
+    ("loop", lambda one: _some(one.loop, ".0%")),
+    ("charged", lambda one: _some(one.charged, ".0%")),
+    ("queued", lambda one: _some(one.queued, ".0%")),
+    ("attackers", lambda one: f"{one.generator:.0%}"),
+    ("sent KB", lambda one: f"{one.sent_bytes / 1000:,.0f}"),
+    ("disk KB", lambda one: f"{one.disk_bytes / 1000:+,.0f}"),
+    ("rows", lambda one: f"{one.rows:+,}"),
+    ("connections", lambda one: f"{one.connections:,}"),
+    ("busy after s", lambda one: f"{one.after_s:.1f}{', restarted' if one.renewed else ''}"),
+    ("load", lambda one: f"{one.load:.1f}"),
+)
 
 
 def text_of(report: Report) -> str:
     """Write the whole report."""
-    return "\n".join(_lines(report)) + "\n"
+    return "\n".join(_report(report)) + "\n"
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _report(report: Report) -> Iterator[str]:
     machine = report.machine
     yield f"{report.scenario}: {report.work}"
     yield f"{machine.cpus} CPUs, {machine.cpu}, {machine.system}, Python {machine.python}"
     yield ""
-    for rows, columns in ((report.rows, ROWS), (report.transfers, TRANSFERS), (report.abuses, ABUSES)):
+    for rows, columns in ((report.rows, _ROWS), (report.transfers, _TRANSFERS), (report.abuses, _ABUSES)):
         if rows:
             yield from lines(rows, columns)
     yield from filter(None, map(_counted, report.abuses))
-    yield from compared(report.abuses)
+    yield from _compared(report.abuses)
     for row in report.rows:
         yield from _faults(row)
     for transfer in report.transfers:
@@ -35,10 +125,10 @@ def _lines(report: Report) -> Iterator[str]:
         yield from (f"audit: {fault}" for fault in report.audit.faults)
     if report.logged:
         yield f"the server logged: {counts(report.logged)}"
-    figures = [(one.name, f"{number(one.value)} {one.unit}", one.beside) for one in report.figures]
+    figures = [(one.name, f"{_number(one.value)} {one.unit}", one.beside) for one in report.figures]
     bars = [
         (
-            *("met" if bar.met else "MISSED", bar.name, f"{number(bar.value)} {bar.unit}"),
+            *("met" if bar.met else "MISSED", bar.name, f"{_number(bar.value)} {bar.unit}"),
             *(f"{bar.bound} {bar.limit:g} {bar.unit}", bar.beside),
         )
         for bar in report.bars
@@ -49,6 +139,24 @@ def _lines(report: Report) -> Iterator[str]:
             yield from table(found)
     for note in report.notes:
         yield f"Note: {note}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lay out columns to the left, two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def lines(rows: Sequence[Any], columns: Columns) -> Iterator[str]:
+    """Write rows under their headings, without the columns that say nothing of any of them."""
+    cells = [[heading, *map(cell, rows)] for heading, cell in columns]
+    used = [column for column in cells if {*column[1:]} != {NONE}]
+    yield from table(list(zip(*used, strict=True)))
 
 
 def _faults(row: Row) -> Iterator[str]:
@@ -70,3 +178,52 @@ def _counted(abuse: Abuse) -> str:
     if abuse.photo_s is not None:
         said.append(f"a photo was attached after {abuse.photo_s:.2f} s")
     return "; ".join(said) and f"{abuse.attack}, {abuse.phase + ', before' * abuse.before}: {'; '.join(said)}"
+
+
+def felt(abuse: Abuse, kind: str) -> Latency:
+    """Return the latencies of others' messages of a kind."""
+    latency: Latency = getattr(abuse.others, kind)
+    return latency
+
+
+def brief(abuse: Abuse) -> str:
+    """Write in a line what others felt in a phase."""
+    felt_ms = ", ".join(f"{kind} {_p50_p99(felt(abuse, kind))}" for kind in KINDS)
+    refused = sum(abuse.others.refused.values())
+    told = f"refused {refused}, held {_some(abuse.stretch_ms)} ms, queued {_some(abuse.queued, '.0%')}"
+    return f"{abuse.phase}: {felt_ms} ms, {told}, load {abuse.load:.1f}"
+
+
+def _compared(abuses: Sequence[Abuse]) -> Iterator[str]:
+    """Write this version beside the one before, a line for each attack and number of devices."""
+    found = {(abuse.attack, abuse.phase, abuse.before): abuse for abuse in abuses}
+    pairs = [
+        (before, found[attack, phase, False], found.get((attack, _SINKS[phase], False)))
+        for (attack, phase, was_before), before in found.items()
+        if was_before and phase in _SINKS and (attack, phase, False) in found
+    ]
+
+    def both(kind: str) -> Callable[[tuple[Abuse, Abuse, Abuse | None]], str]:
+        def cell(pair: tuple[Abuse, Abuse, Abuse | None]) -> str:
+            before, after, sink = (NONE if one is None else _p50_p99(felt(one, kind)) for one in pair)
+            return f"{before}, {after} ({sink})"
+
+        return cell
+
+    columns: Columns = (
+        ("attack", lambda pair: pair[0].attack),
+        ("devices", lambda pair: pair[0].phase.partition(" ")[0]),
+        *((f"{kind} p50/p99 ms before, after (sink)", both(kind)) for kind in KINDS),
+        ("held ms", lambda pair: ", ".join(map(_held, pair[:2]))),
+        ("memory MiB", lambda pair: ", ".join(_some(one.grown_mib) for one in pair[:2])),
+        ("disk KB", lambda pair: ", ".join(f"{one.disk_bytes / 1000:,.0f}" for one in pair[:2])),
+        ("rows", lambda pair: ", ".join(f"{one.rows:,}" for one in pair[:2])),
+    )
+    if pairs:
+        yield ""
+        yield from lines(pairs, columns)
+
+
+def _held(abuse: Abuse) -> str:
+    """Write the longest stretch of the loop, or the slowest heartbeat where a version does not measure it."""
+    return f"~{abuse.others.heartbeat.max_ms:.0f}" if abuse.stretch_ms is None else _some(abuse.stretch_ms)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -17,17 +17,16 @@ import msgspec
 
 from bench.baselines.compare import LEAST_MS
 from bench.harness.environment import BenchError, fresh
-from bench.harness.load_run import run_tasks
+from bench.harness.load_run import Target, run_tasks
 from bench.harness.product import HERE, checked_out
-from bench.harness.stage import Options, Stage, add_tenants, serving
+from bench.harness.stage import Options, add_tenants, serving
 from bench.load.plan import Loop
 from bench.load.workload import MIX
-from bench.report.bootstrap import ratio_of
 from bench.report.results import Bar, Figure, Report, Row, lost_bar
+from bench.report.statistics import ratio_of
 from bench.report.summary import row_of
 
 DURATION_S: Final = 5.0
-_WARMUP_S: Final = 1.5
 _ROUNDS: Final = 10
 _LOOPS: Final[tuple[Loop, ...]] = ("closed", "open")
 NOW, BEFORE = "now", "before"
@@ -58,7 +57,11 @@ async def compare(options: Options) -> Report:
     if options.url is not None:
         raise BenchError("--compare starts servers of its own: leave --url out")
     assert options.compare is not None
-    report = Report(scenario="compare", work=_work(options))
+    report = Report(
+        scenario="compare",
+        work=f"this version beside {options.compare}, by turns: {options.connections:,} connections over"
+        f" {options.tenants} tenants, a closed loop and an open one of {options.rate_per_s:g} syncs/s; {MIX}",
+    )
     earlier = rows_of(Path(options.compare))
     with fresh(options.settings) as environment:
         async with AsyncExitStack() as stack:
@@ -66,36 +69,24 @@ async def compare(options: Options) -> Report:
             if not earlier:
                 tree = environment.home / "before"
                 versions[BEFORE] = await asyncio.to_thread(checked_out, options.compare, tree)
-            stages: dict[str, Stage] = {}
+            targets: dict[str, Target] = {}
             for name, version in versions.items():
                 dsn = await version.database(environment, name)
                 add_tenants(dsn, options.tenant_names)
-                stages[name] = await stack.enter_async_context(
-                    serving(environment, options, dsn, version=version)
-                )
+                logged = report.logged if name == NOW else {}
+                stage = serving(environment, options, dsn, logged, version=version)
+                targets[name] = (await stack.enter_async_context(stage)).target
             for number in range(1, (options.rounds or _ROUNDS) + 1):
-                for name, stage in stages.items() if number % 2 else reversed(stages.items()):
-                    report.rows += [await _run(name, loop, number, stage, options) for loop in _LOOPS]
-            report.logged = dict(stages[NOW].server.logged)
+                for name, target in targets.items() if number % 2 else reversed(targets.items()):
+                    for loop in _LOOPS:
+                        run = await run_tasks(
+                            *(f"{name}, {loop}, round {number}", target, loop, options.connections),
+                            options.duration_s or DURATION_S,
+                            per_s=options.rate_per_s,
+                        )
+                        report.rows.append(row_of(run))
     judge(report, report.rows + earlier, options.margin, paired=not earlier)
     return report
-
-
-def _work(options: Options) -> str:
-    return (
-        f"this version beside {options.compare}, by turns: {options.connections:,} connections over"
-        f" {options.tenants} tenants, a closed loop and an open one of {options.rate_per_s:g} syncs/s; {MIX}"
-    )
-
-
-async def _run(name: str, loop: Loop, number: int, stage: Stage, options: Options) -> Row:
-    duration_s = options.duration_s or DURATION_S
-    run = await run_tasks(
-        *(f"{name}, {loop}, round {number}", stage.target, loop, options.connections, duration_s),
-        per_s=options.rate_per_s,
-        warmup_s=min(_WARMUP_S, duration_s),
-    )
-    return row_of(run)
 
 
 def rows_of(file: Path) -> list[Row]:
@@ -123,17 +114,11 @@ def judge(report: Report, rows: Sequence[Row], margin: float, *, paired: bool) -
     for row in sorted(rows, key=lambda row: int(row.name.rpartition(" ")[2])):
         sides[row.name.partition(",")[0], row.loop].append(row)
     for name, unit, loop, rate, value in _METRICS:
-        values: Mapping[str, list[float]] = {
-            side: [value(row) for row in sides[side, loop]] for side in (BEFORE, NOW)
-        }
-        ratio = ratio_of(values[BEFORE], values[NOW], rate=rate, paired=paired)
+        before, now = ([value(row) for row in sides[side, loop]] for side in (BEFORE, NOW))
+        ratio = ratio_of(before, now, rate=rate, paired=paired)
         verdict = ratio.verdict(margin)
-        medians = [sorted(values[side])[len(values[side]) // 2] for side in (NOW, BEFORE)]
-        beside = (
-            f"{medians[0]:,.3f} over {medians[1]:,.3f} {unit}"
-            if not rate
-            else (f"{medians[1]:,.0f} over {medians[0]:,.0f} {unit}")
-        )
+        old, new = (sorted(values)[len(values) // 2] for values in (before, now))
+        beside = f"{old:,.0f} over {new:,.0f} {unit}" if rate else f"{new:,.3f} over {old:,.3f} {unit}"
         report.figures.append(Figure(f"cost by {name}, now over before", ratio.value, "times", beside))
         told = f"{verdict}, {ratio.told(margin)}"
         report.bars.append(Bar(f"{name} is not worse", float(verdict != "worse"), "at least", 1, "", told))

@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
-from bench.harness.audit import Auditor
 from bench.harness.environment import Environment, fresh
-from bench.harness.load_run import Target, run_tasks
-from bench.harness.preload import fill
-from bench.harness.stage import NOT_OURS, Options, add_tenants, product_stage, remote, serving
+from bench.harness.stage import Options, Stage, add_tenants, fill, product_stage, serving, staged
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
-from bench.report.summary import row_of
+from bench.report.summary import audited
 
 DURATION_S: Final = 60.0
 _WARMUP_S: Final = 5.0
@@ -34,7 +31,8 @@ async def concurrent(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     report = Report(scenario="concurrent", work=_work(options))
     if options.url is not None:
-        await _remote(options, report)
+        async with staged(options, report.logged) as stage:
+            await _rounds(stage, options, report)
         return report
     with fresh(options.settings) as environment:
         await (_filled if options.fill_records else _own)(environment, options, report)
@@ -51,78 +49,65 @@ def _work(options: Options) -> str:
     return f"{options.connections:,} connections over {options.tenants} tenants{workers}, {loop}; {MIX}"
 
 
-async def _remote(options: Options, report: Report) -> None:
-    """Measure a server that runs already and was started with the same settings."""
-    assert options.url is not None
-    with remote(options, options.url) as (target, dsn):
-        for number in range(1, (options.rounds or 1) + 1):
-            report.rows.append(await _round(f"round {number}", target, dsn, options))
+async def _rounds(stage: Stage, options: Options, report: Report) -> None:
+    for number in range(1, (options.rounds or 1) + 1):
+        report.rows.append(await _round(f"round {number}", stage, options))
     report.bars = _bars(report.rows, options)
-    report.remarks.append(NOT_OURS)
+
+
+async def _round(name: str, stage: Stage, options: Options) -> Row:
+    _, row = await audited(
+        *(stage.dsn, name, stage.target, "closed" if options.saturate else "open", options.connections),
+        options.duration_s or DURATION_S,
+        per_s=options.rate_per_s,
+        warmup_s=_WARMUP_S,
+    )
+    return row
 
 
 async def _own(environment: Environment, options: Options, report: Report) -> None:
-    workers = options.workers or 1
     async with (
-        product_stage(environment, options, "product", workers) as stage,
+        product_stage(environment, options, "product", report.logged, options.workers or 1) as stage,
         simplest_pipeline(environment, options) as rival,
     ):
-        for number in range(1, (options.rounds or 1) + 1):
-            report.rows.append(await _round(f"round {number}", stage.target, stage.dsn, options))
-        report.bars = _bars(report.rows, options)
+        await _rounds(stage, options, report)
         turns = await by_turns(stage, rival, [options.connections], 1, _REFERENCE_S)
-        report.rows += [turn.row for turn in turns]
-        report.figures = figures(turns)
-        report.remarks += remarks(turns)
-        report.logged = dict(stage.server.logged)
+    report.rows += [turn.row for turn in turns]
+    report.figures = figures(turns)
+    report.remarks += remarks(turns)
 
 
 async def _filled(environment: Environment, options: Options, report: Report) -> None:
-    dsns = {name: environment.database(name) for name in ("empty", "filled")}
-    for dsn in dsns.values():
+    empty, filled = (environment.database(name) for name in ("empty", "filled"))
+    for dsn in (empty, filled):
         add_tenants(dsn, options.tenant_names)
-    fill(dsns["filled"], options.tenant_names, options.fill_records)
+    fill(filled, options.tenant_names, options.fill_records)
     rows: dict[str, list[Row]] = {"empty": [], "filled": []}
     workers = options.workers or 1
     async with (
-        serving(environment, options, dsns["empty"], workers) as empty,
-        serving(environment, options, dsns["filled"], workers) as full,
+        serving(environment, options, empty, report.logged, workers) as before,
+        serving(environment, options, filled, report.logged, workers) as after,
     ):
-        stages = [("empty", empty), ("filled", full)]
+        stages = [("empty", before), ("filled", after)]
         for number in range(1, (options.rounds or _FILL_ROUNDS) + 1):
             for name, stage in stages if number % 2 else reversed(stages):
-                row = await _round(f"{name}, round {number}", stage.target, stage.dsn, options)
-                rows[name].append(row)
-                report.rows.append(row)
-        report.logged = dict(empty.server.logged + full.server.logged)
+                rows[name].append(await _round(f"{name}, round {number}", stage, options))
+                report.rows.append(rows[name][-1])
     report.bars = _bars(rows["empty"], options)
     for name in ("p50", "p95"):
-        before, after = (getattr(median_latency(rows[side]), f"{name}_ms") for side in rows)
-        report.figures.append(Figure(f"{name}, empty database", before, "ms"))
-        report.figures.append(Figure(f"{name}, {options.fill_records:,} records", after, "ms"))
-        bar = Bar(f"{name} filled over {name} empty", after / before, "at most", FILLED_RATIO, "times")
+        empty_ms, filled_ms = (getattr(median_latency(rows[side]), f"{name}_ms") for side in rows)
+        report.figures.append(Figure(f"{name}, empty database", empty_ms, "ms"))
+        report.figures.append(Figure(f"{name}, {options.fill_records:,} records", filled_ms, "ms"))
+        bar = Bar(f"{name} filled over {name} empty", filled_ms / empty_ms, "at most", FILLED_RATIO, "times")
         report.bars.append(bar)
 
 
-async def _round(name: str, target: Target, dsn: str, options: Options) -> Row:
-    duration_s = options.duration_s or DURATION_S
-    auditor = Auditor(dsn)
-    run = await run_tasks(
-        *(name, target, "closed" if options.saturate else "open", options.connections, duration_s),
-        per_s=options.rate_per_s,
-        warmup_s=min(_WARMUP_S, duration_s),
-    )
-    return row_of(run, auditor.audit(run))
-
-
 def _bars(rows: Sequence[Row], options: Options) -> list[Bar]:
-    bars = [connected_bar(rows), lost_bar(rows)]
-    if options.saturate:
-        return bars
     latency = median_latency(rows)
-    return [
-        *bars,
-        Bar("p50", latency.p50_ms, "at most", P50_MS, "ms"),
-        Bar("p95", latency.p95_ms, "at most", P95_MS, "ms"),
-        Bar("p99", latency.p99_ms, "at most", P99_MS, "ms"),
-    ]
+    limits = (
+        ("p50", latency.p50_ms, P50_MS),
+        ("p95", latency.p95_ms, P95_MS),
+        ("p99", latency.p99_ms, P99_MS),
+    )
+    timed = [Bar(name, took_ms, "at most", limit_ms, "ms") for name, took_ms, limit_ms in limits]
+    return [connected_bar(rows), lost_bar(rows), *([] if options.saturate else timed)]

@@ -6,9 +6,8 @@ from typing import Final
 
 from bench.harness.audit import Auditor
 from bench.harness.child import progress
-from bench.harness.environment import fresh
-from bench.harness.load_run import Target, planned, run_load
-from bench.harness.stage import NOT_OURS, Options, product_stage, remote
+from bench.harness.load_run import planned, run_load
+from bench.harness.stage import Options, staged
 from bench.load.plan import Step
 from bench.load.workload import Backlog
 from bench.report.results import Bar, Figure, Report, connected_bar, lost_bar
@@ -26,38 +25,24 @@ async def high_volume(options: Options) -> Report:
     items = round(ITEMS * duration_s / DURATION_S)
     work = f"{items:,} items in {duration_s:g} s, {BATCH.items} a sync at even intervals, {DEVICES} devices"
     report = Report(scenario="high_volume", work=work)
-    if options.url is not None:
-        with remote(options, options.url) as (target, dsn):
-            await _measure(target, dsn, items, duration_s, report)
-        report.remarks.append(NOT_OURS)
-        return report
-    with fresh(options.settings) as environment:
-        async with product_stage(environment, options, "product") as stage:
-            await _measure(stage.target, stage.dsn, items, duration_s, report)
-            report.logged = dict(stage.server.logged)
-    return report
-
-
-async def _measure(target: Target, dsn: str, items: int, duration_s: float, report: Report) -> None:
-    progress(f"{items:,} items: {duration_s:.0f} s")
-    auditor = Auditor(dsn)
-    steps = [Step("high volume", items / BATCH.items / duration_s, duration_s)]
-    (run,) = await run_load(target, planned(target, DEVICES, steps, backlog=BATCH, even=True))
-    row = row_of(run, auditor.audit(run))
+    async with staged(options, report.logged) as stage:
+        progress(f"{items:,} items: {duration_s:.0f} s")
+        auditor = Auditor(stage.dsn)
+        steps = [Step("high volume", items / BATCH.items / duration_s, duration_s)]
+        (run,) = await run_load(stage.target, planned(stage.target, DEVICES, steps, backlog=BATCH, even=True))
+        audit = auditor.audit(run)
+    row = row_of(run, audit)
+    times_us = zip(run.outcome.due_us, run.outcome.done_us, run.codes, strict=True)
+    latencies_us = [done_us - due_us for due_us, done_us, code in times_us if code == "synced"]
+    average_ms = sum(latencies_us) / len(latencies_us) / 1000 if latencies_us else 0.0
     report.rows.append(row)
-    latencies_ms = [
-        (done_us - due_us) / 1000
-        for due_us, done_us, code in zip(run.outcome.due_us, run.outcome.done_us, run.codes, strict=True)
-        if code == "synced"
-    ]
-    average_ms = sum(latencies_ms) / len(latencies_ms) if latencies_ms else 0.0
     report.figures += [
         Figure("average of a sync", average_ms, "ms", f"of {BATCH.items} items"),
         Figure("p95 of a sync", row.latency.p95_ms, "ms", f"of {BATCH.items} items"),
     ]
-    stored = row.audit.records if row.audit is not None else 0
     report.bars += [
         connected_bar([row]),
         lost_bar([row]),
-        Bar("items stored", 100 * stored / items, "at least", 100, "%"),
+        Bar("items stored", 100 * audit.records / items, "at least", 100, "%"),
     ]
+    return report

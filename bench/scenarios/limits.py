@@ -10,7 +10,7 @@ import resource
 from typing import Final
 
 from bench.baselines.commit_only import Measured, Task
-from bench.baselines.compare import WARMUP_S, by_turns, figures, remarks, simplest_pipeline
+from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
 from bench.harness.child import child, progress
 from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import run_tasks
@@ -43,14 +43,13 @@ async def limits(options: Options) -> Report:
         await _decode_only(environment, options, duration_s, report)
         await _commit_only(environment, options, duration_s, report)
         async with (
-            product_stage(environment, options, "product") as stage,
+            product_stage(environment, options, "product", report.logged) as stage,
             simplest_pipeline(environment, options) as rival,
         ):
             turns = await by_turns(stage, rival, SIZES, options.rounds or _ROUNDS, duration_s)
-            report.rows += [turn.row for turn in turns]
-            report.figures += figures(turns)
-            report.remarks += remarks(turns)
-            report.logged = dict(stage.server.logged)
+        report.rows += [turn.row for turn in turns]
+        report.figures += figures(turns)
+        report.remarks += remarks(turns)
         for deflate in (False, True):
             await _idle(environment, options, report, deflate=deflate)
     report.bars.append(lost_bar(report.rows))
@@ -60,8 +59,7 @@ async def limits(options: Options) -> Report:
 async def _decode_only(environment: Environment, options: Options, duration_s: float, report: Report) -> None:
     async with bare_stage(environment, options, "bench.baselines.bare_server") as target:
         for size in SIZES:
-            run = await run_tasks(f"a at {size}", target, "closed", size, duration_s, warmup_s=WARMUP_S)
-            row = row_of(run)
+            row = row_of(await run_tasks(f"a at {size}", target, "closed", size, duration_s))
             report.rows.append(row)
             beside = f"{row.stored_per_s / TABLE_A[size]:.2f} of {TABLE_A[size]:,}/s"
             name = f"(a) decode and acknowledge at {size}"
@@ -82,11 +80,8 @@ async def _commit_only(environment: Environment, options: Options, duration_s: f
     async with child("the group commit", "bench.baselines.commit_only", task) as committing:
         for _ in SIZES:
             found = await committing.read(Measured)
-            name, beside = (
-                f"(b) group commit alone at {found.in_flight}",
-                f"{found.batch_messages:.1f} syncs a batch",
-            )
-            report.figures.append(Figure(name, found.per_s, "syncs/s", beside))
+            name, beside = f"(b) group commit alone at {found.in_flight}", f"{found.batch_messages:.1f}"
+            report.figures.append(Figure(name, found.per_s, "syncs/s", f"{beside} syncs a batch"))
 
 
 async def _idle(environment: Environment, options: Options, report: Report, *, deflate: bool) -> None:
@@ -98,8 +93,10 @@ async def _idle(environment: Environment, options: Options, report: Report, *, d
             f"this account may open {files:,} files: {connections:,} idle connections were measured"
         )
     kind = "with compression" if deflate else "without compression"
-    async with product_stage(environment, options, f"idle_{'deflate' if deflate else 'plain'}") as stage:
-        run = await run_tasks(f"idle {kind}", stage.target, "idle", connections, _IDLE_S, deflate=deflate)
+    async with product_stage(environment, options, f"idle_{'deflate' if deflate else 'plain'}", {}) as stage:
+        run = await run_tasks(
+            *(f"idle {kind}", stage.target, "idle", connections, _IDLE_S), warmup_s=0.0, deflate=deflate
+        )
     usage, row = run.usage[-1], row_of(run)
     assert usage.rss_end_bytes is not None
     assert usage.rss_before_bytes is not None

@@ -13,17 +13,14 @@ from typing import Final
 
 import msgspec
 
-from bench.harness.audit import Auditor
 from bench.harness.environment import BenchError, fresh
-from bench.harness.load_run import run_tasks
-from bench.harness.stage import Options, Stage, product_stage
+from bench.harness.stage import Options, product_stage
 from bench.load.plan import Loop
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
-from bench.report.summary import row_of
+from bench.report.summary import audited
 
 DURATION_S: Final = 5.0
-WARMUP_S: Final = 1.5
 _ROUNDS: Final = 3
 
 #: So many workers that any lock that they all wait for in turn shows.
@@ -61,53 +58,46 @@ TURNS: Final = (
     Turn(_OPEN_1, 1, "open"),
     Turn(_OPEN_2, 2, "open"),
 )
+#: What the rate of one turn must be of another's.
+_RATIOS: Final = (
+    ("2 workers over 1, saturated", _SATURATED_2, _SATURATED_1, TWO_RATIO),
+    ("one tenant on 2 workers, over many tenants", _HOT, _SATURATED_2, HOT_RATIO),
+    (f"{MANY} workers over 2, saturated", _CONVOY, _SATURATED_2, MANY_RATIO),
+)
 
 
 async def scaling(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.url is not None or options.workers is not None:
         raise BenchError("scaling starts servers of one, two and more workers: leave --url and --workers out")
-    report = Report(scenario="scaling", work=_work(options))
+    report = Report(
+        scenario="scaling",
+        work=f"{options.connections:,} connections over {options.tenants} tenants, spread evenly over the"
+        f" workers; closed loops, and open ones of {options.rate_per_s:g} syncs/s; {MIX}",
+    )
     rows: dict[str, list[Row]] = {turn.name: [] for turn in TURNS}
     with fresh(options.settings) as environment:
         async with AsyncExitStack() as stack:
             stages = {
                 workers: await stack.enter_async_context(
-                    product_stage(environment, options, f"workers_{workers}", workers)
+                    product_stage(environment, options, f"workers_{workers}", report.logged, workers)
                 )
                 for workers in (1, 2, MANY)
             }
             for number in range(1, (options.rounds or _ROUNDS) + 1):
                 for turn in TURNS if number % 2 else reversed(TURNS):
-                    row = await _run(turn, number, stages[turn.workers], options)
+                    dsn, target = stages[turn.workers].dsn, stages[turn.workers].target
+                    if turn.hot:
+                        target = msgspec.structs.replace(target, tenants=target.tenants[:1])
+                    _, row = await audited(
+                        *(dsn, f"{turn.name}, round {number}", target, turn.loop, options.connections),
+                        options.duration_s or DURATION_S,
+                        per_s=options.rate_per_s,
+                    )
                     rows[turn.name].append(row)
                     report.rows.append(row)
-            for stage in stages.values():
-                for event, count in stage.server.logged.items():
-                    report.logged[event] = report.logged.get(event, 0) + count
     judge(report, rows, options.rate_per_s)
     return report
-
-
-def _work(options: Options) -> str:
-    return (
-        f"{options.connections:,} connections over {options.tenants} tenants, spread evenly over the workers;"
-        f" closed loops, and open ones of {options.rate_per_s:g} syncs/s; {MIX}"
-    )
-
-
-async def _run(turn: Turn, number: int, stage: Stage, options: Options) -> Row:
-    target = stage.target
-    if turn.hot:
-        target = msgspec.structs.replace(target, tenants=target.tenants[:1])
-    auditor = Auditor(stage.dsn)
-    duration_s = options.duration_s or DURATION_S
-    run = await run_tasks(
-        *(f"{turn.name}, round {number}", target, turn.loop, options.connections, duration_s),
-        per_s=options.rate_per_s,
-        warmup_s=min(WARMUP_S, duration_s),
-    )
-    return row_of(run, auditor.audit(run))
 
 
 def judge(report: Report, rows: Mapping[str, Sequence[Row]], rate_per_s: float) -> None:
@@ -117,23 +107,17 @@ def judge(report: Report, rows: Mapping[str, Sequence[Row]], rate_per_s: float) 
         report.figures.append(Figure(name, rates[name], "syncs/s", _costs(rows[name])))
     p95_ms = {name: median_latency(rows[name]).p95_ms for name in (_OPEN_1, _OPEN_2)}
     report.figures += [
-        Figure(f"p95 of {name} at {rate_per_s:g} syncs/s", p95_ms[name], "ms", _costs(rows[name]))
-        for name in p95_ms
+        Figure(f"p95 of {name} at {rate_per_s:g} syncs/s", took_ms, "ms", _costs(rows[name]))
+        for name, took_ms in p95_ms.items()
     ]
     every = [row for of_turn in rows.values() for row in of_turn]
+    report.bars += [connected_bar(every), lost_bar(every)]
     report.bars += [
-        connected_bar(every),
-        lost_bar(every),
-        *(
-            Bar(what, rates[name] / rates[other], "at least", ratio, "times")
-            for what, name, other, ratio in (
-                ("2 workers over 1, saturated", _SATURATED_2, _SATURATED_1, TWO_RATIO),
-                ("one tenant on 2 workers, over many tenants", _HOT, _SATURATED_2, HOT_RATIO),
-                (f"{MANY} workers over 2, saturated", _CONVOY, _SATURATED_2, MANY_RATIO),
-            )
-        ),
-        Bar("p95 of 2 workers, over 1", p95_ms[_OPEN_2] / p95_ms[_OPEN_1], "at most", P95_RATIO, "times"),
+        Bar(what, rates[name] / rates[other], "at least", ratio, "times")
+        for what, name, other, ratio in _RATIOS
     ]
+    slower = p95_ms[_OPEN_2] / p95_ms[_OPEN_1]
+    report.bars.append(Bar("p95 of 2 workers, over 1", slower, "at most", P95_RATIO, "times"))
     _predict(report, rows)
 
 
@@ -153,14 +137,9 @@ def _predict(report: Report, rows: Mapping[str, Sequence[Row]]) -> None:
     server_ms, postgres_ms = cost_ms(some, "server"), cost_ms(some, "postgres")
     dear_ms = cost_ms(many, "server") + cost_ms(many, "postgres")
     for cores in _CORES:
-        report.figures.append(
-            Figure(
-                f"bound by CPU on {cores} cores, generator elsewhere",
-                cores * 1000 / (server_ms + postgres_ms),
-                "syncs/s",
-                f"{cores * 1000 / dear_ms:,.0f} at the CPU that a sync takes with {MANY} workers",
-            )
-        )
+        name = f"bound by CPU on {cores} cores, generator elsewhere"
+        beside = f"{cores * 1000 / dear_ms:,.0f} at the CPU that a sync takes with {MANY} workers"
+        report.figures.append(Figure(name, cores * 1000 / (server_ms + postgres_ms), "syncs/s", beside))
     report.figures.append(Figure("bound of one worker by its core", 1000 / server_ms, "syncs/s"))
     limit = "the workers" if server_ms > postgres_ms else "PostgreSQL's processes"
     report.remarks += [

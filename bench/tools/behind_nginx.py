@@ -33,7 +33,7 @@ from bench.harness.product import HERE, variables
 from bench.harness.server import Server, free_ports
 from bench.harness.stage import add_tenants
 from bench.report.statistics import counts, percentile
-from bench.report.tables import Columns, lines
+from bench.report.text import Columns, lines
 from bench.tools.guided import Guided, versions_of
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import EmbeddedError

@@ -27,7 +27,7 @@ from bench.harness.child import ROOT
 from bench.harness.environment import BenchError, Environment, fresh, read_settings
 from bench.harness.stage import add_tenants, tenant_ids
 from bench.load.workload import data_of, message
-from bench.report.tables import table
+from bench.report.text import table
 from engine.cache.device_health import Counts, DeviceKey, Health
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.runtime.settings import Settings

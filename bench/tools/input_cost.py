@@ -26,7 +26,7 @@ import click
 import msgspec
 
 from bench.load.workload import message
-from bench.report.tables import table
+from bench.report.text import table
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.cursor import Scope
 from engine.model.domains import Domain, Domains

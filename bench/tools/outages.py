@@ -38,7 +38,7 @@ from bench.harness.product import product
 from bench.harness.server import Server
 from bench.harness.stage import add_tenants
 from bench.load.simple_device import SimpleDevice
-from bench.report.tables import Columns, lines, table
+from bench.report.text import Columns, lines, table
 from bench.tools.guided import Guided, versions_of
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings, SettingsError

@@ -16,15 +16,14 @@ import msgspec
 import psutil
 
 from bench.baselines.tus_server import install, tus_server
-from bench.harness.audit import Auditor
 from bench.harness.child import child, progress
 from bench.harness.environment import BenchError, Environment, fresh
-from bench.harness.load_run import Target, run_tasks
+from bench.harness.load_run import Target
 from bench.harness.meter import Meter, Usage
 from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
 from bench.load.workload import MIX
 from bench.report.results import Report, Row, Transfer
-from bench.report.summary import MIB, row_of
+from bench.report.summary import MIB, audited
 from bench.uploads.criteria import PLAIN, PRODUCT, TUS, judge
 from bench.uploads.generator import UploadPlan
 
@@ -34,7 +33,6 @@ CHUNK_BYTES: Final = 262_144
 #: A file of the turn that goes before all others and does not count.
 WARMUP_BYTES: Final = 1_048_576
 DURATION_S: Final = 10.0
-WARMUP_S: Final = 1.5
 _ROUNDS: Final = 3
 #: The tenant whose devices upload; those that sync are of others.
 _TENANT: Final = "bench-uploads"
@@ -56,9 +54,9 @@ async def uploads(options: Options) -> Report:
     with fresh(options.settings) as environment:
         progress("install @tus/server")
         await install(environment.home / "tus")
-        async with product_stage(environment, options, "product") as stage:
+        async with product_stage(environment, options, "product", report.logged) as stage:
             add_tenants(stage.dsn, [_TENANT])
-            idle_mib = psutil.Process(stage.server.pid).memory_info().rss / MIB
+            idle_mib = psutil.Process(stage.target.watched["server"]).memory_info().rss / MIB
             sides = await _turns(environment, options, stage, rounds, report)
             alone: list[Row] = []
             beside: list[Row] = []
@@ -75,7 +73,6 @@ async def uploads(options: Options) -> Report:
                     report.rows.append(row)
             report.transfers += goes_on
             judge(report, sides, idle_mib, alone, beside, goes_on)
-            report.logged = dict(stage.server.logged)
     return report
 
 
@@ -107,15 +104,12 @@ async def _turns(
 
 
 async def _sync(options: Options, stage: Stage, name: str, watched: Mapping[str, int]) -> Row:
-    duration_s = options.duration_s or DURATION_S
-    auditor = Auditor(stage.dsn)
     target = msgspec.structs.replace(stage.target, watched={**stage.target.watched, **watched})
-    run = await run_tasks(
-        *(name, target, "open", options.connections, duration_s),
+    _, row = await audited(
+        *(stage.dsn, name, target, "open", options.connections, options.duration_s or DURATION_S),
         per_s=options.rate_per_s,
-        warmup_s=min(WARMUP_S, duration_s),
     )
-    return row_of(run, auditor.audit(run))
+    return row
 
 
 async def _beside(options: Options, stage: Stage, number: int) -> tuple[Row, Transfer]:

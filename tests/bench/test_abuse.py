@@ -181,7 +181,7 @@ def test_report_of_two_versions_compares_them_in_text_and_page() -> None:
     text = text_of(report)
     assert "900.0/9000.0, 2.0/20.0 (2.0/20.0)" in text
     assert "901.0/9010.0, 2.0/20.0 (2.0/20.0)" in text
-    assert "under attack, before and after" in html_of([report])
+    assert "ten devices, before" in html_of([report])
 
 
 def test_settings_of_a_version_that_does_not_know_them_are_left_out(tmp_path: Path) -> None:

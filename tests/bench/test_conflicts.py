@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bench.cli import bench
 from bench.conflicts import scenario
 from bench.conflicts.oracle import POLICIES, Item, Outcome, Policy, Server, outcome
-from bench.conflicts.workload import VARIANTS, case_of
+from bench.conflicts.scenario import VARIANTS, case_of
 from bench.report.results import Report
 from engine.model.domains import Policy as KnownPolicy
 from storage.embedded.servers import Services

@@ -16,7 +16,7 @@ from aiohttp import WSMsgType, web
 
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Run, Target, planned, run_load
-from bench.harness.processes import Trees
+from bench.harness.meter import Trees
 from bench.load import generator
 from bench.load.generator import Generator
 from bench.load.plan import Outcome, Plan, Ready, Step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from typing import Any
 
 import msgspec
@@ -10,9 +12,8 @@ import pytest
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Run, spread
 from bench.harness.stage import add_tenants
-from bench.live.subscribers import Pages, Seen, Subscriber, digest
-from bench.live.summary import Tables, delivered, tables_of
-from bench.live.watching import check_files, sources
+from bench.live.delivery import Tables, check_files, delivered, sources, tables_of
+from bench.live.subscribers import Seen, Subscriber, Watch, WatchPlan, digest
 from bench.load.plan import Outcome, Plan, Ready, Step
 from tests.harness.services import execute
 
@@ -30,48 +31,58 @@ def page(*changes: tuple[str, int, int]) -> bytes:
 
 
 @pytest.fixture
-async def pages() -> Pages:
+async def seen() -> Seen:
     """What a process notes."""
-    return Pages()
+    return Seen()
 
 
 @pytest.fixture
-async def subscriber(pages: Pages) -> Subscriber:
+async def subscriber(seen: Seen) -> Subscriber:
     """The process's connection 3."""
-    return Subscriber(3, pages)
+    return Subscriber(3, seen)
 
 
-async def test_subscriber_knows_its_first_page_and_notes_later_ones(
-    subscriber: Subscriber, pages: Pages
-) -> None:
+async def test_subscriber_knows_its_records_and_notes_each_page(subscriber: Subscriber, seen: Seen) -> None:
     subscriber.received(page(("a", 1, 1)))
-    pages.begun = True
     subscriber.received(page(("b", 1, 2), ("a", 2, 3)))
     subscriber.received(page())
     assert subscriber.versions == {"a": 2, "b": 1}
     assert subscriber.seq == 3
-    columns = pages.connection, pages.first_seq, pages.last_seq, pages.changes
-    assert [list(column) for column in columns] == [[3], [2], [3], [2]]
-    assert pages.backwards == 0
+    assert [noted[:4] for noted in seen.pages] == [(3, 1, 1, 1), (3, 2, 3, 2)]
+    assert seen.backwards == 0
 
 
-async def test_subscriber_version_that_goes_backwards_is_counted(
-    subscriber: Subscriber, pages: Pages
-) -> None:
+async def test_watch_notes_pages_from_the_beginning_on() -> None:
+    plan = WatchPlan(host="h", ports=[1], tokens=["t"], sources=[], heartbeats=False)
+    watch = Watch(plan)
+    (subscriber,) = watch._subscribers
+    subscriber.received(page(("a", 1, 1)))
+    watch.begin()
+    gc.unfreeze()
+    gc.enable()
+    subscriber.received(page(("a", 2, 2)))
+    await asyncio.sleep(0.03)
+    found = await watch.finish([2])
+    assert [noted[:4] for noted in found.pages] == [(0, 2, 2, 1)]
+    assert (found.digests, found.short, found.errors) == ([digest({"a": 2})], [], {})
+    assert found.lag_us
+
+
+async def test_subscriber_version_that_goes_backwards_is_counted(subscriber: Subscriber, seen: Seen) -> None:
     subscriber.received(page(("a", 2, 5)))
     subscriber.received(page(("a", 1, 6), ("a", 1, 7)))
-    assert pages.backwards == 1
+    assert seen.backwards == 1
 
 
-async def test_subscriber_other_messages_are_counted(subscriber: Subscriber, pages: Pages) -> None:
+async def test_subscriber_other_messages_are_counted(subscriber: Subscriber, seen: Seen) -> None:
     subscriber.received(b'{"type":"welcome","heartbeat_s":30}')
     subscriber.received(b'{"type":"heartbeat_ack","id":"beat","health_score":97}')
     subscriber.received(b'{"type":"error","code":"cursor_expired"}')
     subscriber.received(b'{"type":"goodbye","reason":"shutdown"}')
     subscriber.ended(4409)
-    assert pages.heartbeat_s == 30
-    assert pages.heartbeats_answered == 1
-    assert pages.errors == {"cursor_expired": 1, "shutdown": 1, "closed_4409": 1}
+    assert subscriber.heartbeat_s == 30
+    assert seen.heartbeats_answered == 1
+    assert seen.errors == {"cursor_expired": 1, "shutdown": 1, "closed_4409": 1}
 
 
 def test_digest_depends_on_versions_and_not_on_their_order() -> None:
@@ -107,19 +118,10 @@ def run_of(*acks: tuple[int, int, int, int]) -> Run:
 def seen_of(*arrived: tuple[int, int, int, int], **changes: Any) -> Seen:
     """Make what was seen of pages: connection, lowest and highest seq, when after the beginning."""
     usual: dict[str, Any] = {
-        "connection": [connection for connection, *_ in arrived],
-        "first_seq": [first for _, first, _, _ in arrived],
-        "last_seq": [last for _, _, last, _ in arrived],
-        "changes": [last - first + 1 for _, first, last, _ in arrived],
-        "at_us": [BEGAN_US + at_us for *_, at_us in arrived],
+        "pages": [(*page, page[2] - page[1] + 1, BEGAN_US + at_us) for *page, at_us in arrived],
         "digests": ["A", "G"],
-        "short": [],
-        "backwards": 0,
-        "heartbeats": 0,
-        "heartbeats_answered": 0,
         "lag_us": [100, 300],
         "cpus": 0.25,
-        "errors": {},
     }
     return Seen(**(usual | changes))
 
@@ -130,7 +132,7 @@ TABLES = Tables({"acme": 2, "globex": 1}, {"acme": "A", "globex": "G"})
 def test_delivered_is_timed_by_tenant_and_seq() -> None:
     run = run_of((0, 1, 0, 4_000), (0, 2, 1_000, 6_000), (1, 1, 2_000, 9_000), (1, 2, -500, 10))
     seen = seen_of((0, 1, 2, 16_000), (1, 1, 2, 8_000), (0, 3, 3, 2_500_000))
-    found = delivered(run, [seen], TENANTS, TABLES)
+    found = delivered(run, seen, TENANTS, TABLES)
     assert found.from_ack.max_ms == 12.0
     assert found.from_ack.p50_ms == 10.0  # 0, 10, 12: it was there before the acknowledgement, and due before
     assert found.from_sending.max_ms == 16.0
@@ -150,7 +152,7 @@ def test_delivered_is_timed_by_tenant_and_seq() -> None:
     ],
 )
 def test_delivered_subscriber_that_lacks_something_is_named(changes: dict[str, Any], fault: str) -> None:
-    found = delivered(run_of((0, 1, 0, 10)), [seen_of((0, 1, 1, 20), **changes)], TENANTS, TABLES)
+    found = delivered(run_of((0, 1, 0, 10)), seen_of((0, 1, 1, 20), **changes), TENANTS, TABLES)
     assert found.faults == [fault]
 
 
@@ -174,7 +176,6 @@ def test_spread_is_even_over_workers_for_each_tenant(tenants: int, workers: int)
     for share in (given, *(given[tenant::tenants] for tenant in range(tenants))):
         counts = [share.count(port) for port in ports]
         assert max(counts) - min(counts) <= workers // 2
-    assert spread([], 400, tenants) == []
 
 
 def test_sources_of_very_many_connections_are_several_addresses() -> None:
@@ -188,7 +189,7 @@ def test_sources_of_very_many_connections_are_several_addresses() -> None:
 
 
 def test_check_files_too_low_a_limit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.live.watching.resource.getrlimit", lambda _: (1024, 8000))
+    monkeypatch.setattr("bench.live.delivery.resource.getrlimit", lambda _: (1024, 8000))
     check_files(15_000, 3, 2, 400)
     with pytest.raises(BenchError, match=r"open 8,000 files and 15,400 are needed .*ulimit -Hn 15400"):
         check_files(15_000, 3, 1, 400)

@@ -14,8 +14,7 @@ from bench.harness.load_run import Run
 from bench.harness.meter import Usage
 from bench.load.plan import Outcome, Plan, Ready, Step
 from bench.load.workload import ONLINE
-from bench.overload.criteria import judge, oddities
-from bench.overload.summary import back_to_normal_s, windows_of
+from bench.overload.criteria import back_to_normal_s, judge, oddities, windows_of
 from bench.report.html import html_of
 from bench.report.results import Report, Row, Window, as_json
 from bench.report.statistics import Latency, percentile
@@ -152,7 +151,6 @@ def load(name: str, times: float | None = None, **changes: Any) -> Row:
         "connected": 1,
         "connect_s": 0.1,
         "refusals": {},
-        "answered": 1,
         "refusal": Latency(0.0, 0.0, 0.0, 0.0),
         "waiting": 0,
         "late_p99_ms": 0.5,
@@ -268,5 +266,5 @@ def test_report_shows_each_load_and_draws_it() -> None:
     assert "overloaded 875" in text
     assert "0.10 + 0.50 + 0.30" in text
     page = html_of([report])
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 4  # latencies, rates, percentiles, windows
     assert "back to normal after" in page

@@ -133,17 +133,22 @@ def test_page_has_its_charts_inside_and_loads_nothing() -> None:
     page = html_of(
         [report(row_of(run_of("open < round"), CLEAN)), report(row_of(run_of(loop="closed"), None))]
     )
-    assert page.count("<svg") == 3  # percentiles of both, a time line of the open loop
+    assert page.count("<svg") == 6  # latencies, rates and percentiles of both
     assert "open &lt; round" in page
     assert "open < round" not in page
     assert not re.search(r"""(src|href)=["'](?!#)""", page.replace('xlink:href="#', 'href="#'))
     assert not re.search(r"@import|url\((?!#)", page)
 
 
-def test_page_row_without_answers_draws_no_chart() -> None:
+def test_page_row_without_answers_draws_no_percentiles() -> None:
     silent = row_of(run_of(loop="idle", latencies_ms=()), None)
     assert silent.cpu_ms == {}
-    assert "<svg" not in html_of([report(silent)])
+    assert html_of([report(silent)]).count("<svg") == 2
+
+
+def test_page_long_run_is_drawn_over_time() -> None:
+    long = msgspec.structs.replace(row_of(run_of(), CLEAN), seconds=[(2, 1.0, 2.0)] * 10)
+    assert html_of([report(long)]).count("<svg") == 4
 
 
 def turns(rival: float, ours: float, connections: int = 100) -> list[Turn]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.live import connections, scenario
-from bench.live.summary import Delivered
+from bench.live.delivery import Delivered
 from bench.report.results import Report, Row
 from bench.report.statistics import Latency
 from bench.report.text import text_of
@@ -30,10 +30,8 @@ def row_of(**changes: Any) -> Row:
         "late_p50_ms": 0.0,
         "late_p99_ms": 0.0,
         "sent": 10,
-        "answered": 10,
         "unanswered": 0,
         "errors": {},
-        "new_records": 5,
         "cpu_ms": {"generator": 0.1, "server": 0.2, "postgres": 0.3},
         "other_cpus": 0.0,
         "rss_peak_mib": 100.0,
@@ -169,7 +167,7 @@ def test_judge_connections_misses_each_bar(
     seen: dict[str, Any], row: dict[str, Any], grown_kib: float, expected: list[str]
 ) -> None:
     judged = report()
-    connections.judge(judged, row_of(**row), [seen_of(**seen)], grown_kib)
+    connections.judge(judged, row_of(**row), seen_of(**seen), grown_kib)
     assert missed(judged) == expected
 
 

@@ -10,14 +10,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench.baselines import compare
 from bench.cli import SCENARIOS, Scenario, bench
+from bench.harness import load_run
 from bench.harness.audit import syncs_of
 from bench.harness.environment import BenchError, read_settings, secret_of
 from bench.harness.load_run import Target, run_tasks
-from bench.harness.preload import fill
 from bench.harness.server import Server
-from bench.harness.stage import Options, add_tenants
+from bench.harness.stage import Options, add_tenants, fill
 from bench.live import connections
 from bench.live import scenario as live
 from bench.overload import scenario as overload
@@ -109,8 +108,7 @@ async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.Monk
     monkeypatch.setattr(limits, "IDLE_CONNECTIONS", 30)
     monkeypatch.setattr(limits, "IDLE_KIB", 1_000_000.0)
     monkeypatch.setattr(limits, "_IDLE_S", 0.2)
-    monkeypatch.setattr(limits, "WARMUP_S", 0.1)
-    monkeypatch.setattr(compare, "WARMUP_S", 0.1)
+    monkeypatch.setattr(load_run, "WARMUP_S", 0.1)
     report = await limits.limits(options(rounds=1, duration_s=0.3))
     assert report.passed
     figures = {figure.name: figure.value for figure in report.figures}
@@ -185,7 +183,7 @@ async def test_overload_of_a_server_that_runs_already(serve: Serve, monkeypatch:
     assert report.audit is not None
     assert report.audit.faults == []
     assert {row.rss_peak_mib for row in report.rows} == {None}
-    assert "CPU and memory of a server that was not started here are not measured" in report.remarks
+    assert "CPU and memory of a server that was not started here are not measured" in report.notes
 
 
 @pytest.mark.slow
@@ -205,7 +203,7 @@ async def test_concurrent_measures_each_of_two_workers(monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("home")
 async def test_scaling_goes_by_turns_over_one_two_and_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "MANY", 3)
-    monkeypatch.setattr(scaling, "WARMUP_S", 0.1)
+    monkeypatch.setattr(load_run, "WARMUP_S", 0.1)
     turns = [msgspec.structs.replace(turn, workers=min(turn.workers, 3)) for turn in scaling.TURNS]
     monkeypatch.setattr(scaling, "TURNS", tuple(turns))
     report = await scaling.scaling(options(connections=12, duration_s=0.3, rounds=1))
@@ -216,14 +214,15 @@ async def test_scaling_goes_by_turns_over_one_two_and_many_workers(monkeypatch: 
     assert {bar.name for bar in report.bars} >= {
         "2 workers over 1, saturated",
         "one tenant on 2 workers, over many tenants",
-        "3 workers over 2, saturated",
+        "8 workers over 2, saturated",
         "p95 of 2 workers, over 1",
     }
 
 
 @pytest.mark.usefixtures("home")
 async def test_live_delivers_to_another_worker_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("WIDE", 4), ("DENSE", 2), ("PUSHERS", 4), ("WARMUP_S", 0.1)):
+    monkeypatch.setattr(load_run, "WARMUP_S", 0.1)
+    for name, value in (("WIDE", 4), ("DENSE", 2), ("PUSHERS", 4)):
         monkeypatch.setattr(live, name, value)
     for name in ("FROM_ACK_P95_MS", "SYNC_RATIO", "MEMORY_RATIO"):
         monkeypatch.setattr(live, name, 60_000.0)
@@ -244,7 +243,7 @@ async def test_live_delivers_to_another_worker_and_loses_nothing(monkeypatch: py
 @pytest.mark.usefixtures("home")
 async def test_connections_are_idle_but_for_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PUSHERS", 4)
-    monkeypatch.setattr(connections, "WARMUP_S", 0.1)
+    monkeypatch.setattr(load_run, "WARMUP_S", 0.1)
     for name in ("P95_MS", "IDLE_KIB"):
         monkeypatch.setattr(connections, name, 60_000.0)
     report = await connections.connections(options(connections=90, duration_s=1.0))
@@ -262,10 +261,11 @@ async def test_uploads_take_turns_with_others_and_go_on_beside_syncs(monkeypatch
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     sizes = {"UPLOADERS": 3, "FILE_BYTES": 100_000, "CHUNK_BYTES": 40_000, "WARMUP_BYTES": 50_000}
-    for name, value in {**sizes, "WARMUP_S": 0.1}.items():
+    monkeypatch.setattr(load_run, "WARMUP_S", 0.1)
+    for name, value in sizes.items():
         monkeypatch.setattr(uploads, name, value)
-    for name, value in {"PLAIN_RATIO": 0.0, "GROWN_MIB": 1e6, "SYNC_RATIO": 1e6}.items():
-        monkeypatch.setattr(criteria, name, value)
+    for name, bound in {"PLAIN_RATIO": 0.0, "GROWN_MIB": 1e6, "SYNC_RATIO": 1e6}.items():
+        monkeypatch.setattr(criteria, name, bound)
     report = await uploads.uploads(options(rounds=1))
     assert [transfer.name for transfer in report.transfers] == [
         *(f"{side}, round 1" for side in ("a", "product", "b")),

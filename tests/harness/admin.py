@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.harness.administer import administer
+from bench.harness.environment import administer
 from storage.stores.devices import PostgresDevices
 from storage.stores.tenants import PostgresTenants
 

@@ -19,8 +19,7 @@ from bench.conflicts.scenario import conflicts
 from bench.faults.scenario import faults
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.stage import Options
-from bench.live.connections import CONNECTIONS, connections
-from bench.live.scenario import live
+from bench.live.scenario import CONNECTIONS, connections, live
 from bench.overload.scenario import overload
 from bench.report.html import html_of
 from bench.report.results import Report, as_json

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Final
@@ -43,13 +43,6 @@ class WatchPlan(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[str]
     sources: list[str]
     heartbeats: bool
-
-
-class Watching(msgspec.Struct, frozen=True):
-    """How many are subscribed and have their first page, and why others are not. Written once."""
-
-    subscribed: int
-    refusals: dict[str, int]
 
 
 #: Whose it was, its lowest and highest seq, how many changes, and when it was there in microseconds on the
@@ -162,30 +155,26 @@ class Watch:
         self._tasks: list[asyncio.Task[None]] = []
         self._began_s = self._cpu_s = 0.0
 
-    async def subscribe(self) -> Watching:
-        """Open the connections and wait until each has the first page."""
-        refusals: Counter[str] = Counter()
-        turns = asyncio.Semaphore(_OPENING)
-        done = await asyncio.gather(*(self._subscribe(one, turns, refusals) for one in self._subscribers))
-        return Watching(sum(done), dict(refusals))
+    async def subscribe(self) -> None:
+        """Open the connections and wait until each has the first page.
 
-    async def _subscribe(self, one: Subscriber, turns: asyncio.Semaphore, refusals: Counter[str]) -> bool:
+        Raises OSError.
+        """
+        turns = asyncio.Semaphore(_OPENING)
+        await asyncio.gather(*(self._subscribe(one, turns) for one in self._subscribers))
+
+    async def _subscribe(self, one: Subscriber, turns: asyncio.Semaphore) -> None:
         plan, index = self._plan, one.index
         async with turns:
-            try:
-                one.socket = socket = await connect(
-                    *(plan.host, plan.ports[index], plan.tokens[index], one.received, one.ended),
-                    source=plan.sources[index] if plan.sources else None,
-                )
-                async with asyncio.timeout(_FIRST_PAGE_S):
-                    await one.greeted
-                    one.greeted = asyncio.get_running_loop().create_future()
-                    socket.send(_SUBSCRIBE)
-                    await one.greeted
-            except OSError as error:  # TimeoutError is one
-                refusals[reason_of(error)] += 1
-                return False
-        return one.socket is not None
+            one.socket = await connect(
+                *(plan.host, plan.ports[index], plan.tokens[index], one.received, one.ended),
+                source=plan.sources[index] if plan.sources else None,
+            )
+            async with asyncio.timeout(_FIRST_PAGE_S):
+                await one.greeted
+                one.greeted = asyncio.get_running_loop().create_future()
+                one.socket.send(_SUBSCRIBE)
+                await one.greeted
 
     def begin(self) -> None:
         """Note from now on what comes, and send heartbeats."""
@@ -244,7 +233,11 @@ class Watch:
 
 async def _run(plan: WatchPlan, lines: Lines) -> None:
     watch = Watch(plan)
-    say(await watch.subscribe())
+    try:
+        await watch.subscribe()
+    except OSError as error:  # TimeoutError is one
+        sys.exit(f"a subscriber did not come up: {reason_of(error)}")
+    say("subscribed")
     if await lines.next():
         watch.begin()
         if line := await lines.next():

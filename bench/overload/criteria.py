@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
 from bench.harness.load_run import Run
-from bench.load.plan import Outcome
 from bench.report.results import OFFERED, Bar, Figure, Report, Row, Window, median_latency
-from bench.report.statistics import counts, percentile
-from bench.report.summary import STORED, UNANSWERED, unanswered
+from bench.report.statistics import counts
+from bench.report.summary import WINDOW_US, unanswered
 
 CAPACITY: Final = "capacity"
 BEFORE: Final = "normal before"
@@ -31,7 +29,6 @@ BACK_TO_NORMAL_S: Final = 2.0
 #: How much slower a quiet tenant may get beside another one's flood.
 QUIET_RATIO: Final = 2.0
 
-_WINDOW_US: Final = 100_000
 #: So many windows in a row make it normal again: one alone may be luck.
 _WINDOWS: Final = 3
 #: A p95 is normal within so many times, or so much above, the one before.
@@ -47,7 +44,7 @@ def oddities(run: Run) -> list[str]:
 
 
 def judge(report: Report) -> None:
-    """Add figures and bars to a report that has its rows, windows and remarks."""
+    """Add figures and bars to a report that has its rows."""
     ladder = [row for row in report.rows if row.times is not None]
     report.remarks += [
         f"{row.name}: {row.offered_per_s:,.0f} of {row.wanted_per_s:,.0f} syncs/s were really offered:"
@@ -91,13 +88,14 @@ def _top(report: Report, capacity: Row, once: Row, top: Row) -> None:
 
 
 def _recovery(report: Report) -> None:
+    ((before,), (after,)) = (_named(report, name) for name in (BEFORE, AFTER))
     # By windows, since the last syncs before the highest load were answered in it.
-    usual = [window.p95_ms for window in report.windows if window.at_s < report.began_s and window.p95_ms]
+    usual = [window.p95_ms for window in before.windows if window.p95_ms]
     before_ms = median(usual) if usual else 0.0
-    back_s = back_to_normal_s(report.windows, report.over_s, before_ms)
+    back_s = back_to_normal_s(after.windows, before_ms)
     report.figures.append(Figure(f"p95 of a tenth of a second, {BEFORE}", before_ms, "ms", "median"))
     if back_s is None:
-        back_s = report.windows[-1].at_s - report.over_s
+        back_s = after.windows[-1].at_s
         report.remarks.append(f"latency was not back to normal within {back_s:.1f} s")
     report.bars.append(Bar("back to normal after", back_s, "at most", BACK_TO_NORMAL_S, "s"))
 
@@ -118,36 +116,16 @@ def _quiet(report: Report) -> None:
         report.remarks.append("in some round nothing of the quiet tenant was stored")
 
 
-def windows_of(outcome: Outcome) -> list[Window]:
-    """Cut a run into tenths of a second, by when its syncs were due. Where none was there is no window."""
-    cut: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for due_us, sent_us, done_us, code in zip(
-        outcome.due_us, outcome.sent_us, outcome.done_us, outcome.code, strict=True
-    ):
-        if sent_us >= 0:
-            cut[due_us // _WINDOW_US].append((code, done_us - due_us))
-    return [_window(index, cut[index]) for index in sorted(cut)]
-
-
-def _window(index: int, syncs: list[tuple[int, int]]) -> Window:
-    stored_us = sorted(latency_us for code, latency_us in syncs if code == STORED)
-    silent = sum(code == UNANSWERED for code, _ in syncs)
-    p95_ms = percentile(stored_us, 95) / 1000 if stored_us else None
-    at_s, refused = index * _WINDOW_US / 1e6, len(syncs) - len(stored_us) - silent
-    return Window(at_s, len(stored_us), refused, silent, p95_ms)
-
-
-def back_to_normal_s(windows: Sequence[Window], over_s: float, before_p95_ms: float) -> float | None:
-    """Return how long after ``over_s`` the first of some normal windows in a row ends, None without these.
+def back_to_normal_s(windows: Sequence[Window], before_p95_ms: float) -> float | None:
+    """Return when the first of some normal windows in a row ends, None without these.
 
     In a normal window every sync is stored, with a normal p95.
     """
     limit_ms = max(_NORMAL_TIMES * before_p95_ms, before_p95_ms + _NORMAL_MORE_MS)
-    after = [window for window in windows if window.at_s >= over_s]
     in_a_row = 0
-    for place, window in enumerate(after):
+    for place, window in enumerate(windows):
         normal = not window.refused + window.unanswered and (window.p95_ms or 0.0) <= limit_ms
         in_a_row = in_a_row + 1 if normal else 0
         if in_a_row == _WINDOWS:
-            return after[place - _WINDOWS + 1].at_s + _WINDOW_US / 1e6 - over_s
+            return windows[place - _WINDOWS + 1].at_s + WINDOW_US / 1e6
     return None

@@ -15,16 +15,7 @@ from bench.harness.load_run import Run, Target, planned, run_load
 from bench.harness.stage import Options, staged
 from bench.load.plan import Step
 from bench.load.workload import OFFLINE, ONLINE
-from bench.overload.criteria import (
-    AFTER,
-    BEFORE,
-    CAPACITY,
-    QUIET_ALONE,
-    QUIET_BESIDE,
-    judge,
-    oddities,
-    windows_of,
-)
+from bench.overload.criteria import AFTER, BEFORE, CAPACITY, QUIET_ALONE, QUIET_BESIDE, judge, oddities
 from bench.report.results import Report
 from bench.report.summary import row_of
 
@@ -100,8 +91,6 @@ class _Overload:
         (run,) = await self._run(self._planned(steps))
         for place, times in ((1, None), (2, TOP), (3, None)):
             self._report.rows.append(row_of(run, place=place, times=times))
-        self._report.windows = windows_of(run.outcome)
-        self._report.began_s, self._report.over_s = (bound / 1e6 for bound in run.plan.bounds_us[2])
 
     async def _quiet(self, capacity: float, number: int) -> None:
         """Let a few devices of one tenant sync now and then, alone and beside another tenant's flood."""

@@ -15,8 +15,8 @@ from bench.report.text import KINDS, text_of
 
 _STYLE: Final = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
 _MARKS: Final = (50.0, 90.0, 95.0, 99.0, 99.9, 99.99)
-#: A run of fewer seconds has no chart over time.
-_LONG_S: Final = 10
+#: A run of fewer windows has no chart over time.
+_LONG_WINDOWS: Final = 20
 
 #: Titles of bar charts, the rows of a report that they draw, and each series with where a row has it.
 _BARS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
@@ -75,15 +75,10 @@ def _charts(report: Report) -> Iterator[Any]:
     if rows:
         yield _percentiles({row.name: row.curve for row in rows})
     for row in rows:
-        if len(row.seconds) >= _LONG_S:
-            names = ("answered/s", "p50 in ms", "p99 in ms")
-            values = zip(names, zip(*row.seconds, strict=True), strict=True)
-            yield _lines(f"{row.name}: over time", {name: list(enumerate(each)) for name, each in values})
-    if report.windows:
-        title = f"The highest load, over at {report.over_s:.1f} s: what became of syncs by when they were due"
-        fields = ("stored", "refused", "unanswered", "p95_ms")
-        series = {name: [(one.at_s, getattr(one, name)) for one in report.windows] for name in fields}
-        yield _lines(title, series, y_title="in a tenth of a second")
+        if row.loop == "open" and len(row.windows) >= _LONG_WINDOWS:
+            fields = ("stored", "refused", "unanswered", "p95_ms")
+            series = {name: [(one.at_s, getattr(one, name)) for one in row.windows] for name in fields}
+            yield _lines(f"{row.name}: syncs due in each tenth of a second", series)
 
 
 def _abused(kind: str, report: Report) -> Any:

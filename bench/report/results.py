@@ -21,18 +21,26 @@ OFFERED: Final = 0.95
 _BUSY_CPUS: Final = 0.2
 
 
+class Window(msgspec.Struct, frozen=True):
+    """What became of the syncs due in a tenth of a second; ``p95_ms`` is None where none was stored."""
+
+    at_s: float
+    stored: int
+    refused: int
+    unanswered: int
+    p95_ms: float | None
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a run. Rates are syncs a second, of what happened in the step.
 
     ``latency`` is that of the syncs that were due in it and stored, ``refusal`` that of the refused ones,
-    both from when they were due. ``times`` is the load over capacity. ``waiting`` syncs had no answer at its
-    end. ``late_*`` is how late syncs left and ``lag_p99_ms`` how late the generator's own timers were: it may
-    have read answers as late. ``cpus`` is how many CPUs each process tree kept busy, ``cpu_ms`` the same in
-    milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of the server's; ``frame_us`` is the
-    generator's CPU time a sync sent. ``other_cpus`` were busy with something else.
-
-    ``curve`` has latencies in ms by percent, ``seconds`` what was answered in each second of the step, with
-    p50 and p99 in ms. ``sent``, ``errors`` and ``unanswered`` count the whole run.
+    both from when they were due; ``curve`` has the first by percent. ``times`` is the load over capacity.
+    ``waiting`` syncs had no answer at its end. ``late_*`` is how late syncs left and ``lag_p99_ms`` how late
+    the generator's own timers were: it may have read answers as late. ``cpus`` is how many CPUs each process
+    tree kept busy, ``cpu_ms`` the same in milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of
+    the server's; ``frame_us`` is the generator's CPU time a sync sent. ``other_cpus`` were busy with
+    something else. ``sent``, ``errors`` and ``unanswered`` count the whole run.
     """
 
     name: str
@@ -64,7 +72,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     rss_peak_mib: float | None = None
     audit: Audit | None = None
     curve: list[tuple[float, float]] = []
-    seconds: list[tuple[int, float, float]] = []
+    windows: list[Window] = []
 
     @property
     def offered(self) -> bool:
@@ -80,16 +88,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     def faultless(self) -> bool:
         """Whether every sync was acknowledged, and everything acknowledged is stored."""
         return not (self.lost or (self.audit is not None and self.audit.fault_count))
-
-
-class Window(msgspec.Struct, frozen=True):
-    """What became of the syncs due in a tenth of a second; ``p95_ms`` is None where none was stored."""
-
-    at_s: float
-    stored: int
-    refused: int
-    unanswered: int
-    p95_ms: float | None
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,17 +221,14 @@ def this_machine() -> Machine:
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One scenario's report. ``windows`` are of the run whose highest load is ``began_s`` to ``over_s``."""
+    """One scenario's report."""
 
     scenario: str
     work: str
     machine: Machine = msgspec.field(default_factory=this_machine)
     rows: list[Row] = []
-    windows: list[Window] = []
     transfers: list[Transfer] = []
     abuses: list[Abuse] = []
-    began_s: float = 0.0
-    over_s: float = 0.0
     audit: Audit | None = None
     figures: list[Figure] = []
     bars: list[Bar] = []

@@ -8,13 +8,15 @@ from typing import Any, Final
 from bench.harness.audit import Audit, Auditor
 from bench.harness.load_run import Run, Target, run_tasks
 from bench.load.plan import CODES, Loop
-from bench.report.results import Row
+from bench.report.results import Row, Window
 from bench.report.statistics import latency_of, percentile
 
 UNANSWERED, STORED = (CODES.index(name) for name in ("unanswered", "synced"))
 #: Where the percentile curve is read.
 _CURVE: Final = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
 MIB: Final = 1 << 20
+#: Of one window of a row.
+WINDOW_US: Final = 100_000
 
 
 async def audited(
@@ -32,7 +34,7 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
     step, (begin_us, end_us) = plan.steps[place], plan.bounds_us[place]
     stored_us: list[int] = []
     refused_us: list[int] = []
-    seconds: defaultdict[int, list[int]] = defaultdict(list)
+    windows: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     late_us: list[int] = []
     done: Counter[int] = Counter()
     due = sent = waiting = 0
@@ -49,9 +51,9 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
         due += 1
         if sent_us >= 0:
             late_us.append(sent_us - due_us)
+            windows[(due_us - begin_us) // WINDOW_US].append((code, done_us - due_us))
             if code == STORED:
                 stored_us.append(done_us - due_us)
-                seconds[(due_us - begin_us) // 1_000_000].append(done_us - due_us)
             elif code != UNANSWERED:
                 refused_us.append(done_us - due_us)
     late_us.sort()
@@ -93,7 +95,7 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
         rss_peak_mib=None if peak_bytes is None else peak_bytes / MIB,
         audit=audit,
         curve=[(percent, percentile(stored_us, percent) / 1000) for percent in _CURVE],
-        seconds=[_second(sorted(seconds[index])) for index in range(int(spent_s))],
+        windows=[_window(index, windows[index]) for index in sorted(windows)],
     )
 
 
@@ -111,6 +113,9 @@ def _errors(run: Run) -> dict[str, int]:
     return dict(+errors)
 
 
-def _second(latencies_us: list[int]) -> tuple[int, float, float]:
-    p50_ms, p99_ms = (percentile(latencies_us, percent) / 1000 for percent in (50, 99))
-    return len(latencies_us), p50_ms, p99_ms
+def _window(index: int, syncs: list[tuple[int, int]]) -> Window:
+    stored_us = sorted(latency_us for code, latency_us in syncs if code == STORED)
+    silent = sum(code == UNANSWERED for code, _ in syncs)
+    p95_ms = percentile(stored_us, 95) / 1000 if stored_us else None
+    refused = len(syncs) - len(stored_us) - silent
+    return Window(index * WINDOW_US / 1e6, len(stored_us), refused, silent, p95_ms)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from bench.report.results import Abuse, Phase, Report, Row
+from bench.report.results import Abuse, Report, Row
 from bench.report.statistics import Latency, counts
 
 NONE: Final = "-"
 Columns = Sequence[tuple[str, Callable[[Any], str]]]
 KINDS: Final = ("heartbeat", "sync", "pull")
-_SINKS: Final[dict[Phase, Phase]] = {"one device": "sink of one", "ten devices": "sink of ten"}
 
 
 def _some(value: float | None, form: str = ".0f") -> str:
@@ -109,11 +108,13 @@ def _report(report: Report) -> Iterator[str]:
     yield f"{report.scenario}: {report.work}"
     yield f"{machine.cpus} CPUs, {machine.cpu}, {machine.system}, Python {machine.python}"
     yield ""
-    for rows, columns in ((report.rows, _ROWS), (report.transfers, _TRANSFERS), (report.abuses, _ABUSES)):
+    # An attack's phases on two versions beside each other, in the order of this version's.
+    phases = list(dict.fromkeys((one.attack, one.phase) for one in report.abuses))
+    abuses = sorted(report.abuses, key=lambda one: phases.index((one.attack, one.phase)))
+    for rows, columns in ((report.rows, _ROWS), (report.transfers, _TRANSFERS), (abuses, _ABUSES)):
         if rows:
             yield from lines(rows, columns)
     yield from filter(None, map(_counted, report.abuses))
-    yield from _compared(report.abuses)
     for row in report.rows:
         yield from _faults(row)
     for transfer in report.transfers:
@@ -192,38 +193,3 @@ def brief(abuse: Abuse) -> str:
     refused = sum(abuse.others.refused.values())
     told = f"refused {refused}, held {_some(abuse.stretch_ms)} ms, queued {_some(abuse.queued, '.0%')}"
     return f"{abuse.phase}: {felt_ms} ms, {told}, load {abuse.load:.1f}"
-
-
-def _compared(abuses: Sequence[Abuse]) -> Iterator[str]:
-    """Write this version beside the one before, a line for each attack and number of devices."""
-    found = {(abuse.attack, abuse.phase, abuse.before): abuse for abuse in abuses}
-    pairs = [
-        (before, found[attack, phase, False], found.get((attack, _SINKS[phase], False)))
-        for (attack, phase, was_before), before in found.items()
-        if was_before and phase in _SINKS and (attack, phase, False) in found
-    ]
-
-    def both(kind: str) -> Callable[[tuple[Abuse, Abuse, Abuse | None]], str]:
-        def cell(pair: tuple[Abuse, Abuse, Abuse | None]) -> str:
-            before, after, sink = (NONE if one is None else _p50_p99(felt(one, kind)) for one in pair)
-            return f"{before}, {after} ({sink})"
-
-        return cell
-
-    columns: Columns = (
-        ("attack", lambda pair: pair[0].attack),
-        ("devices", lambda pair: pair[0].phase.partition(" ")[0]),
-        *((f"{kind} p50/p99 ms before, after (sink)", both(kind)) for kind in KINDS),
-        ("held ms", lambda pair: ", ".join(map(_held, pair[:2]))),
-        ("memory MiB", lambda pair: ", ".join(_some(one.grown_mib) for one in pair[:2])),
-        ("disk KB", lambda pair: ", ".join(f"{one.disk_bytes / 1000:,.0f}" for one in pair[:2])),
-        ("rows", lambda pair: ", ".join(f"{one.rows:,}" for one in pair[:2])),
-    )
-    if pairs:
-        yield ""
-        yield from lines(pairs, columns)
-
-
-def _held(abuse: Abuse) -> str:
-    """Write the longest stretch of the loop, or the slowest heartbeat where a version does not measure it."""
-    return f"~{abuse.others.heartbeat.max_ms:.0f}" if abuse.stretch_ms is None else _some(abuse.stretch_ms)

@@ -179,8 +179,12 @@ def test_report_of_two_versions_compares_them_in_text_and_page() -> None:
     now = [phase(each, 2.0) for each in PHASES]
     report = judged(*now, phase("one device", 900.0, before=True), phase("ten devices", 901.0, before=True))
     text = text_of(report)
-    assert "900.0/9000.0, 2.0/20.0 (2.0/20.0)" in text
-    assert "901.0/9010.0, 2.0/20.0 (2.0/20.0)" in text
+    phases = [line.split("  ")[1].strip() for line in text.splitlines() if line.startswith("pongs  ")]
+    assert phases == [
+        *("at rest", "one device", "one device, before", "ten devices", "ten devices, before"),
+        *("sink of one", "sink of ten"),
+    ]
+    assert "901.0/9010.0" in text
     assert "ten devices, before" in html_of([report])
 
 

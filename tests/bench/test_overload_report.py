@@ -14,7 +14,7 @@ from bench.harness.load_run import Run
 from bench.harness.meter import Usage
 from bench.load.plan import Outcome, Plan, Ready, Step
 from bench.load.workload import ONLINE
-from bench.overload.criteria import back_to_normal_s, judge, oddities, windows_of
+from bench.overload.criteria import back_to_normal_s, judge, oddities
 from bench.report.html import html_of
 from bench.report.results import Report, Row, Window, as_json
 from bench.report.statistics import Latency, percentile
@@ -103,11 +103,13 @@ def test_row_of_an_empty_step_is_zeros() -> None:
     assert load.offered
 
 
-def test_windows_are_by_due_time() -> None:
+def test_row_windows_are_by_due_time_in_the_step() -> None:
     outcome = outcome_of(
-        *((10, 10, 20, 1), (99, 99, 400, 1), (50, 50, 60, 2), (310, 310, -1, 0), (320, -1, -1, 0))
+        *((10, 10, 20, 1), (110, 110, 120, 1), (199, 199, 500, 1), (150, 150, 160, 2)),
+        *((210, 210, -1, 0), (220, -1, -1, 0), (310, 310, 320, 1)),
     )
-    assert windows_of(outcome) == [Window(0.0, 2, 1, 0, 301.0), Window(0.3, 0, 0, 1, None)]
+    row = row_of(run_of(outcome))
+    assert row.windows == [Window(0.0, 2, 1, 0, 301.0), Window(0.1, 0, 0, 1, None)]
 
 
 def window(tenth: int, p95_ms: float, refused: int = 0) -> Window:
@@ -126,16 +128,15 @@ def window(tenth: int, p95_ms: float, refused: int = 0) -> Window:
     ],
 )
 def test_back_to_normal_takes_windows_in_a_row(p95s_ms: list[float], expected_s: float | None) -> None:
-    windows = [window(0, 1.0), window(1, 1.0), *(window(2 + n, p95) for n, p95 in enumerate(p95s_ms))]
-    found = back_to_normal_s(windows, 0.2, 10.0)
+    found = back_to_normal_s([window(n, p95) for n, p95 in enumerate(p95s_ms)], 10.0)
     assert found == (None if expected_s is None else pytest.approx(expected_s))
 
 
 def test_back_to_normal_five_ms_more_are_normal_and_a_refusal_is_not() -> None:
     fine = [window(n, 6.0) for n in range(3)]
-    assert back_to_normal_s(fine, 0.0, 1.0) == pytest.approx(0.1)
-    assert back_to_normal_s([window(0, 6.1), *fine[1:]], 0.0, 1.0) is None
-    assert back_to_normal_s([window(0, 6.0, refused=1), *fine[1:]], 0.0, 1.0) is None
+    assert back_to_normal_s(fine, 1.0) == pytest.approx(0.1)
+    assert back_to_normal_s([window(0, 6.1), *fine[1:]], 1.0) is None
+    assert back_to_normal_s([window(0, 6.0, refused=1), *fine[1:]], 1.0) is None
 
 
 def load(name: str, times: float | None = None, **changes: Any) -> Row:
@@ -165,23 +166,18 @@ def load(name: str, times: float | None = None, **changes: Any) -> Row:
 
 def report_of(top: Row, *quiet: Row) -> Report:
     beside = quiet or (load("quiet beside, round 1", latency=Latency(1.0, 2.0, 5.0, 6.0)),)
+    windows = [window(n, 10.0) for n in range(6)]
     loads = [
         load("capacity"),
         load("1 times", 1.0),
+        load("normal before", windows=windows),
         top,
+        load("normal after", windows=windows),
         load("quiet alone, round 1"),
         *beside,
         load("capacity again", stored_per_s=90.0),
     ]
-    windows = [window(n, 10.0) for n in range(10)]
-    return Report(
-        scenario="overload",
-        work="the work",
-        rows=loads,
-        windows=windows,
-        began_s=0.2,
-        over_s=0.4,
-    )
+    return Report(scenario="overload", work="the work", rows=loads)
 
 
 OVER = {
@@ -229,7 +225,7 @@ def test_judge_load_that_was_not_offered_has_no_bar() -> None:
     assert "900 of 1,000 syncs/s were really offered" in report.remarks[0]
     assert "900 (not measured)" in text_of(report)
     (whole,) = msgspec.json.decode(as_json([report]))["reports"]
-    assert [one["offered"] for one in whole["rows"]] == [True, True, False, True, True, True]
+    assert [one["offered"] for one in whole["rows"]] == [True, True, True, False, True, True, True, True]
 
 
 def test_judge_server_that_collapses_misses_its_bars() -> None:
@@ -238,7 +234,8 @@ def test_judge_server_that_collapses_misses_its_bars() -> None:
         load("10 times", 10.0, **(OVER | {"stored_per_s": 0.0, "refused_per_s": 0.0, "refusal": nothing})),
         load("quiet beside, round 1", refused={"overloaded": 3}, latency=nothing),
     )
-    report.windows = [window(0, 1.0), *(window(n, 900.0) for n in range(1, 10))]
+    after = [window(n, 900.0) for n in range(6)]
+    report.rows[4] = msgspec.structs.replace(report.rows[4], windows=after)
     judge(report)
     assert {bar.name for bar in report.bars if not bar.met} == {
         "stored at 10 times capacity, over capacity",
@@ -266,5 +263,5 @@ def test_report_shows_each_load_and_draws_it() -> None:
     assert "overloaded 875" in text
     assert "0.10 + 0.50 + 0.30" in text
     page = html_of([report])
-    assert page.count("<svg") == 4  # latencies, rates, percentiles, windows
+    assert page.count("<svg") == 3  # latencies, rates, percentiles
     assert "back to normal after" in page

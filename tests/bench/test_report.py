@@ -15,7 +15,7 @@ from bench.harness.load_run import Run
 from bench.harness.meter import Usage
 from bench.load.plan import Loop, Outcome, Plan, Ready, Step
 from bench.report.html import html_of
-from bench.report.results import Bar, Machine, Report, Row, as_json, median_latency
+from bench.report.results import Bar, Machine, Report, Row, Window, as_json, median_latency
 from bench.report.summary import row_of
 from bench.report.text import text_of
 
@@ -147,7 +147,7 @@ def test_page_row_without_answers_draws_no_percentiles() -> None:
 
 
 def test_page_long_run_is_drawn_over_time() -> None:
-    long = msgspec.structs.replace(row_of(run_of(), CLEAN), seconds=[(2, 1.0, 2.0)] * 10)
+    long = msgspec.structs.replace(row_of(run_of(), CLEAN), windows=[Window(0.1, 2, 1, 0, 1.0)] * 20)
     assert html_of([report(long)]).count("<svg") == 4
 
 

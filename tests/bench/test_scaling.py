@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.live import connections, scenario
+from bench.live import scenario
 from bench.live.delivery import Delivered
 from bench.report.results import Report, Row
 from bench.report.statistics import Latency
@@ -37,7 +37,6 @@ def row_of(**changes: Any) -> Row:
         "rss_peak_mib": 100.0,
         "audit": None,
         "curve": [],
-        "seconds": [],
         "worker_cpu_ms": [0.08, 0.12],
     }
     return Row(**(usual | changes))
@@ -167,7 +166,7 @@ def test_judge_connections_misses_each_bar(
     seen: dict[str, Any], row: dict[str, Any], grown_kib: float, expected: list[str]
 ) -> None:
     judged = report()
-    connections.judge(judged, row_of(**row), seen_of(**seen), grown_kib)
+    scenario.judge_connections(judged, row_of(**row), seen_of(**seen), grown_kib)
     assert missed(judged) == expected
 
 

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from engine.model.rows import TenantUsage
-from engine.plan.capacity import CapacityState
+from engine.plan.bounds.capacity import CapacityState
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.postgres.disk import Disk

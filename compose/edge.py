@@ -20,7 +20,7 @@ from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.operate.conflicts import ConflictStore
-from engine.plan.capacity import CapacityState
+from engine.plan.bounds.capacity import CapacityState
 from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.metrics import MetricSource
@@ -35,8 +35,8 @@ from handlers.http.authenticate import Authenticator, RequestGate
 from handlers.http.client_address import RefusedHandshakeLog, networks
 from handlers.http.counters import Traffic
 from handlers.http.limits import EdgeLimits
-from handlers.http.loop_charges import LoopCharges
-from handlers.http.loop_watch import LoopWatch
+from handlers.http.loop.charges import LoopCharges
+from handlers.http.loop.watch import LoopWatch
 from handlers.http.tokens import KeySet, Verifier
 from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
 from handlers.operate.probe_access import Audience, ProbeAccess

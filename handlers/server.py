@@ -28,7 +28,7 @@ from handlers.http.counters import Traffic
 from handlers.http.edge_protocol import EdgeProtocol
 from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import refuse_other_expectations
-from handlers.http.loop_watch import LoopWatch
+from handlers.http.loop.watch import LoopWatch
 from handlers.http.response_headers import with_headers
 from handlers.http.unauthenticated import UnauthenticatedConnections
 from handlers.http.unread_body import close_if_body_unread, close_without_answer

@@ -13,7 +13,7 @@ import uvloop
 
 from compose.configuration import DEFAULTS, VARIABLE
 from handlers.commands import deployment
-from handlers.http import loop_watch
+from handlers.http.loop import watch as loop_watch
 
 pytest_plugins = [
     "tests.harness.services",

@@ -35,7 +35,7 @@ from bench.harness.stage import Options, add_tenants, remote
 from bench.report.results import Abuse, Bar, Phase, Report
 from bench.report.text import brief
 from engine.model.domains import DomainPolicy
-from engine.plan.tenant_usage import NAMES
+from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
 from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies

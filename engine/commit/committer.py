@@ -18,7 +18,7 @@ from engine.commit.lane import IsContended, Lane, OnCommitted, OnUnknownOutcome
 from engine.commit.overload import overloaded
 from engine.commit.ports import Store, WorkQueue
 from engine.commit.queue import Charge, CommitLimits, CommitQueue, OnOutcome
-from engine.plan.capacity import BlockedRecords
+from engine.plan.bounds.capacity import BlockedRecords
 from engine.plan.context import PlanContext
 from engine.plan.work import Work
 from engine.runtime.metrics import Metric, Value, gauge

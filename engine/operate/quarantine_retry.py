@@ -15,7 +15,7 @@ from engine.commit.validation import MessageValidator, Session
 from engine.model.rows import Quarantined, QuarantineRef, ReadSet, Snapshot, TenantUsage, WriteSet
 from engine.model.tenants import Tenant
 from engine.operate.rows import Retried
-from engine.plan.tenant_usage import conflict_bytes
+from engine.plan.bounds.tenant_usage import conflict_bytes
 from engine.plan.work import Push
 from engine.wire.codec import JSON
 from engine.wire.errors import SyncError

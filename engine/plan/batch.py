@@ -12,10 +12,10 @@ from types import MappingProxyType
 import msgspec
 
 from engine.model.rows import OpenConflictRef, ReadSet, Record, Snapshot, WriteSet
-from engine.plan.capacity import Blocked, Capacity
+from engine.plan.bounds.capacity import Blocked, Capacity
+from engine.plan.bounds.tenant_usage import usage_above
 from engine.plan.context import PlanContext
 from engine.plan.kinds import KINDS
-from engine.plan.tenant_usage import usage_above
 from engine.plan.unit_of_work import Reads, UnitOfWork
 from engine.plan.work import Outcome, Push, Work
 from engine.wire.steps import numbered, run_steps
@@ -30,7 +30,7 @@ class Plan(msgspec.Struct, frozen=True):
     ``unread_conflicts`` are open conflicts that the plan needed and ``read_set`` did not name. If there are
     any, the rest is void, and the batch has to run again with them. ``blocked`` are the records that are
     blocked after the batch, ``refused_keys`` the keys of the messages that found no room
-    (``engine.plan.capacity``).
+    (``engine.plan.bounds.capacity``).
     """
 
     outcomes: list[Outcome]

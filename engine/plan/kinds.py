@@ -9,9 +9,8 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final, NamedTuple
 
 from engine.plan.attachments import attach, attach_reads
-from engine.plan.capacity import Capacity
-from engine.plan.context import PlanContext
-from engine.plan.costs import (
+from engine.plan.bounds.capacity import Capacity
+from engine.plan.bounds.costs import (
     Costs,
     attach_touched_bytes,
     attach_us,
@@ -19,6 +18,7 @@ from engine.plan.costs import (
     push_us,
     resolution_us,
 )
+from engine.plan.context import PlanContext
 from engine.plan.push import apply_push, apply_push_in_steps, push_reads, with_items_rejected
 from engine.plan.resolve import resolution_reads, resolve
 from engine.plan.unit_of_work import Reads, UnitOfWork

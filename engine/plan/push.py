@@ -18,12 +18,12 @@ from engine.model.rows import (
 )
 from engine.plan.answers import limit_kept_data, limit_sent_data, restore_data
 from engine.plan.apply import apply_item
-from engine.plan.capacity import Capacity
+from engine.plan.bounds.capacity import Capacity
+from engine.plan.bounds.costs import push_touched_bytes
+from engine.plan.bounds.tenant_usage import sentence
 from engine.plan.conflict import may_hold
 from engine.plan.context import PlanContext
-from engine.plan.costs import push_touched_bytes
 from engine.plan.quarantine import quarantined
-from engine.plan.tenant_usage import sentence
 from engine.plan.unit_of_work import Checkpoint, Reads, Savepoint, UnitOfWork
 from engine.plan.work import Change, Push, PushAnswer, RejectedItem
 from engine.wire.errors import SyncError

@@ -25,8 +25,8 @@ from engine.model.rows import (
 )
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
+from engine.plan.bounds.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 from engine.plan.decoded import DecodedRecords
-from engine.plan.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 from engine.plan.work import Change, Push
 from engine.wire.messages import Status
 

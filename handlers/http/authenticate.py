@@ -20,7 +20,7 @@ from engine.wire.codec import Codec
 from engine.wire.errors import SyncError
 from handlers.http.draining import Draining
 from handlers.http.edge_protocol import charge_request_to, count_for_device, mark_authenticated
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 from handlers.http.tokens import Verifier, device_claims, token_of
 
 #: The request as it is counted while it is open; the application ends the count with the request.

@@ -25,7 +25,7 @@ from engine.runtime.open_requests import Ticket
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
 from handlers.http.errors import early_answer
-from handlers.http.metering import Bill, Payer
+from handlers.http.loop.metering import Bill, Payer
 from handlers.http.read_buffers import BoundedReads, default_read_ahead, discard, limit_read_ahead
 from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections
 

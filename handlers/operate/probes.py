@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from engine.cluster.bus import Bus
-from engine.plan.capacity import CapacityState
+from engine.plan.bounds.capacity import CapacityState
 from engine.runtime.metrics import MetricSource
 from handlers.http.draining import Draining
 from handlers.operate.exposition import CONTENT_TYPE, pieces

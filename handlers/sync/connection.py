@@ -31,7 +31,7 @@ from engine.wire.messages import (
 )
 from engine.wire.timestamps import to_us
 from handlers.http.errors import as_sync_error
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 from handlers.sync.connections import Connections
 from handlers.sync.device_socket import DeviceSocket
 from handlers.sync.operations import Operations, set_device_clock

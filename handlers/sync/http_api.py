@@ -32,7 +32,7 @@ from handlers.http.cors import CorsPolicy
 from handlers.http.counters import Traffic
 from handlers.http.headers import content_coding, media_type, prefers_msgpack, takes_gzip
 from handlers.http.limits import EdgeLimits
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 from handlers.http.unread_body import give_up
 from handlers.sync.operations import Operations, set_device_clock
 from handlers.sync.push_counts import PushCounts
@@ -235,7 +235,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
     def _charging(self, device: Device) -> Iterator[None]:
         """Count an expensive message as several, also if it is refused.
 
-        Its share of the loop is charged with the whole request (``handlers/http/metering.py``).
+        Its share of the loop is charged with the whole request (``handlers/http/loop/metering.py``).
         """
         clock_s = self.loop.clock.monotonic_s
         begun_s = clock_s()

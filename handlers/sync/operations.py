@@ -36,7 +36,7 @@ from engine.wire.messages import (
 from engine.wire.timestamps import to_text, to_us
 from handlers.http.authenticate import reader_of
 from handlers.http.limits import EdgeLimits
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 
 #: A list of conflicts ends after this many bytes, but not before its first conflict.
 LIST_BYTES: Final = 1 << 20

@@ -17,7 +17,7 @@ from engine.runtime.loop_share import Rest
 from engine.runtime.ports import Clock
 from engine.wire.errors import SyncError
 from engine.wire.messages import Sync
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 from handlers.sync.device_socket import DeviceSocket
 from handlers.sync.push_backoff import PushBackoff
 from handlers.sync.push_counts import PushCounts

@@ -20,7 +20,7 @@ from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
 from engine.wire.messages import Conflicts, Pull, Resolve, Subscribe, Unsubscribe, Unsubscribed
 from handlers.http.errors import as_sync_error
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 from handlers.sync.device_socket import DeviceSocket, TaskBody
 from handlers.sync.operations import Operations
 from handlers.sync.subscription_sink import SubscriptionSink

@@ -25,7 +25,7 @@ from handlers.http.client_address import RefusedHandshakeLog
 from handlers.http.counters import Traffic
 from handlers.http.errors import as_sync_error, error_body
 from handlers.http.limits import EdgeLimits
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 from handlers.http.response_headers import add_headers
 from handlers.http.tokens import offered_subprotocols
 from handlers.sync.connection import Connection

@@ -1,9 +1,9 @@
 """What tenants hold: read for people, and counted again from the rows themselves.
 
-Batches add what they write to the columns of ``tenant_counters`` (``engine.plan.tenant_usage``). The columns
-are exact as long as every writer does this. A server of an earlier version does not, nor does a person with
-psql, and a dropped day of answers or events is subtracted only after it is gone. So each tenant is counted
-once a week, and a tenant that was never counted is counted soon.
+Batches add what they write to the columns of ``tenant_counters`` (``engine.plan.bounds.tenant_usage``). The
+columns are exact as long as every writer does this. A server of an earlier version does not, nor does a
+person with psql, and a dropped day of answers or events is subtracted only after it is gone. So each tenant
+is counted once a week, and a tenant that was never counted is counted soon.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.model.rows import TenantUsage
 from engine.operate.ports import NoTenantError
 from engine.operate.rows import TenantUsageSummary
-from engine.plan.tenant_usage import NAMES
+from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
 from storage.postgres.daily_usage import DROPPING, add
 from storage.postgres.pool import Database

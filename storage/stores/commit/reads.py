@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from engine.model.rows import ReadSet
-from engine.plan.tenant_usage import NAMES
+from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.arrays import control_joined, hex_array, int_array, split_sql, text_array
 from storage.postgres.connection import Statement
 from storage.stores.commit.answers import RECENT_H, TODAY, older, recent

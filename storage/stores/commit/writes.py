@@ -15,7 +15,7 @@ from engine.model.rows import (
     TenantUsage,
     WriteSet,
 )
-from engine.plan.tenant_usage import NAMES
+from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.arrays import (
     control_joined,
     control_joined_or_null,

@@ -26,7 +26,7 @@ from engine.wire.messages import Resolve, Sync
 from engine.wire.pieces import decode_in_pieces
 from engine.wire.steps import run_steps
 from engine.wire.values import value_fault, value_steps
-from handlers.http.loop_charges import LoopCharges
+from handlers.http.loop.charges import LoopCharges
 from handlers.sync import connection
 from tests.engine.commit.test_validation import CONFLICT
 from tests.harness.in_process_server import Running

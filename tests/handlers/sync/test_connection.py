@@ -23,8 +23,8 @@ from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
 from engine.wire.close_codes import CloseCode
 from engine.wire.errors import SyncError
 from handlers.http.counters import Traffic
-from handlers.http.loop_charges import LoopCharges
-from handlers.http.loop_watch import LoopWatch
+from handlers.http.loop.charges import LoopCharges
+from handlers.http.loop.watch import LoopWatch
 from handlers.sync.connection import MAX_IN_FLIGHT, MAX_MALFORMED, MAX_RATE_IGNORED, MAX_READS, Connection
 from handlers.sync.connections import Connections
 from handlers.sync.device_socket import DeviceSocket

@@ -13,9 +13,9 @@ from engine.cache.device_health import Device, DeviceKey
 from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.rate_limit import COUNTED_BYTES, TokenBucket
-from handlers.http import loop_charges
-from handlers.http.loop_charges import LoopCharges
-from handlers.http.loop_watch import HELD_S, LoopWatch
+from handlers.http.loop import charges
+from handlers.http.loop.charges import LoopCharges
+from handlers.http.loop.watch import HELD_S, LoopWatch
 from handlers.sync import frames
 from handlers.sync.frames import FRAGMENTS
 from tests.contract.test_frames_masked import HANDSHAKE, PONG, TEXT, closed, shaken
@@ -84,7 +84,7 @@ async def test_charge_message_that_held_the_loop_is_logged_with_its_device(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_PORTION_S", 0.0)
-    monkeypatch.setattr(loop_charges, "HELD_S", 0.0)
+    monkeypatch.setattr(charges, "HELD_S", 0.0)
     with capture_logs() as logs:
         phone = await server.device("phone")
         await phone.ask("heartbeat")
@@ -128,7 +128,7 @@ class _Clock:
 async def test_loop_watch_counts_delays_and_logs_those_without_a_known_cause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("handlers.http.loop_watch._UNKNOWN_S", 1.0)
+    monkeypatch.setattr("handlers.http.loop.watch._UNKNOWN_S", 1.0)
     watch = LoopWatch(_Clock())
     with capture_logs() as logs:
         watch.ticked(0.001)

@@ -29,7 +29,7 @@ from engine.model.rows import (
     WriteSet,
 )
 from engine.operate.conflicts import ConflictPage, ConflictStore
-from engine.plan.tenant_usage import NAMES
+from engine.plan.bounds.tenant_usage import NAMES
 from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.model.rows import TenantUsage
-from engine.plan.tenant_usage import NAMES
+from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.partitions import drop_expired, ensure_partitions
 from storage.stores.usage import recount
 from tests.harness.in_process_server import Running, Serve

@@ -8,7 +8,7 @@ from engine.cache.device_health import Device
 from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares, Rest
 from engine.runtime.ports import Clock
-from handlers.http.loop_watch import HELD_S, LoopWatch
+from handlers.http.loop.watch import HELD_S, LoopWatch
 
 
 class LoopCharges(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import pytest
 
 from engine.runtime.metered import metered
 from engine.runtime.unauthenticated_scheduler import UnauthenticatedScheduler
-from handlers.http.metering import Bill
+from handlers.http.loop.metering import Bill
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.raw_http import wired
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from engine.model.rows import DeviceRecordKey, TenantUsage
 from engine.plan.batch import plan, read_set
-from engine.plan.capacity import MAX_BLOCKED_RECORDS, Blocked, BlockedRecords
-from engine.plan.tenant_usage import NAMES, near_limit, usage_above
+from engine.plan.bounds.capacity import MAX_BLOCKED_RECORDS, Blocked, BlockedRecords
+from engine.plan.bounds.tenant_usage import NAMES, near_limit, usage_above
 from engine.plan.work import Push, PushAnswer
 from engine.wire.errors import SyncError
 from tests.engine.plan.test_batch import Planner, item

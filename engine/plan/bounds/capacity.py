@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from engine.model.rows import DeviceRecordKey, TenantUsage
-from engine.plan.tenant_usage import NAMES, exceeded, near_limit
+from engine.plan.bounds.tenant_usage import NAMES, exceeded, near_limit
 from engine.plan.work import Change, Push, Work
 from engine.runtime.metrics import Metric, Value, gauge
 from engine.wire.errors import SyncError

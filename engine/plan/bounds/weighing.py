@@ -1,6 +1,6 @@
 """Which messages of a batch are planned together, so that its tenants are not locked for too long.
 
-Pure. The costs are estimates (``engine.plan.costs``).
+Pure. The costs are estimates (``engine.plan.bounds.costs``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from engine.model.rows import Snapshot
-from engine.plan.costs import ITEM_US, SMALL_BYTES, SMALL_US_PER_BYTE, Costs
+from engine.plan.bounds.costs import ITEM_US, SMALL_BYTES, SMALL_US_PER_BYTE, Costs
 from engine.plan.kinds import KINDS
 from engine.plan.work import Work
 

@@ -1,0 +1,1 @@
+"""Tests of what a tenant may hold and a batch may cost."""

@@ -17,9 +17,9 @@ from engine.model.rows import OpenConflictRef, Record, Snapshot
 from engine.plan.batch import Plan, read_set, steps
 from engine.plan.bounds.capacity import BlockedRecords
 from engine.plan.bounds.costs import Costs
-from engine.plan.bounds.weighing import select
 from engine.plan.context import PlanContext
 from engine.plan.kinds import KINDS
+from engine.plan.weighing import select
 from engine.plan.work import Outcome, Push, Work
 from engine.runtime.backoff import Backoff
 from engine.runtime.metered import metered

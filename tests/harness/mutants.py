@@ -383,7 +383,7 @@ MUTANTS: dict[str, Mutant] = {
         (_COMMITTER + "test_committer_change_is_announced_before_the_answer",),
     ),
     "messages of one tenant planned out of order": Mutant(
-        "engine/plan/bounds/weighing.py",
+        "engine/plan/weighing.py",
         (("if tenant_id in deferred_tenants or over or", "if over or"),),
         (_SELECTION + "test_select_keeps_the_order_of_each_tenant",),
     ),

@@ -394,7 +394,7 @@ async def test_committer_queue_is_bounded_in_bytes() -> None:
 async def test_committer_batch_touching_too_many_bytes_is_split_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("engine.plan.bounds.weighing.BATCH_TOUCHES_BYTES", 5000)
+    monkeypatch.setattr("engine.plan.weighing.BATCH_TOUCHES_BYTES", 5000)
     async with bench() as one:
         one.submit("first", put("a", x="x" * 2000))
         await one.committer.drain()
@@ -799,7 +799,7 @@ def test_committer_all_work_is_answered_once_in_order_under_faults(
     """By ``batch_us`` each message is light, or there is room for two in a batch, or each is expensive."""
     limits = CommitLimits(batch_items, 1 << 20, 1000, 1 << 22)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("engine.plan.bounds.weighing.BATCH_US", batch_us)
+        patched.setattr("engine.plan.weighing.BATCH_US", batch_us)
         asyncio.run(_storm(faults, devices, turns, limits, lanes))
 
 

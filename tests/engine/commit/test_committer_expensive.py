@@ -10,7 +10,7 @@ import pytest
 from engine.commit import lane, planning
 from engine.commit.queue import Charge
 from engine.model.rows import ReadSet
-from engine.plan.bounds import weighing
+from engine.plan import weighing
 from engine.plan.work import PushAnswer
 from engine.runtime.loop_share import Rest
 from tests.engine.commit.test_committer import Bench, FaultyStore, HandClock, bench, put

@@ -14,7 +14,7 @@ from engine.model.rows import ConflictRef, Record, RecordKey
 from engine.model.uploads import State, Upload, UploadRef
 from engine.plan.attachments import entry
 from engine.plan.batch import Plan, read_set
-from engine.plan.bounds.weighing import select
+from engine.plan.weighing import select
 from engine.plan.work import Attach, AttachAnswer, Outcome
 from tests.engine.plan.test_batch import NOW_US, Planner
 from tests.harness.stored_files import upload
@@ -395,7 +395,7 @@ def test_attach_file_name_is_kept_unchanged() -> None:
 
 
 def test_select_files_of_records_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.plan.bounds.weighing.BATCH_US", 1e9)
+    monkeypatch.setattr("engine.plan.weighing.BATCH_US", 1e9)
     planner = FilePlanner()
     work = planner.stored(upload(1))
     heavy = Record(*TASK, 1, 1, 0, None, 1, b"{}", None, b'["%s"]' % (b"x" * (4 << 20)))

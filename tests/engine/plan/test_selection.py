@@ -13,8 +13,8 @@ from engine.model.rows import Record, RecordKey
 from engine.plan.batch import read_set
 from engine.plan.bounds import costs
 from engine.plan.bounds.costs import Costs, content_us
-from engine.plan.bounds.weighing import BATCH_US, Selection, select
 from engine.plan.kinds import KINDS
+from engine.plan.weighing import BATCH_US, Selection, select
 from engine.plan.work import Work
 from tests.engine.plan.test_batch import Planner, item
 

@@ -15,10 +15,10 @@ import msgspec
 import structlog
 
 from compose.admin import ConflictAdmin, QuarantineAdmin
-from compose.cleanup_command import CleanupAdmin
 from compose.command_commit import WorkCommitter
 from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
+from compose.job_command import JobAdmin
 from compose.reload import Reading, Reload
 from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
@@ -224,18 +224,17 @@ class Deployment:
         return WorkCommitter(dsn, self.settings, self._advanced_tenants.update)
 
     @asynccontextmanager
-    async def upload_jobs(self) -> AsyncIterator[CleanupAdmin]:
-        """Open the scheduled clean-up."""
-        if not (self.settings.s3.bucket or self._data_dir.is_dir()):
+    async def jobs(self, *, files: bool) -> AsyncIterator[JobAdmin]:
+        """Open the scheduled jobs."""
+        if files and not (self.settings.s3.bucket or self._data_dir.is_dir()):
             raise DeploymentError(
                 f"there is no data directory {self._data_dir.resolve()}, where files are kept: set data.dir"
                 " to the server's, or give --data-dir DIR"
             )
-        async with self._administered() as (_, dsn):
-            self._refuse_restored(
-                dsn
-            )  # a restored database does not list the files that came after the backup
-            yield CleanupAdmin(dsn, self.settings, self._advanced_tenants.update)
+        async with self._administered() as (database, dsn):
+            if files:  # a restored database does not list the files that came after the backup
+                self._refuse_restored(dsn)
+            yield JobAdmin(dsn, database, self.settings, self._advanced_tenants.update)
 
     def examine(self) -> list[CheckResult]:
         """Check everything that a server needs."""

@@ -250,7 +250,6 @@ class Edge:
                 engine.shares,
                 self._traffic,
                 engine.files.service.counters,
-                engine.files.cleanup_job.counters,
                 *self._sources,
             ],
             workers,

@@ -10,17 +10,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Final
 
 import anyio
-import anyio.to_thread
 import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
 from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
+from compose.jobs import Jobs
 from compose.process_metrics import ProcessMetrics
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
@@ -49,7 +48,6 @@ from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
 from storage.postgres.connection import PoolerDetection
 from storage.postgres.migrate import newest_migration
-from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database, PoolMetrics
 from storage.postgres.readiness import faults
 from storage.postgres.server_processes import ServerProcess
@@ -59,12 +57,7 @@ from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed
 from storage.stores.minutes import PostgresMinutes
 from storage.stores.tenants import PostgresTenants
-from storage.stores.usage import recount
 
-#: Days change slowly; what a missed run leaves undone, the next does.
-_MAINTENANCE_S: Final = 3600.0
-#: After an upgrade, what servers of the version before wrote is counted once they are gone.
-_FIRST_COUNT_S: Final = 600.0
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times
 #: a chunk, that is longer than the disk takes.
 _SWITCH_S: Final = 0.0005
@@ -182,6 +175,7 @@ class Server:
             DeviceLimits(settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s),
             limits.messages_per_minute,
         )
+        self._jobs = Jobs(settings, dsn, sessions, files.cleanup_job, tenants, self._devices, clock)
         self._bus = bus
         pools = {"commit": self._writes, "reads": self._reads, "uploads": sessions, "readiness": self._probes}
         self._edge = Edge(
@@ -206,7 +200,7 @@ class Server:
             self._connections,
             self._problems,
             workers,
-            [PoolMetrics(pools), ProcessMetrics(newest_migration())],
+            [PoolMetrics(pools), ProcessMetrics(newest_migration()), self._jobs],
         )
         self._server_process = ServerProcess(self._reads, port)
         self._cluster_listener = ClusterListener(bus, feed, tenants, self._connections, files.locks)
@@ -231,7 +225,7 @@ class Server:
             *self._files.services(),
             *others,
             Service("cluster_listener", self._cluster_listener.run, self._bus.drain),
-            Service("maintenance", self._maintain),
+            *self._jobs.services(),
             Service("server_process", self._server_process.run, self._server_process.leave),
             Service("room", self._capacity_watch.run),
         ]
@@ -294,18 +288,6 @@ class Server:
 
     async def _problems(self) -> list[str]:
         return await faults(self._probes, newest_migration())
-
-    async def _maintain(self) -> None:
-        lifetime_h, events_d = self._settings.idempotency.lifetime_h, self._settings.retention.events_d
-        pause_s = _FIRST_COUNT_S
-        while True:
-            await anyio.sleep(pause_s)
-            pause_s = _MAINTENANCE_S
-            for work in (partial(maintain, self._dsn, lifetime_h, events_d), partial(recount, self._dsn)):
-                try:
-                    await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
-                except Exception as error:
-                    _log.warning("maintenance_failed", reason=type(error).__name__)
 
 
 def run_server(

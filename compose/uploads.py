@@ -10,7 +10,6 @@ from aiohttp import web
 
 from engine.cache.minutes import Minutes
 from engine.cluster.bus import Bus
-from engine.cluster.leases import JobLeases
 from engine.commit.committer import Committer
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
@@ -19,7 +18,7 @@ from engine.runtime.read_limiter import ReadLimiter
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import Blobs
-from engine.uploads.cleanup import Retention, UploadCleanup
+from engine.uploads.cleanup import UploadCleanup
 from engine.uploads.cleanup_job import CleanupJob
 from engine.uploads.finish import UploadFinisher
 from engine.uploads.locks import UploadLocks
@@ -36,7 +35,6 @@ from handlers.uploads.routes import UploadRoutes
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
-from storage.stores.leases import PostgresLeases
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.upload_reads import PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
@@ -86,7 +84,7 @@ class UploadComponents:
             minutes,
         )
         self.pending_attachments = PendingAttachments(PostgresPending(reads), clock, committer)
-        self.cleanup_job = cleanup_job(settings, self._database, self._blobs, committer, clock, minutes)
+        self.cleanup_job = cleanup_job(settings, database, self._blobs, committer, minutes)
 
     def routes(
         self, gate: RequestGate, traffic: Traffic, read_limiter: ReadLimiter, domains: Domains
@@ -109,7 +107,6 @@ class UploadComponents:
         return [
             Service("uploads", self.service.run, self.service.drain),
             Service("pending_attachments", self.pending_attachments.run),
-            Service("upload_cleanup", self.cleanup_job.run),
         ]
 
     async def close(self) -> None:
@@ -126,21 +123,8 @@ def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
 
 
 def cleanup_job(
-    settings: Settings,
-    database: Database,
-    blobs: Blobs,
-    committer: Committer,
-    clock: Clock,
-    minutes: Minutes,
+    settings: Settings, database: Database, blobs: Blobs, committer: Committer, minutes: Minutes
 ) -> CleanupJob:
     """Return the clean-up."""
-    cleanup = UploadCleanup(
-        PostgresCleanup(database),
-        blobs,
-        committer,
-        settings.uploads.grace_h * 3600,
-        settings.records.tombstone_data_h * 3600,
-        minutes,
-        Retention(settings.retention.conflict_log_d * 86_400.0, settings.retention.quarantine_d * 86_400.0),
-    )
-    return CleanupJob(JobLeases(PostgresLeases(database), clock), cleanup)
+    grace_s = settings.uploads.grace_h * 3600
+    return CleanupJob(UploadCleanup(PostgresCleanup(database), blobs, committer, grace_s, minutes))

@@ -191,16 +191,26 @@ class DeviceCache:
 
     # -- as a service ---------------------------------------------------------------------------
 
-    async def preload(self) -> None:
-        """Read the devices that synced last, before the first one is admitted."""
-        now_s = self._clock.monotonic_s()
+    async def preload(self, devices: int = _PRELOADED) -> set[int]:
+        """Read the devices that synced last, as many as there is room for, unless they are in memory.
+
+        Returns:
+            The ids of their tenants; empty if the store failed.
+        """
+        saved_generation, now_s = self._saved_generation, self._clock.monotonic_s()
         try:
-            found = await self._store.latest(min(_PRELOADED, self._limits.remembered))
+            found = await self._store.latest(min(devices, self._limits.remembered))
         except StoreError as error:
             self._not_read(error)
-            return
-        for health in reversed(found):
-            self._add_device(health.key, now_s).read(health, now_s)
+            return set()
+        room = max(0, self._limits.remembered - len(self._devices))
+        for health in reversed(found[:room]):
+            if health.key not in self._devices:
+                device = self._add_device(health.key, now_s)
+                # Otherwise the next sweep reads it: a save that ran during the read may be in it or not.
+                if saved_generation == self._saved_generation:
+                    device.read(health, now_s)
+        return {health.key.tenant_id for health in found}
 
     async def run(self) -> None:
         """Read devices that connect, save counts, and evict devices that are gone, until cancelled."""

@@ -7,7 +7,7 @@ time to live has passed. While the store is unavailable, the known policies stay
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -167,6 +167,15 @@ class TenantCache:
         finally:
             del self._lookups[name]
             lookup.set_result(failure)
+
+    async def preload(self, tenant_ids: Collection[int]) -> None:
+        """Read tenants that are not in memory, as many as one statement reads. Raises StoreError."""
+        unknown = [tenant_id for tenant_id in tenant_ids if tenant_id not in self._known]
+        generations_seen, now_s = self._generations_seen, self._clock.monotonic_s()
+        read = await self._store.reread(unknown[:_REREAD_TENANTS])
+        if generations_seen == self._generations_seen:
+            for found in read.values():
+                self._note(found, now_s)
 
     def refresh_soon(self) -> None:
         """Have the generation read at once, because it may have changed."""

@@ -1,1 +1,1 @@
-"""The processes on one database: the bus between them, and leases of jobs. No promise depends on the bus."""
+"""The processes on one database: the bus between them, and scheduled jobs. No promise depends on either."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
+from engine.cluster.jobs import Counts
 from engine.model.domains import DomainPolicy
 from engine.model.minutes import TenantMinutes
 from engine.model.rows import Quarantined
@@ -13,6 +15,7 @@ from engine.operate.rows import (
     ConflictCase,
     ConflictSummary,
     DeviceSummary,
+    JobSummary,
     MigrationState,
     PolicyInForce,
     QuarantineCase,
@@ -256,8 +259,18 @@ class MinuteReads(Protocol):
         """
 
 
-class CleanupAdmin(Protocol):
-    """The scheduled clean-up."""
+class JobAdmin(Protocol):
+    """The jobs that servers run on schedule.
 
-    async def clean_up(self) -> CleanedUp:
-        """Clean up now. Raises RefusedError if another process does so, StoreError."""
+    A run is refused with RefusedError while another process runs the job. ``watch`` is given what the run
+    counts, which grows as it goes on.
+    """
+
+    async def jobs(self) -> list[JobSummary]:
+        """List the jobs. Raises StoreError."""
+
+    async def run(self, job: str, watch: Callable[[Counts], None]) -> Counts:
+        """Run a job now, and return what it counted. Raises RefusedError, StoreError."""
+
+    async def clean_up(self, watch: Callable[[Counts], None]) -> CleanedUp:
+        """Run the clean-up of uploads and of all else now. Raises RefusedError, StoreError."""

@@ -170,8 +170,8 @@ class CleanedUp(msgspec.Struct, frozen=True):
 
     ``expired`` uploads, ``freed`` files, ``forgotten`` rows of ended uploads, ``orphans``: files that no row
     lists. ``emptied`` are deleted records whose last data were dropped. ``conflicts``, ``quarantined`` and
-    ``event_days`` were deleted by [retention]. ``left`` could not be removed now. ``abandonment_ratio`` is
-    None if no upload ended.
+    ``event_days`` were deleted by [retention], ``answer_days`` by [idempotency]. ``left`` could not be
+    removed now. ``abandonment_ratio`` is None if no upload ended.
     """
 
     expired: int
@@ -181,11 +181,40 @@ class CleanedUp(msgspec.Struct, frozen=True):
     conflicts: int
     quarantined: int
     event_days: int
+    answer_days: int
     orphans: int
     orphan_bytes: int
     left: int
     abandonment_ratio: float | None
     abandonment: list[TenantAbandonment]
+
+
+class JobRunSummary(msgspec.Struct, frozen=True):
+    """One run of a job.
+
+    ``outcome`` is ``running``, ``succeeded``, ``failed``, ``stopped`` (its process ended in an orderly way)
+    or ``killed``. ``attempt`` counts the runs of this due time; ``counts`` is what the run did, by name.
+    """
+
+    due_at: datetime
+    began_at: datetime
+    duration_s: float
+    outcome: str
+    attempt: int
+    by_hand: bool
+    place: str
+    reason: str | None
+    counts: dict[str, float | None]
+
+
+class JobSummary(msgspec.Struct, frozen=True):
+    """A job: its cron expression, when it is due next, and its last run, None before the first."""
+
+    job: str
+    schedule: str
+    timezone: str
+    next_at: datetime
+    last: JobRunSummary | None
 
 
 class CheckResult(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 import msgspec
 
 from engine.model.domains import Domain
+from engine.runtime.schedule import Schedule, ScheduleError, time_zone
 from engine.runtime.settings import Settings, SettingsError
 from engine.wire.floats import json_decoder
 
@@ -150,6 +151,7 @@ def _merged(layers: Sequence[Layer]) -> dict[tuple[str, ...], _Given]:
     _check_together(merged)
     _check_events(merged)
     _check_networks(merged["server", "trusted_proxies"])
+    _check_jobs(merged)
     return merged
 
 
@@ -232,3 +234,15 @@ def _check_networks(given: _Given) -> None:
             ip_network(text)
         except ValueError:
             raise given.refused(f"{text} is neither an address nor a network such as 10.0.0.0/8") from None
+
+
+def _check_jobs(merged: Mapping[tuple[str, ...], _Given]) -> None:
+    zone = merged["jobs", "timezone"]
+    for given in [given for path, given in merged.items() if path[0] == "jobs"]:
+        try:
+            if given is zone:
+                time_zone(str(given.value))
+            else:
+                Schedule(str(given.value), str(zone.value))
+        except ScheduleError as error:
+            raise given.refused(str(error)) from None

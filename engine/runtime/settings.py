@@ -195,6 +195,17 @@ class Uploads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     write_threads: Annotated[int, Meta(ge=1, le=256)]
 
 
+class Jobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When jobs are due, as cron expressions by their names in ``engine.cluster.jobs``, in a time zone."""
+
+    timezone: Text
+    uploads: Text
+    cleanup: Text
+    aggregate: Text
+    warm: Text
+    monitor: Text
+
+
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the monitor finds a metric critical, in need of a warning, or worth an early warning.
 
@@ -296,6 +307,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idempotency: Idempotency
     devices: DeviceMemory
     uploads: Uploads
+    jobs: Jobs
     monitor: Monitor
     s3: S3
     log: Log

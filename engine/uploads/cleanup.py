@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Final, Literal, NamedTuple, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
 
 from engine.cache.minutes import Minutes
+from engine.cluster.jobs import PAGE
 from engine.commit.ports import WorkQueue
 from engine.model.rows import RecordKey
 from engine.model.uploads import STATES, State, UploadRef
@@ -22,8 +23,6 @@ from engine.runtime.batching import with_retries
 from engine.uploads.blobs import Blobs, StoredBlob
 from engine.uploads.finish import delete_or_log
 
-#: Rows in one statement, so that no statement holds locks for long.
-PAGE: Final = 500
 #: Uploads at once, so that threads and lanes stay free for devices.
 _AT_ONCE: Final = 8
 _DAY_US: Final = 86_400_000_000
@@ -33,8 +32,8 @@ _ENDED_ROWS_KEPT_US: Final = 7 * _DAY_US
 _ORPHANED_AFTER_US: Final = _DAY_US
 
 _T = TypeVar("_T")
-#: Renews the lease of a job; called after each step.
-Renew = Callable[[], Awaitable[None]]
+#: Is called after each page with the result so far.
+AfterPage = Callable[[_T], Awaitable[None]]
 
 
 class OpenUpload(msgspec.Struct, frozen=True):
@@ -78,9 +77,6 @@ class RowsCleaned(msgspec.Struct):
         expired: Uploads that expired.
         freed: Files that were freed.
         forgotten: Rows of ended uploads that were deleted.
-        emptied: Tombstones whose last data were dropped.
-        conflicts: Rows deleted from the log of conflicts.
-        quarantined: Rejected items that were deleted.
         left: Files that could not be freed now.
         abandonment: By tenant, for uploads that ended in the last day.
     """
@@ -88,9 +84,6 @@ class RowsCleaned(msgspec.Struct):
     expired: int = 0
     freed: int = 0
     forgotten: int = 0
-    emptied: int = 0
-    conflicts: int = 0
-    quarantined: int = 0
     left: int = 0
     abandonment: list[Abandonment] = []
 
@@ -148,21 +141,6 @@ class CleanupStore(Protocol):
     async def delete_ended(self, before_us: int, limit: int) -> int:
         """Delete rows of uploads that ended before an instant. Returns how many."""
 
-    async def drop_last_data(self, before_us: int, limit: int) -> int:
-        """Drop the last data of records that were deleted before an instant. Returns how many.
-
-        No version and no ``seq`` changes, so that no device is told.
-        """
-
-    async def delete_conflicts(self, before_us: int, limit: int) -> int:
-        """Delete conflicts that were settled before an instant. Returns how many.
-
-        Open conflicts stay, and so do the changes that they hold.
-        """
-
-    async def delete_quarantined(self, before_us: int, limit: int) -> int:
-        """Delete items that were rejected before an instant. Returns how many."""
-
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
         """Read the states of uploads; those that do not exist are missing from the result."""
 
@@ -173,16 +151,6 @@ class CleanupStore(Protocol):
         """
 
 
-class Retention(NamedTuple):
-    """How long settled conflicts and rejected items are kept; 0 keeps them for ever."""
-
-    conflicts_s: float = 0
-    quarantine_s: float = 0
-
-
-_FOR_EVER: Final = Retention()
-
-
 class UploadCleanup:
     """Does one run of the clean-up.
 
@@ -191,9 +159,7 @@ class UploadCleanup:
         blobs: Bytes of uploads.
         work_queue: Commits what changes a record's entry.
         grace_s: How long files of deleted records are kept.
-        last_data_s: How long the last data of deleted records are kept.
         minutes: Counts the uploads that expire.
-        retention: How long settled conflicts and rejected items are kept.
     """
 
     def __init__(
@@ -202,51 +168,42 @@ class UploadCleanup:
         blobs: Blobs,
         work_queue: WorkQueue,
         grace_s: float,
-        last_data_s: float,
         minutes: Minutes,
-        retention: Retention = _FOR_EVER,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._work_queue = work_queue
         self._grace_us = int(grace_s * 1_000_000)
-        self._last_data_us = int(last_data_s * 1_000_000)
         self._minutes = minutes
-        self._retention = retention
 
-    async def expire_and_free(self, now_us: int, renew: Renew) -> RowsCleaned:
+    async def expire_and_free(self, now_us: int, after_page: AfterPage[RowsCleaned]) -> RowsCleaned:
         """Clean all rows.
 
         Args:
             now_us: The store's time.
-            renew: Called after each page; what it raises ends the run.
+            after_page: Called after each page; what it raises ends the run.
 
         Raises:
             StoreError: The store failed.
         """
         cleaned = RowsCleaned()
-        await self._expire(now_us, renew, cleaned)
-        await self._mark_gone(now_us, renew)
-        await self._free("attached", now_us, renew, cleaned)
-        await self._free("stored", now_us, renew, cleaned)
-        cleaned.forgotten = await _all_pages(self._store.delete_ended, now_us - _ENDED_ROWS_KEPT_US, renew)
-        cleaned.emptied = await _all_pages(self._store.drop_last_data, now_us - self._last_data_us, renew)
-        conflicts_s, quarantine_s = self._retention
-        if conflicts_s:
-            before_us = now_us - int(conflicts_s * 1_000_000)
-            cleaned.conflicts = await _all_pages(self._store.delete_conflicts, before_us, renew)
-        if quarantine_s:
-            before_us = now_us - int(quarantine_s * 1_000_000)
-            cleaned.quarantined = await _all_pages(self._store.delete_quarantined, before_us, renew)
+        await self._expire(now_us, after_page, cleaned)
+        await self._mark_gone(now_us, after_page, cleaned)
+        await self._free("attached", now_us, after_page, cleaned)
+        await self._free("stored", now_us, after_page, cleaned)
+        before_us = now_us - _ENDED_ROWS_KEPT_US
+        while deleted := await with_retries(partial(self._store.delete_ended, before_us, PAGE)):
+            cleaned.forgotten += deleted
+            await after_page(cleaned)
         cleaned.abandonment = await with_retries(partial(self._store.abandonment, now_us - _DAY_US))
         return cleaned
 
-    async def remove_orphans(self, now_us: int, renew: Renew) -> OrphansRemoved:
+    async def remove_orphans(self, now_us: int, after_page: AfterPage[OrphansRemoved]) -> OrphansRemoved:
         """List all bytes and delete those that no row needs.
 
         Args:
             now_us: The store's time.
-            renew: Called after each page; what it raises ends the run.
+            after_page: Called after each page; what it raises ends the run.
 
         Raises:
             BlobsError: The bytes could not be listed.
@@ -257,10 +214,10 @@ class UploadCleanup:
             states = await with_retries(partial(self._store.states, [blob.ref for blob in page]))
             orphans = [blob for blob in page if _is_orphan(blob, states.get(blob.ref))]
             await _for_each(orphans, partial(self._remove, removed))
-            await renew()
+            await after_page(removed)
         return removed
 
-    async def _expire(self, now_us: int, renew: Renew, cleaned: RowsCleaned) -> None:
+    async def _expire(self, now_us: int, after_page: AfterPage[RowsCleaned], cleaned: RowsCleaned) -> None:
         after: UploadRef | None = None
         while True:
             page = await with_retries(partial(self._store.list_open, after, PAGE, now_us))
@@ -273,18 +230,22 @@ class UploadCleanup:
                 cleaned.expired += len(ended)
                 self._minutes.of(tenant_id).uploads_abandoned += len(ended)
                 await _for_each(ended, partial(delete_or_log, self._blobs, is_file=False))
-            await renew()
+            await after_page(cleaned)
             if len(page) < PAGE:
                 return
             after = page[-1].ref
 
-    async def _mark_gone(self, now_us: int, renew: Renew) -> None:
+    async def _mark_gone(self, now_us: int, after_page: AfterPage[RowsCleaned], cleaned: RowsCleaned) -> None:
         after: RecordKey | None = None
         while (after := await with_retries(partial(self._store.mark_gone, after, PAGE, now_us))) is not None:
-            await renew()
+            await after_page(cleaned)
 
     async def _free(
-        self, state: Literal["attached", "stored"], now_us: int, renew: Renew, cleaned: RowsCleaned
+        self,
+        state: Literal["attached", "stored"],
+        now_us: int,
+        after_page: AfterPage[RowsCleaned],
+        cleaned: RowsCleaned,
     ) -> None:
         after: GoneFile | None = None
         while True:
@@ -294,7 +255,7 @@ class UploadCleanup:
                 await with_retries(partial(self._store.unmark, alive))
             due = [one for one in page if not one.alive and one.since_us <= now_us - self._grace_us]
             await _for_each(due, partial(self._free_one, now_us, cleaned))
-            await renew()
+            await after_page(cleaned)
             if len(page) < PAGE:
                 return
             after = page[-1]
@@ -325,15 +286,6 @@ class UploadCleanup:
             removed.orphan_bytes += blob.size_bytes
         else:
             removed.left += 1
-
-
-async def _all_pages(delete: Callable[[int, int], Awaitable[int]], before_us: int, renew: Renew) -> int:
-    """Delete all that is older than an instant, a page at a time. Returns how many."""
-    deleted = 0
-    while count := await with_retries(partial(delete, before_us, PAGE)):
-        deleted += count
-        await renew()
-    return deleted
 
 
 def _is_orphan(blob: StoredBlob, state: State | None) -> bool:

@@ -17,10 +17,10 @@ import msgspec
 
 from engine.operate.export import ExportStore
 from engine.operate.ports import (
-    CleanupAdmin,
     ConflictAdmin,
     DeviceAdmin,
     EpochAdmin,
+    JobAdmin,
     PolicyAdmin,
     QuarantineAdmin,
     RefusedError,
@@ -108,8 +108,8 @@ class Deployment(Protocol):
     def quarantine(self) -> AbstractAsyncContextManager[QuarantineAdmin]:
         """Open the items that were rejected."""
 
-    def upload_jobs(self) -> AbstractAsyncContextManager[CleanupAdmin]:
-        """Open the scheduled jobs of uploads."""
+    def jobs(self, *, files: bool) -> AbstractAsyncContextManager[JobAdmin]:
+        """Open the scheduled jobs; ``files`` says that those of uploads are to be run."""
 
     def examine(self) -> list[CheckResult]:
         """Check everything that a server needs. A fault is a finding, not an error."""

@@ -1,17 +1,51 @@
-"""``run.py job``: runs scheduled jobs of servers once, now."""
+"""``run.py job``: lists the jobs that servers run on schedule, and runs them once, now."""
 
 from __future__ import annotations
 
-import click
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final
 
-from engine.operate.rows import CleanedUp
-from handlers.commands.deployment import Deployment, as_json, table, with_deployment
+import click
+import msgspec
+
+from engine.cluster.jobs import JOBS, Counts
+from engine.operate.rows import CleanedUp, JobSummary
+from handlers.commands.deployment import Command, Deployment, as_json, table, with_deployment
 from handlers.operate.printing import say
 
+#: How often a run says how far it is.
+_PROGRESS_S: Final = 1.0
 
-@click.group("job", short_help="Do now what servers do on schedule.")
+
+class JobDone(msgspec.Struct, frozen=True):
+    """A run that a command did."""
+
+    job: str
+    duration_s: float
+    counts: Counts
+
+
+@click.group("job", short_help="List scheduled jobs, and run them now.")
 def job() -> None:
-    """Run a job once, now, that one of the servers runs on schedule."""
+    """List the jobs that one of the servers runs on schedule, or run one now. A run tells how far it is."""
+
+
+@job.command("list", epilog="Example: run.py job list --json")
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@with_deployment()
+async def list_(deployment: Deployment, *, json_: bool) -> None:
+    """List the jobs, with the last run of each and when it is due next, in UTC."""
+    async with deployment.jobs(files=False) as jobs:
+        found = await jobs.jobs()
+    if json_:
+        as_json(found)
+    else:
+        heading = ("JOB", "SCHEDULE", "LAST RUN", "DURATION", "OUTCOME", "NEXT")
+        table([_row(one) for one in found], heading)
 
 
 @job.command("cleanup", epilog="Example: run.py job cleanup --json")
@@ -22,10 +56,11 @@ async def cleanup(deployment: Deployment, *, json_: bool) -> None:
 
     It ends expired uploads, frees files of records that were deleted more than uploads.grace_h ago, drops the
     last data of records that were deleted more than records.tombstone_data_h ago, and removes files that
-    belong to no upload and no record.
+    belong to no upload and no record. It drops answers that are older than idempotency.lifetime_h, and adds
+    the partitions of days ahead.
     """
-    async with deployment.upload_jobs() as jobs:
-        done = await jobs.clean_up()
+    async with deployment.jobs(files=True) as jobs, _progress() as watch:
+        done = await jobs.clean_up(watch)
     if json_:
         as_json(done)
         return
@@ -42,6 +77,86 @@ async def cleanup(deployment: Deployment, *, json_: bool) -> None:
         )
 
 
+def _command(name: str, does: str) -> Command:
+    async def run(deployment: Deployment, *, json_: bool) -> None:
+        began_s = time.monotonic()
+        async with deployment.jobs(files=name == "uploads") as jobs, _progress() as watch:
+            counts = await jobs.run(name, watch)
+        done = JobDone(name, time.monotonic() - began_s, counts)
+        if json_:
+            as_json(done)
+        else:
+            say(f"{name}: succeeded in {_duration(done.duration_s)}{_counted(counts)}")
+
+    run.__doc__ = f"Run the job {name} now: it {does}."
+    return run
+
+
+for _name, _does in JOBS.items():
+    if _name != "cleanup":
+        _run = with_deployment(changes=True)(_command(_name, _does))
+        _run = click.option("--json", "json_", is_flag=True, help="Print JSON.")(_run)
+        job.command(_name, epilog=f"Example: run.py job {_name}")(_run)
+
+
+@asynccontextmanager
+async def _progress() -> AsyncIterator[Callable[[Counts], None]]:
+    """Print on stderr each second what the watched run has counted, if it is more than before."""
+    watched: list[Counts] = []
+
+    async def tell() -> None:
+        told = ""
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            now = _counted(watched[-1]).removeprefix(": ") if watched else ""
+            if now != told:
+                say(now, err=True)
+            told = now
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield watched.append
+    finally:
+        telling.cancel()
+        await asyncio.wait([telling])
+
+
+def _row(one: JobSummary) -> tuple[str, ...]:
+    last = one.last
+    if last is None:
+        return one.job, one.schedule, "", "", "never ran", _minute(one.next_at)
+    notes = [last.outcome]
+    if last.reason:
+        notes.append(last.reason)
+    if last.attempt > 1:
+        notes.append(f"attempt {last.attempt}")
+    if last.by_hand:
+        notes.append("by hand")
+    outcome = ", ".join(notes)
+    return (
+        one.job,
+        one.schedule,
+        _minute(last.began_at),
+        _duration(last.duration_s),
+        outcome,
+        _minute(one.next_at),
+    )
+
+
+def _minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M}"
+
+
+def _duration(duration_s: float) -> str:
+    minutes, seconds = divmod(duration_s, 60)
+    return f"{minutes:.0f} min {seconds:.0f} s" if minutes else f"{seconds:.1f} s"
+
+
+def _counted(counts: Counts) -> str:
+    told = ", ".join(f"{name} {number:.15g}" for name, number in counts.items() if number)
+    return f": {told}" if told else ""
+
+
 def _said(done: CleanedUp) -> list[str]:
     lines = [
         f"uploads expired: {done.expired}",
@@ -51,6 +166,7 @@ def _said(done: CleanedUp) -> list[str]:
         f"conflicts forgotten: {done.conflicts}",
         f"rejected items forgotten: {done.quarantined}",
         f"days of events dropped: {done.event_days}",
+        f"days of kept answers dropped: {done.answer_days}",
         f"orphans removed: {done.orphans} ({done.orphan_bytes} bytes)",
     ]
     if done.left:

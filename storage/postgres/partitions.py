@@ -74,13 +74,16 @@ _LATE: Final = (
 _LATE_ROWS: Final = 5000
 
 
-def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> None:
+def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> dict[str, int]:
     """Add days ahead and drop days that are past their lifetime, by the clock of the database.
 
     Args:
         dsn: The database.
         lifetime_h: The lifetime of kept answers.
         events_d: The lifetime of events; 0 is for ever.
+
+    Returns:
+        The dropped days of kept answers (``answer_days``) and of events (``event_days``).
 
     Raises:
         StoreRetryError: A table was too busy; a later run does the rest.
@@ -90,8 +93,8 @@ def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> None:
         cursor.execute("SELECT now()")
         now: datetime = cursor.fetchall()[0][0].astimezone(UTC)
     ensure_partitions(dsn, now.date(), DAYS_AHEAD)
-    drop_expired(dsn, now - timedelta(hours=lifetime_h))
-    drop_events(dsn, events_d)
+    answer_days = len(drop_expired(dsn, now - timedelta(hours=lifetime_h)))
+    return {"answer_days": answer_days, "event_days": drop_events(dsn, events_d)}
 
 
 def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:

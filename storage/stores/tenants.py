@@ -77,6 +77,11 @@ class PostgresTenants:
         generation, epoch = rows[0]
         return int(generation), str(epoch)
 
+    async def have_read_again(self) -> None:
+        """Make every server read tenants, policies and revocations again. Raises StoreError."""
+        async with self._database.transaction() as transaction:
+            await advance_generation(transaction)
+
     async def add(self, name: str) -> None:
         """Create a tenant and its counter."""
         if not await self.ensure(name):

@@ -17,13 +17,14 @@ import pytest
 from compose.command_commit import command_committer
 from compose.deployment import open_deployment
 from compose.server import SystemClock
-from engine.cluster.leases import JobLeases
+from engine.cluster.jobs import Begun, Counts, JobRun
 from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
 from engine.filetypes.types import FileTypes
 from engine.model.domains import Domains
 from engine.model.tenants import Tenant
 from engine.model.uploads import Append, Upload
+from engine.operate.retention import KeptFor, Retention
 from engine.plan.work import PushAnswer
 from engine.uploads.cleanup import OrphansRemoved, RowsCleaned, UploadCleanup
 from engine.uploads.cleanup_job import CleanupJob
@@ -38,7 +39,7 @@ from engine.wire.messages import Sync
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
-from storage.stores.leases import PostgresLeases
+from storage.stores.retention import PostgresRetention
 from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import STATES_BY_TEXT
 from storage.stores.uploads import PostgresUploads
@@ -70,8 +71,13 @@ def text(size_bytes: int = 300) -> bytes:
     return base64.b64encode(random.randbytes(size_bytes))[:size_bytes]
 
 
-async def renew() -> None:
-    """Renew a lease that never gets lost."""
+async def after_page(_: object) -> None:
+    """Go on at once."""
+
+
+def job_run(at_us: int) -> JobRun:
+    """Return a run of a job that began at an instant."""
+    return JobRun(Begun("job", at_us, 1, at_us), SystemClock())
 
 
 class UploadStack:
@@ -96,9 +102,9 @@ class UploadStack:
             self.store, self.blobs, self.locks, finisher, types, clock, limiter, limits, self.minutes
         )
         self.cleanup = UploadCleanup(
-            PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, LAST_DATA_S, self.minutes
+            PostgresCleanup(self.database), self.blobs, self.committer, GRACE_S, self.minutes
         )
-        self.cleanup_job = CleanupJob(JobLeases(PostgresLeases(self.database), clock), self.cleanup)
+        self.cleanup_job = CleanupJob(self.cleanup)
         self._running = [asyncio.create_task(one.run()) for one in (self.service, self.committer)]
 
     async def end(self) -> None:
@@ -141,11 +147,17 @@ class UploadStack:
 
     async def clean_rows(self, hours: float = 0) -> RowsCleaned:
         """Clean the rows, as if so many hours from now."""
-        return await self.cleanup.expire_and_free(now_us(hours), renew)
+        return await self.cleanup.expire_and_free(now_us(hours), after_page)
+
+    async def retained(self, hours: float = 0) -> Counts:
+        """Delete what is past its retention, as if so many hours from now."""
+        run = job_run(now_us(hours))
+        await Retention(PostgresRetention(self.database), KeptFor(LAST_DATA_S, 0, 0))(run)
+        return run.counts
 
     async def remove_orphans(self, hours: float = 0) -> OrphansRemoved:
         """Remove orphans, as if so many hours from now."""
-        return await self.cleanup.remove_orphans(now_us(hours), renew)
+        return await self.cleanup.remove_orphans(now_us(hours), after_page)
 
     def state(self, upload: Upload) -> object:
         """Return the state of an upload's row, None if there is no row."""

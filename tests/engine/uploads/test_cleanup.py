@@ -8,6 +8,7 @@ import uuid
 import msgspec
 import pytest
 
+from engine.cluster import jobs
 from engine.commit.ports import WorkQueue
 from engine.commit.queue import OnOutcome
 from engine.model.uploads import Append, State, Upload, UploadRef
@@ -28,8 +29,8 @@ from tests.harness.upload_stack import (
     GRACE_S,
     LAST_DATA_S,
     UploadStack,
+    after_page,
     now_us,
-    renew,
     session,
     stack,
     text,
@@ -50,12 +51,12 @@ async def test_cleanup_upload_past_its_expiry_loses_bytes_and_reservation(stack:
     upload = await stack.sent(await stack.begun(), text(100))
     other = await stack.begun(200, tenant=2)
     at_us = (await stack.store.find(upload.ref)).expires_at_us  # type: ignore[union-attr]  # it is there
-    assert (await stack.cleanup.expire_and_free(at_us - 1, renew)).expired == 0
+    assert (await stack.cleanup.expire_and_free(at_us - 1, after_page)).expired == 0
     assert (stack.state(upload), stack.reserved()) == ("open", 300)
     assert stack.stored_blobs() == {("drafts", upload.ref.upload_id)}
     later = "UPDATE upload_session SET expires_at = expires_at + interval '1 h' WHERE tenant_id = 2"
     execute(stack.dsn, later)
-    assert (await stack.cleanup.expire_and_free(at_us, renew)).expired == 1
+    assert (await stack.cleanup.expire_and_free(at_us, after_page)).expired == 1
     assert (stack.state(upload), stack.reserved()) == ("expired", 0)
     assert (stack.state(other), stack.reserved(2)) == ("open", 200)
     assert stack.stored_blobs() == set()
@@ -348,9 +349,9 @@ async def test_cleanup_record_restored_during_the_run_keeps_files(stack: UploadS
     await stack.push("delete", 1)
     await stack.clean_rows()
     cleanup = UploadCleanup(
-        PostgresCleanup(stack.database), stack.blobs, Reviving(stack), GRACE_S, 0, stack.minutes
+        PostgresCleanup(stack.database), stack.blobs, Reviving(stack), GRACE_S, stack.minutes
     )
-    assert (await cleanup.expire_and_free(now_us(GRACE_H + 1), renew)).freed == 0
+    assert (await cleanup.expire_and_free(now_us(GRACE_H + 1), after_page)).freed == 0
     assert stack.state(file) == "attached"
     assert stack.stored_blobs() == {("files", file.ref.upload_id)}
     assert rows(stack.dsn, "SELECT json_array_length(attachments) FROM records") == [(1,)]
@@ -367,10 +368,8 @@ class Refusing(WorkQueue):
 
 async def test_cleanup_overloaded_commit_leaves_files_for_the_next_run(stack: UploadStack) -> None:
     file = await stack.stored("never")
-    cleanup = UploadCleanup(
-        PostgresCleanup(stack.database), stack.blobs, Refusing(), GRACE_S, 0, stack.minutes
-    )
-    rows_cleaned = await cleanup.expire_and_free(now_us(GRACE_H + 1), renew)
+    cleanup = UploadCleanup(PostgresCleanup(stack.database), stack.blobs, Refusing(), GRACE_S, stack.minutes)
+    rows_cleaned = await cleanup.expire_and_free(now_us(GRACE_H + 1), after_page)
     assert (rows_cleaned.freed, rows_cleaned.left, stack.state(file)) == (0, 1, "stored")
     assert stack.stored_blobs() == {("files", file.ref.upload_id)}
     assert (await stack.clean_rows(GRACE_H + 1)).freed == 1
@@ -389,7 +388,7 @@ async def test_cleanup_ended_rows_deleted_after_a_week(stack: UploadStack) -> No
             f"UPDATE upload_session SET state = {sql_state(state)}, expires_at = now() + interval '1 y',"
             f" created_at = 'epoch', record_id = 'z' WHERE upload_id = '{upload.ref.upload_id}'",
         )
-    assert (await stack.cleanup.expire_and_free(now_us(min(WEEK_H, GRACE_H) - 1), renew)).forgotten == 0
+    assert (await stack.cleanup.expire_and_free(now_us(min(WEEK_H, GRACE_H) - 1), after_page)).forgotten == 0
     assert {state for state, one in uploads.items() if stack.state(one) != state} == set()
     later = "UPDATE upload_session SET updated_at = now() + interval '99 y' WHERE state = 'stored'"
     execute(stack.dsn, later)
@@ -413,7 +412,7 @@ async def test_cleanup_many_rows_are_paged(stack: UploadStack, monkeypatch: pyte
     assert rows(stack.dsn, "SELECT count(*) FROM upload_session WHERE gone_at IS NOT NULL") == [(5,)]
     calls = 0
 
-    async def kept() -> None:
+    async def kept(_: object) -> None:
         nonlocal calls
         calls += 1
 
@@ -469,13 +468,13 @@ async def test_cleanup_last_data_dropped_without_a_new_version(stack: UploadStac
     kept = "SELECT id, version, seq, last_data::text, last_data_at IS NULL FROM records ORDER BY id"
     before = rows(stack.dsn, kept)
     assert [row[3] is None for row in before] == [False, False, True]
-    assert (await stack.clean_rows(LAST_DATA_H - 1)).emptied == 0
+    assert "emptied" not in await stack.retained(LAST_DATA_H - 1)
     assert rows(stack.dsn, kept) == before
     heads = rows(stack.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1")
     execute(stack.dsn, "UPDATE records SET last_data_at = now() + interval '1 h' WHERE id = 'b'")
-    assert (await stack.clean_rows(LAST_DATA_H)).emptied == 1
+    assert (await stack.retained(LAST_DATA_H))["emptied"] == 1
     assert rows(stack.dsn, kept) == [(*before[0][:3], None, True), *before[1:]]
-    assert (await stack.clean_rows(LAST_DATA_H + 2)).emptied == 1
+    assert (await stack.retained(LAST_DATA_H + 2))["emptied"] == 1
     assert rows(stack.dsn, held_bytes) == rows(stack.dsn, stored_bytes)
     assert rows(stack.dsn, "SELECT tenant_id, seq FROM tenant_counters ORDER BY 1") == heads
 
@@ -485,18 +484,18 @@ async def test_cleanup_last_data_of_a_locked_tenant_left_for_the_next_run(stack:
     await stack.push("delete", 1)
     async with stack.database.connection() as session:
         await session.run("BEGIN; SELECT FROM tenant_counters FOR UPDATE")
-        assert (await stack.clean_rows(LAST_DATA_H)).emptied == 0
+        assert "emptied" not in await stack.retained(LAST_DATA_H)
         await session.run("ROLLBACK")
-    assert (await stack.clean_rows(LAST_DATA_H)).emptied == 1
+    assert (await stack.retained(LAST_DATA_H))["emptied"] == 1
 
 
 async def test_cleanup_last_data_are_paged(stack: UploadStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_cleanup, "PAGE", 2)
+    monkeypatch.setattr(jobs, "PAGE", 2)
     for record in "abcde":
         await stack.push("put", None, record=record)
         await stack.push("delete", 1, record=record)
-    assert (await stack.clean_rows(LAST_DATA_H)).emptied == 5
-    assert (await stack.clean_rows(LAST_DATA_H)).emptied == 0
+    assert (await stack.retained(LAST_DATA_H))["emptied"] == 5
+    assert "emptied" not in await stack.retained(LAST_DATA_H)
 
 
 async def test_erase_tenant_drops_last_data(stack: UploadStack) -> None:

@@ -13,17 +13,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from compose.server import SystemClock
-from engine.cluster.leases import JobLeases
-from engine.runtime.ports import StoreUnavailableError
-from engine.uploads.cleanup_job import CleanupJob
-from storage.stores.leases import PostgresLeases
-from tests.engine.cluster.test_leases import store
+from storage.stores.jobs import PostgresJobs
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import until
 from tests.harness.services import execute, rows
-from tests.harness.upload_stack import UploadStack, now_us, stack, text
+from tests.harness.upload_stack import UploadStack, job_run, now_us, stack, text
+from tests.storage.stores.test_jobs import store
 
 __all__ = ["command", "stack", "store"]
 
@@ -36,23 +32,21 @@ async def cleaned(command: Run, *options: str, **variables: str) -> Ended:
         return await command("job", "cleanup", *options, **variables)
 
 
-# -- the job ---------------------------------------------------------------------------------
+# -- the bodies ------------------------------------------------------------------------------
 
 
-async def test_cleanup_job_two_processes_one_runs_both_know_the_ratio(stack: UploadStack) -> None:
-    other = CleanupJob(JobLeases(PostgresLeases(stack.database), SystemClock()), stack.cleanup)
+async def test_cleanup_job_counts_what_it_did_and_the_ratio(stack: UploadStack) -> None:
     for _ in range(3):
         await stack.stored("never")
     await stack.begun()
     execute(stack.dsn, f"{PASSED} WHERE state = 'open'")
-    both = await asyncio.gather(stack.cleanup_job.expire_and_free(300), other.expire_and_free(300))
-    assert sorted(rows_cleaned is None for rows_cleaned in both) == [False, True]
-    await stack.cleanup_job.expire_and_free(300)
-    await other.expire_and_free(300)
-    assert stack.cleanup_job.counters.abandonment_ratio == other.counters.abandonment_ratio == 0.25
-    assert sorted(one.counters.expired for one in (stack.cleanup_job, other)) == [0, 1]
-    assert await stack.cleanup_job.remove_orphans(3600) is not None
-    assert await other.remove_orphans(3600) is None
+    run = job_run(now_us())
+    await stack.cleanup_job.expire_and_free(run)
+    assert run.counts == {"expired": 1, "freed": 0, "forgotten": 0, "left": 0, "abandonment_ratio": 0.25}
+    orphans = job_run(now_us())
+    await stack.cleanup_job.remove_orphans(orphans)
+    assert orphans.counts == {"orphans": 0, "orphan_bytes": 0, "left": 0}
+    assert stack.cleanup_job.counters.expired == 1
 
 
 async def test_cleanup_job_abandonment_logged_once_until_lower(stack: UploadStack) -> None:
@@ -70,44 +64,16 @@ async def test_cleanup_job_abandonment_logged_once_until_lower(stack: UploadStac
     with capture_logs() as logs:
         for uploads in (2, 3, 4, 2, 3):
             given_up(uploads)
-            await stack.cleanup_job.expire_and_free(0)
+            await stack.cleanup_job.expire_and_free(job_run(now_us()))
             said.append(sum(line["event"] == "uploads_abandoned" for line in logs))
-            assert logs[-1 if said[-1] == sum(said[-2:-1]) else -2]["event"] == "uploads_cleaned"
     assert said == [0, 1, 1, 1, 2]
-    assert [line["abandonment_ratio"] for line in logs if line["event"] == "uploads_abandoned"] == [0.3] * 2
+    assert [line["abandonment_ratio"] for line in logs] == [0.3] * 2
 
 
 async def test_cleanup_job_nothing_ended_has_no_ratio(stack: UploadStack) -> None:
-    with capture_logs() as logs:
-        await stack.cleanup_job.expire_and_free(0)
-    assert stack.cleanup_job.counters.abandonment_ratio is None
-    assert [(line["event"], line["abandonment_ratio"]) for line in logs] == [("uploads_cleaned", None)]
-
-
-async def test_cleanup_job_failed_run_logged_and_repeated(
-    stack: UploadStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    execute(stack.dsn, "INSERT INTO cluster_job (job, holder, began_at) VALUES ('uploads', '', 'epoch')")
-    monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.01)
-    done = asyncio.Event()
-    failures = [StoreUnavailableError("away"), StoreUnavailableError("away"), RuntimeError("a fault")]
-    clean = stack.cleanup.expire_and_free
-
-    async def failing(*arguments: object) -> object:
-        if failures:
-            execute(stack.dsn, "UPDATE cluster_job SET began_at = 'epoch'")
-            raise failures.pop()
-        done.set()
-        return await clean(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(stack.cleanup, "expire_and_free", failing)
-    with capture_logs() as logs:
-        running = asyncio.create_task(stack.cleanup_job.run())
-        await asyncio.wait_for(done.wait(), 60)
-        running.cancel()
-        await asyncio.wait([running])
-    told = [line["reason"] for line in logs if line["event"] == "uploads_not_cleaned"]
-    assert told == ["RuntimeError", "StoreUnavailableError"]
+    run = job_run(now_us())
+    await stack.cleanup_job.expire_and_free(run)
+    assert run.counts["abandonment_ratio"] is None
 
 
 # -- the command ------------------------------------------------------------------------------
@@ -143,6 +109,7 @@ async def test_cleanup_command_prints_what_it_did(stack: UploadStack, command: R
         "conflicts": 1,
         "quarantined": 0,
         "event_days": 0,
+        "answer_days": 0,
         "orphans": 0,
         "orphan_bytes": 0,
         "left": 0,
@@ -163,6 +130,7 @@ async def test_cleanup_command_prints_what_it_did(stack: UploadStack, command: R
         "conflicts forgotten: 0",
         "rejected items forgotten: 0",
         "days of events dropped: 0",
+        "days of kept answers dropped: 0",
         "orphans removed: 0 (0 bytes)",
         "given up of the last day's uploads: 33.3%",
         "",
@@ -172,13 +140,15 @@ async def test_cleanup_command_prints_what_it_did(stack: UploadStack, command: R
     ]
 
 
+@pytest.mark.parametrize("job", ["uploads", "cleanup"])
 async def test_cleanup_command_refused_while_running_elsewhere_and_after_a_restore(
-    command: Run, store: PostgresLeases, dsn: str, tmp_path: Path
+    command: Run, store: PostgresJobs, dsn: str, tmp_path: Path, job: str
 ) -> None:
     data = {"TIDEMARK__DATA__DIR": str(tmp_path)}
-    assert await store.begin("uploads", "a server", 0)
+    begun = await store.begin(job, None)
+    assert begun is not None
     assert "another process is at it" in (await cleaned(command, **data)).refusal()
-    await store.end("uploads", "a server", None)
+    await store.end(begun, "succeeded", None, {})
     execute(dsn, "UPDATE cluster_state SET system_identifier = 1")
     assert "run.py epoch renew" in (await cleaned(command, **data)).refusal()
 
@@ -213,7 +183,7 @@ async def test_cleanup_killed_before_deleting_bytes_leaves_orphans_for_the_next_
     assert stack.reserved() == 0
     assert {place for place, _ in stack.stored_blobs()} == {f"{what}s"}
     assert "another process is at it" in (await cleaned(command, **data)).refusal()
-    execute(stack.dsn, "UPDATE cluster_job SET held_until = now() - interval '1 s'")
+    execute(stack.dsn, "UPDATE job_runs SET held_until = now() - interval '1 s'")
     stack.aged(25)
     ended = await cleaned(command, "--json", **data)
     done = msgspec.json.decode(ended.out)
@@ -236,7 +206,7 @@ async def test_metrics_have_the_counters_of_uploads(server: Running) -> None:
 async def test_server_cleans_up_on_schedule_and_every_process_has_the_ratio(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.uploads.cleanup_job._LOOK_S", 0.05)
+    monkeypatch.setattr("engine.cluster.job_scheduler.LOOK_S", 0.05)
     servers = [await serve(), await serve()]
     dsn = servers[0].dsn
     execute(
@@ -245,7 +215,7 @@ async def test_server_cleans_up_on_schedule_and_every_process_has_the_ratio(
         " expires_at, ended_at) SELECT 1, gen_random_uuid(), 'd', 'whole', '', 0, state, now(),"
         " CASE WHEN state <> 'open' THEN now() END"
         " FROM unnest(ARRAY['attached', 'attached', 'attached', 'open']) AS state",
-        "UPDATE cluster_job SET began_at = 'epoch'",
+        "DELETE FROM job_runs WHERE job = 'uploads' AND outcome IS NOT NULL",
     )
 
     async def told() -> bool:

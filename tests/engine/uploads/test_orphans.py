@@ -13,7 +13,7 @@ from storage.stores.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import sql_state
 from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows
-from tests.harness.upload_stack import GRACE_S, UploadStack, now_us, renew, session, stack, text
+from tests.harness.upload_stack import GRACE_S, UploadStack, after_page, now_us, session, stack, text
 
 __all__ = ["stack"]
 
@@ -124,11 +124,11 @@ async def test_orphans_in_a_bucket_deleted(stack: UploadStack, bucket: S3) -> No
             f"UPDATE upload_session SET state = 'expired' WHERE upload_id = '{orphan.ref.upload_id}'",
         )
         cleanup = UploadCleanup(
-            PostgresCleanup(stack.database), blobs, stack.committer, GRACE_S, 0, stack.minutes
+            PostgresCleanup(stack.database), blobs, stack.committer, GRACE_S, stack.minutes
         )
         await blobs.open_draft(orphan.draft).flush([b"123"])
-        assert (await cleanup.remove_orphans(now_us(23), renew)).orphans == 0
-        removed = await cleanup.remove_orphans(now_us(25), renew)
+        assert (await cleanup.remove_orphans(now_us(23), after_page)).orphans == 0
+        removed = await cleanup.remove_orphans(now_us(25), after_page)
         assert (removed.orphans, removed.left) == (2, 0)
         left = [one.ref async for some in blobs.list_stored(now_us(25)) for one in some]
         assert left == [kept.ref]

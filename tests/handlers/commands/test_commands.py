@@ -85,7 +85,12 @@ def run(dsn: str) -> Run:
         "device show",
         "device revoke",
         "device restore",
+        "job list",
+        "job uploads",
         "job cleanup",
+        "job aggregate",
+        "job warm",
+        "job monitor",
     ],
 )
 def test_command_each_has_help_with_an_example_and_the_common_options(command: str) -> None:

@@ -39,7 +39,11 @@ CHANGING: dict[str, list[str]] = {
     "conflicts resolve": [SOME_ID, "--choice", "server"],
     "quarantine retry": [SOME_ID],
     "quarantine drop": [SOME_ID, "--yes"],
+    "job uploads": [],
     "job cleanup": [],
+    "job aggregate": [],
+    "job warm": [],
+    "job monitor": [],
 }
 #: What only looks.
 READING: dict[str, list[str]] = {
@@ -47,6 +51,7 @@ READING: dict[str, list[str]] = {
     "tenant usage": [],
     "export": ["--tenant", "acme", "--domain", "task"],
     "policy list": [],
+    "job list": [],
     "device list": [],
     "device show": ["--tenant", "acme", "phone"],
     "conflicts list": [],

@@ -5,23 +5,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
+from engine.cluster import jobs
+from engine.operate.retention import KeptFor, Retention
 from engine.runtime.settings import SettingsError
-from engine.uploads import cleanup as upload_cleanup
-from engine.uploads.cleanup import Retention, UploadCleanup
-from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.partitions import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
-from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.retention import PostgresRetention
 from storage.stores.usage import recount
-from tests.engine.uploads.test_cleanup import Refusing
 from tests.harness.admin import add_tenants
 from tests.harness.in_process_server import settings_with
-from tests.harness.minutes import counted_minutes
 from tests.harness.services import execute, rows
+from tests.harness.upload_stack import job_run
 
 _DAY_S = 86_400
 _DAY_US = _DAY_S * 1_000_000
@@ -29,26 +26,21 @@ _DAY_US = _DAY_S * 1_000_000
 _NOW_US = 20_000 * _DAY_US
 
 
-_USUAL = Retention(90.0 * _DAY_S, 30.0 * _DAY_S)
+_USUAL = KeptFor(0, 90.0 * _DAY_S, 30.0 * _DAY_S)
 
 
 class Kept:
     """A database with two tenants, and its clean-up: conflicts for 90 days, rejected items for 30."""
 
-    def __init__(self, dsn: str, database: Database, directory: Path) -> None:
+    def __init__(self, dsn: str, database: Database) -> None:
         self.dsn = dsn
-        self._store = PostgresCleanup(database)
-        self._directory = directory
+        self._store = PostgresRetention(database)
 
-    async def run(self, kept_for: Retention = _USUAL) -> tuple[int, int]:
+    async def run(self, kept_for: KeptFor = _USUAL) -> tuple[float, float]:
         """Clean up, and count conflicts and rejected items that went."""
-        blobs = DirectoryBlobs(self._directory, 1)
-        try:
-            cleanup = UploadCleanup(self._store, blobs, Refusing(), 0, 0, counted_minutes(), kept_for)
-            tidied = await cleanup.expire_and_free(_NOW_US, _keep)
-        finally:
-            blobs.close()
-        return tidied.conflicts, tidied.quarantined
+        run = job_run(_NOW_US)
+        await Retention(self._store, kept_for)(run)
+        return run.counts.get("conflicts") or 0, run.counts.get("quarantined") or 0
 
     def conflict(
         self,
@@ -97,17 +89,13 @@ class Kept:
         return {name for (name,) in found}
 
 
-async def _keep() -> None:
-    """Nobody takes this turn away."""
-
-
 @pytest.fixture
-async def kept(dsn: str, tmp_path: Path) -> AsyncIterator[Kept]:
+async def kept(dsn: str) -> AsyncIterator[Kept]:
     for name in ("acme", "globex"):
         add_tenants(dsn, name)
     database = Database(dsn, 1)
     try:
-        yield Kept(dsn, database, tmp_path)
+        yield Kept(dsn, database)
     finally:
         await database.close()
 
@@ -129,7 +117,7 @@ async def test_retention_conflicts_go_in_time_and_open_ones_stay(kept: Kept) -> 
         f"UPDATE conflict_resolution_log SET client_data = '{{}}', client_changes = '{changes}'",
     )
     recount(kept.dsn)
-    assert await kept.run(Retention(90.0 * _DAY_S)) == (4, 0)
+    assert await kept.run(KeptFor(0, 90.0 * _DAY_S, 0)) == (4, 0)
     kept.check_counted()
     assert kept.left() == {
         "young",
@@ -139,14 +127,14 @@ async def test_retention_conflicts_go_in_time_and_open_ones_stay(kept: Kept) -> 
         "held in settled of late",
         "waits",
     }
-    assert await kept.run(Retention(90.0 * _DAY_S)) == (0, 0)
-    assert await kept.run(Retention()) == (0, 0)
+    assert await kept.run(KeptFor(0, 90.0 * _DAY_S, 0)) == (0, 0)
+    assert await kept.run(KeptFor(0, 0, 0)) == (0, 0)
 
 
 async def test_retention_rejected_items_go_only_if_set_page_by_page(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_cleanup, "PAGE", 2)
+    monkeypatch.setattr(jobs, "PAGE", 2)
     for number in range(5):
         kept.rejected(f"r{number}", 31, tenant=1 + number % 2)
         kept.conflict(f"c{number}", 91, tenant=1 + number % 2)

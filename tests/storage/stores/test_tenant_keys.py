@@ -16,7 +16,7 @@ from tests.harness.services import named, rows
 STORAGE = Path(__file__).parents[3] / "storage"
 
 #: Small, the same for every tenant, and so copied to each node: docs/scaling.md.
-REFERENCE = {"tenants", "removed_tenants", "cluster_state", "cluster_job", "server_processes"}
+REFERENCE = {"tenants", "removed_tenants", "cluster_state", "job_runs", "server_processes"}
 
 #: Statements that go over all tenants on purpose, by a part of their text, and why that does no harm.
 OVER_ALL = {
@@ -39,8 +39,8 @@ OVER_ALL = {
     ("upload_cleanup.py", "SELECT tenant_id, domain, id FROM records WHERE data IS NULL"): "records end",
     ("upload_cleanup.py", "LEFT JOIN LATERAL (SELECT data IS NOT NULL AS alive"): "and their files with them",
     ("upload_cleanup.py", "DELETE FROM upload_session AS u USING old"): "what ended is forgotten alike",
-    ("upload_cleanup.py", "UPDATE records AS r SET last_data = NULL"): "and their last data",
-    ("upload_cleanup.py", "FOR UPDATE SKIP LOCKED), gone AS (DELETE"): "what is kept no longer goes alike",
+    ("retention.py", "UPDATE records AS r SET last_data = NULL"): "and their last data",
+    ("retention.py", "FOR UPDATE SKIP LOCKED), gone AS (DELETE"): "what is kept no longer goes alike",
     ("partitions.py", "gone AS (DELETE FROM events_earlier AS e USING old"): "and late events",
     ("upload_cleanup.py", "JOIN tenants AS t ON t.tenant_id = u.tenant_id"): "an operator sees all tenants",
     ("devices.py", "FROM sync_device_health WHERE last_sync_at IS NOT NULL"): "a cache is warmed",

@@ -1,0 +1,125 @@
+"""Scheduled jobs, listed and run once by a command, with a committer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from compose.command_commit import OnFeedsAdvanced, command_committer
+from compose.jobs import job_bodies, schedules
+from compose.server import SystemClock
+from compose.uploads import cleanup_job, open_blobs
+from engine.cache.minutes import Minutes
+from engine.cluster.jobs import HELD_S, JOBS, Counts, RunLostError, perform
+from engine.operate.ports import RefusedError
+from engine.operate.rows import CleanedUp, JobSummary, TenantAbandonment
+from engine.runtime.ports import StoreError
+from engine.runtime.settings import Settings
+from engine.uploads.blobs import BlobsError
+from engine.uploads.cleanup_job import RATIO, CleanupJob
+from storage.postgres.pool import Database
+from storage.stores.commit.store import PostgresStore
+from storage.stores.jobs import PostgresJobs
+from storage.stores.minutes import PostgresMinutes
+
+_Watch = Callable[[Counts], None]
+
+
+class JobAdmin:
+    """``engine.operate.ports.JobAdmin``.
+
+    Args:
+        dsn: The database, for what a job reads and writes.
+        database: The database, for the runs of jobs.
+        settings: Those of a server.
+        on_feeds_advanced: Called when something was committed.
+    """
+
+    def __init__(
+        self, dsn: str, database: Database, settings: Settings, on_feeds_advanced: OnFeedsAdvanced
+    ) -> None:
+        self._dsn = dsn
+        self._settings = settings
+        self._store = PostgresJobs(database)
+        self._on_feeds_advanced = on_feeds_advanced
+
+    async def jobs(self) -> list[JobSummary]:
+        """List the jobs."""
+        timezone = self._settings.jobs.timezone
+        now, last = await self._store.last_runs(list(JOBS))
+        now_us = int(now.timestamp() * 1e6)
+        return [
+            JobSummary(
+                name,
+                schedule.expression,
+                timezone,
+                datetime.fromtimestamp(schedule.next(now_us) / 1e6, UTC),
+                last.get(name),
+            )
+            for name, schedule in schedules(self._settings).items()
+        ]
+
+    async def run(self, job: str, watch: _Watch) -> Counts:
+        """Run a job now."""
+        async with self._uploads() as uploads:
+            return await self._run(job, uploads, watch)
+
+    async def clean_up(self, watch: _Watch) -> CleanedUp:
+        """Run both clean-ups now."""
+        async with self._uploads() as (database, uploads):
+            rows = await self._run("uploads", (database, uploads), watch)
+            others = await self._run("cleanup", (database, uploads), watch)
+            abandonment = uploads.abandonment
+        numbers = {name: int(number) for name, number in {**others, **rows}.items() if number is not None}
+        left = int(rows.get("left") or 0) + int(others.get("left") or 0)
+        kept = [name for name in CleanedUp.__struct_fields__ if name not in ("left", RATIO, "abandonment")]
+        return CleanedUp(
+            **{name: numbers.get(name, 0) for name in kept},
+            left=left,
+            abandonment_ratio=rows.get(RATIO),
+            abandonment=[
+                TenantAbandonment(one.tenant, one.finished, one.abandoned, one.ratio) for one in abandonment
+            ],
+        )
+
+    async def _run(self, job: str, uploads: tuple[Database, CleanupJob], watch: _Watch) -> Counts:
+        body = job_bodies(self._settings, self._dsn, *uploads).get(job)
+        if body is None:
+            raise RefusedError(f"there is no job {job} in this version")
+        begun = await self._store.begin(job, None)
+        if begun is None:
+            raise RefusedError(
+                f"another process is at it: try again when it is done, {HELD_S} s from now if it was killed"
+            )
+        try:
+            return await perform(self._store, SystemClock(), begun, body, watch)
+        except RunLostError:
+            raise RefusedError("another process went on with it: this one stood still for too long") from None
+        except BlobsError as error:
+            raise StoreError(f"the files cannot be looked at now: {error}") from None
+
+    @asynccontextmanager
+    async def _uploads(self) -> AsyncIterator[tuple[Database, CleanupJob]]:
+        """Open the database of the jobs, and the clean-up of uploads, with what it commits to."""
+        settings = self._settings
+        database, writes = Database(self._dsn, 1), Database(self._dsn, 1)
+        blobs = open_blobs(settings)
+        tenants: set[int] = set()
+        store = PostgresStore(writes, settings.idempotency.lifetime_h)
+        committer = command_committer(store, settings, {}, tenants)
+        minutes = Minutes(PostgresMinutes(database), SystemClock(), lambda: uuid.uuid4().hex)
+        committing = asyncio.create_task(committer.run())
+        try:
+            yield database, cleanup_job(settings, database, blobs, committer, minutes)
+        finally:
+            await minutes.drain()
+            committing.cancel()
+            await asyncio.wait([committing])
+            await database.close()
+            await writes.close()
+            blobs.close()
+            if tenants:
+                self._on_feeds_advanced(tenants)

@@ -1,0 +1,120 @@
+"""The scheduled jobs put together: for a server, and for a command that runs one now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from engine.cache.devices import DeviceCache
+from engine.cache.tenants import TenantCache
+from engine.cluster.job_scheduler import JobScheduler
+from engine.cluster.jobs import JOBS, JobBody, JobKind, JobRun, in_sequence, in_thread
+from engine.operate.retention import KeptFor, Retention
+from engine.runtime.metrics import Metric, gauge
+from engine.runtime.ports import Clock
+from engine.runtime.schedule import Schedule
+from engine.runtime.services import Service
+from engine.runtime.settings import Settings
+from engine.uploads.cleanup_job import RATIO, CleanupJob
+from storage.postgres.partitions import maintain
+from storage.postgres.pool import Database
+from storage.stores.jobs import PostgresJobs
+from storage.stores.retention import PostgresRetention
+from storage.stores.tenants import PostgresTenants
+from storage.stores.usage import recount
+
+#: The rows of one statement: they are read while devices are served, and hold the loop for some milliseconds.
+_WARMED_DEVICES: Final = 1000
+
+
+class Jobs:
+    """The jobs of one server process.
+
+    Args:
+        settings: All settings.
+        dsn: The database, for blocking work.
+        database: The database, for all else.
+        uploads: The clean-up of uploads.
+        tenants: The tenants in memory.
+        devices: The devices in memory.
+        clock: For rests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dsn: str,
+        database: Database,
+        uploads: CleanupJob,
+        tenants: TenantCache,
+        devices: DeviceCache,
+        clock: Clock,
+    ) -> None:
+        async def warm() -> None:
+            await tenants.preload(await devices.preload(_WARMED_DEVICES))
+
+        bodies = job_bodies(settings, dsn, database, uploads)
+        times = schedules(settings)
+        kinds = [JobKind(name, times[name], body) for name, body in bodies.items()]
+        self._uploads = uploads
+        self._scheduler = JobScheduler(PostgresJobs(database), clock, kinds, {"warm": warm})
+
+    def services(self) -> list[Service]:
+        """List the services."""
+        return [Service("jobs", self._scheduler.run)]
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the metrics of jobs, and of the clean-up of uploads."""
+        yield from self._scheduler.metrics()
+        yield from self._uploads.counters.metrics()
+        ratio = self._scheduler.last_counts("uploads").get(RATIO)
+        if ratio is not None:
+            text = "The part of the last day's uploads, of all tenants, that was given up"
+            yield gauge("tidemark_upload_abandonment_ratio", text, ratio)
+
+
+def schedules(settings: Settings) -> dict[str, Schedule]:
+    """Return when each job is due."""
+    chosen = msgspec.structs.asdict(settings.jobs)
+    return {name: Schedule(chosen[name], settings.jobs.timezone) for name in JOBS}
+
+
+def job_bodies(
+    settings: Settings, dsn: str, database: Database, uploads: CleanupJob
+) -> Mapping[str, JobBody]:
+    """Return the work of each job.
+
+    Args:
+        settings: All settings.
+        dsn: The database, for blocking work.
+        database: The database, for all else.
+        uploads: The clean-up of uploads.
+    """
+    jobs = PostgresJobs(database)
+    kept_for = KeptFor(
+        settings.records.tombstone_data_h * 3600,
+        settings.retention.conflict_log_d * 86_400.0,
+        settings.retention.quarantine_d * 86_400.0,
+    )
+    lifetime_h, events_d = settings.idempotency.lifetime_h, settings.retention.events_d
+
+    async def forget_runs(run: JobRun) -> None:
+        run.count("job_runs", await jobs.forget())
+
+    async def warm(_: JobRun) -> None:
+        await PostgresTenants(database).have_read_again()
+
+    return {
+        "uploads": uploads.expire_and_free,
+        "cleanup": in_sequence(
+            in_thread(partial(maintain, dsn, lifetime_h, events_d)),
+            Retention(PostgresRetention(database), kept_for),
+            uploads.remove_orphans,
+            forget_runs,
+            in_thread(lambda: {"tenants_counted": recount(dsn)}),
+        ),
+        "warm": warm,
+    }

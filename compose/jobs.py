@@ -12,6 +12,7 @@ from engine.cache.devices import DeviceCache
 from engine.cache.tenants import TenantCache
 from engine.cluster.job_scheduler import JobScheduler
 from engine.cluster.jobs import JOBS, JobBody, JobKind, JobRun, in_sequence, in_thread
+from engine.operate.aggregation import Aggregation
 from engine.operate.retention import KeptFor, Retention
 from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock
@@ -21,6 +22,7 @@ from engine.runtime.settings import Settings
 from engine.uploads.cleanup_job import RATIO, CleanupJob
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
+from storage.stores.aggregation import PostgresAggregation
 from storage.stores.jobs import PostgresJobs
 from storage.stores.retention import PostgresRetention
 from storage.stores.tenants import PostgresTenants
@@ -116,5 +118,6 @@ def job_bodies(
             forget_runs,
             in_thread(lambda: {"tenants_counted": recount(dsn)}),
         ),
+        "aggregate": Aggregation(PostgresAggregation(database)),
         "warm": warm,
     }

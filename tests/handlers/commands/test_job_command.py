@@ -76,6 +76,23 @@ async def test_job_warm_has_servers_read_again(command: Run, dsn: str) -> None:
     assert "succeeded, by hand" in (await command("job", "list")).out
 
 
+async def test_job_aggregate_tells_what_it_summed_and_deleted(command: Run, dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    counts = "1, 0, 0, 1, 0, 0, 0, 0, 100, 5000, '{200}', '{1}'"
+    hours = ", ".join(
+        f"(1, date_bin('1 hour', now(), 'epoch') - interval '{hours} hours', gen_random_uuid(), {counts})"
+        for hours in (2, 3, 60)
+    )
+    columns = (
+        "tenant_id, minute_start, process, syncs, failed, refused, items, conflicts, conflicts_open,"
+        " uploads_finished, uploads_abandoned, bytes_in, duration_us, duration_buckets, duration_counts"
+    )
+    execute(dsn, f"INSERT INTO sync_minutes ({columns}) VALUES {hours}")
+    done = json.loads((await command("job", "aggregate", "--json")).out)
+    assert done["counts"] == {"snapshots": 3, "minutes_deleted": 1}
+    assert rows(dsn, "SELECT sync_requests, succeeded FROM sync_analytics_snapshot") == [(1, 1)] * 3
+
+
 async def test_job_refused_while_it_runs_elsewhere(command: Run, dsn: str) -> None:
     database = Database(dsn, 1)
     assert await PostgresJobs(database).begin("warm", None)

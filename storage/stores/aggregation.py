@@ -1,0 +1,110 @@
+"""Snapshots: the hours of tenants, summed from minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from engine.operate.aggregation import Due, LateHour, Snapshot, snapshot
+from storage.postgres.arrays import int_array, number_array_or_null
+from storage.postgres.pool import Database
+from storage.stores.minutes import LATE_AFTER, SUMS, summed_minute
+
+#: An hour is summed when each of its minutes that is still to come will be marked as late.
+_SETTLED_AFTER: Final = f"({LATE_AFTER} + interval '1 minute')"
+_INSTANT: Final = "to_timestamp(%({0})s::float8 / 1000000)"
+_SINCE, _UNTIL, _BEFORE = (_INSTANT.format(name) for name in ("since", "until", "before"))
+_DUE: Final = (
+    "SELECT (extract(epoch FROM aggregated_until) * 1000000)::bigint,"
+    f" (extract(epoch FROM date_bin('1 hour', now() - {_SETTLED_AFTER}, 'epoch')) * 1000000)::bigint"
+    " FROM cluster_state"
+)
+_HOUR_OF_MINUTE: Final = "(extract(epoch FROM date_bin('1 hour', minute_start, 'epoch')) * 1000000)::bigint"
+_LATE: Final = (
+    f"SELECT DISTINCT {_HOUR_OF_MINUTE}, tenant_id FROM sync_minutes WHERE late AND minute_start < {_SINCE}"
+)
+_UNMARK: Final = (
+    "UPDATE sync_minutes SET late = false WHERE late AND tenant_id = ANY(%(tenants)s::int[])"
+    f" AND minute_start >= {_SINCE} AND minute_start < {_UNTIL}"
+)
+_SUMS: Final = SUMS.format(
+    period=_HOUR_OF_MINUTE, where=f"minute_start >= {_SINCE} AND minute_start < {_UNTIL}"
+)
+#: Figures that do not come from minutes stay as they are.
+_WRITE: Final = (
+    f"INSERT INTO sync_analytics_snapshot AS t (tenant_id, hour_start, {', '.join(Snapshot._fields)})"
+    " SELECT w.* FROM (SELECT unnest(%(tenants)s::int[]) AS tenant_id,"
+    f" to_timestamp(unnest(%(hours)s::bigint[]) / 1000000), "
+    + ", ".join(f"unnest(%({name})s::float8[])" for name in Snapshot._fields)
+    + ") AS w WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
+    " ON CONFLICT (tenant_id, hour_start) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
+    + " RETURNING 1"
+)
+_SUMMED: Final = f"UPDATE cluster_state SET aggregated_until = {_UNTIL} WHERE aggregated_until < {_UNTIL}"
+#: Tenant by tenant, by the primary key: an index of time alone would cost every minute a write.
+_DELETE_MINUTES: Final = (
+    "WITH old AS MATERIALIZED (SELECT f.* FROM"
+    " (SELECT 0 AS tenant_id UNION ALL SELECT tenant_id FROM tenants) AS t CROSS JOIN LATERAL"
+    " (SELECT m.tenant_id AS t, m.minute_start AS s, m.process AS p FROM sync_minutes AS m"
+    f" WHERE m.tenant_id = t.tenant_id AND m.minute_start < {_BEFORE}"
+    " ORDER BY m.minute_start LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
+    " gone AS (DELETE FROM sync_minutes AS g USING old WHERE g.tenant_id = old.t AND g.minute_start = old.s"
+    " AND g.process = old.p RETURNING 1) SELECT count(*) FROM gone"
+)
+_DELETE_DEVICE_HOURS: Final = (
+    "WITH old AS MATERIALIZED (SELECT tenant_id AS t, device_id AS d, hour_start AS s FROM sync_device_hours"
+    f" WHERE hour_start < {_BEFORE} ORDER BY hour_start LIMIT %(limit)s::int),"
+    " gone AS (DELETE FROM sync_device_hours AS g USING old WHERE g.tenant_id = old.t"
+    " AND g.device_id = old.d AND g.hour_start = old.s RETURNING 1) SELECT count(*) FROM gone"
+)
+
+
+class PostgresAggregation:
+    """``engine.operate.aggregation.AggregationStore``. Statements are planned each time: tables grow."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def due(self) -> Due:
+        """Read what is to be summed."""
+        database = self._database
+        ((since_us, until_us),) = await database.query(_DUE)
+        tenants = await database.query("SELECT tenant_id FROM tenants ORDER BY tenant_id")
+        late = await database.query(_LATE, {"since": since_us})
+        return Due(
+            since_us, until_us, [int(tenant_id) for (tenant_id,) in tenants], [LateHour(*row) for row in late]
+        )
+
+    async def sum_hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> int:
+        """Write snapshots. A late minute that comes meanwhile waits for the mark, and is marked again."""
+        hours = {"tenants": int_array(tenant_ids), "since": since_us, "until": until_us}
+        async with self._database.transaction() as transaction:
+            await transaction.query(_UNMARK, hours)
+            rows = await transaction.query(_SUMS, hours)
+            if not rows:
+                return 0
+            snapshots = [snapshot(summed_minute(row)) for row in rows]
+            values: dict[str, object] = {
+                name: number_array_or_null(column)
+                for name, column in zip(Snapshot._fields, zip(*snapshots, strict=True), strict=True)
+            }
+            values["tenants"] = int_array(row[0] for row in rows)
+            values["hours"] = int_array(row[1] for row in rows)
+            return len(await transaction.query(_WRITE, values))
+
+    async def summed(self, until_us: int) -> None:
+        """Store up to where all hours are summed; it never goes back."""
+        await self._database.execute(_SUMMED, {"until": until_us})
+
+    async def delete_minutes(self, before_us: int, limit: int) -> int:
+        """Delete minutes, each tenant's oldest first."""
+        return await self._delete(_DELETE_MINUTES, before_us, limit)
+
+    async def delete_device_hours(self, before_us: int, limit: int) -> int:
+        """Delete devices' hours, the oldest first."""
+        return await self._delete(_DELETE_DEVICE_HOURS, before_us, limit)
+
+    async def _delete(self, statement: str, before_us: int, limit: int) -> int:
+        ((count,),) = await self._database.execute(statement, {"before": before_us, "limit": limit})
+        return int(count)

@@ -1,0 +1,67 @@
+"""What an aggregation sums: which hours of which tenants together, and which figures of an hour."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.model.minutes import NO_TENANT, Minute
+from engine.operate.aggregation import Due, LateHour, Snapshot, parts, snapshot
+
+HOUR_US = 3_600_000_000
+NOW_H = 1000
+
+
+def summed(due: Due) -> list[tuple[int, int]]:
+    """Return each tenant and hour that is summed, as often as it is."""
+    found = []
+    for tenant_ids, since_us, until_us in parts(due):
+        assert 0 < len(tenant_ids) * (until_us - since_us) / HOUR_US <= 24
+        found += [
+            (tenant_id, hour_us // HOUR_US)
+            for tenant_id in tenant_ids
+            for hour_us in range(since_us, until_us, HOUR_US)
+        ]
+    return found
+
+
+@given(
+    st.integers(-10, 200),
+    st.lists(st.integers(1, 500), unique=True, max_size=60),
+    st.lists(st.tuples(st.integers(0, 900), st.integers(0, 500)), unique=True, max_size=60),
+)
+def test_aggregation_parts_sum_each_hour_of_each_tenant_once(
+    behind_h: int, tenant_ids: list[int], late: list[tuple[int, int]]
+) -> None:
+    marked = [LateHour(hour * HOUR_US, tenant_id) for hour, tenant_id in late]
+    due = Due((NOW_H - behind_h) * HOUR_US, NOW_H * HOUR_US, tenant_ids, marked)
+    wanted = [
+        (tenant_id, hour)
+        for tenant_id in (NO_TENANT, *tenant_ids)
+        for hour in range(NOW_H - min(behind_h, 72), NOW_H)
+    ]
+    wanted += [(tenant_id, hour) for hour, tenant_id in late]
+    assert sorted(summed(due)) == sorted(wanted)
+
+
+def test_aggregation_parts_of_the_first_run_are_of_three_days() -> None:
+    hours = {hour for _, hour in summed(Due(0, NOW_H * HOUR_US, [], []))}
+    assert hours == set(range(NOW_H - 72, NOW_H))
+
+
+def test_snapshot_figures_are_those_of_the_sum() -> None:
+    hour = Minute(syncs=20, failed=3, refused=7, items=40, conflicts=6, conflicts_open=2, bytes_in=9)
+    for _ in range(9):
+        hour.durations.add(10_000)
+    hour.durations.add(500_000)
+    found = snapshot(hour)
+    assert found.p95_duration_ms is not None
+    assert 495 < found.p95_duration_ms < 505
+    assert found == Snapshot(20, 10, 3, 7, 59.0, found.p95_duration_ms, 4.0, 6, 4, 2, 0.15, 9)
+
+
+def test_snapshot_figures_without_data_are_none_not_zero() -> None:
+    found = snapshot(Minute(syncs=5, refused=5))
+    assert (found.sync_requests, found.succeeded, found.refused) == (5, 0, 5)
+    assert (found.avg_duration_ms, found.p95_duration_ms) == (None, None)
+    assert (found.items_per_sync, found.conflict_rate) == (None, None)

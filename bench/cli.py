@@ -24,10 +24,12 @@ from bench.overload.scenario import overload
 from bench.report.html import html_of
 from bench.report.results import Report, as_json
 from bench.report.text import text_of
+from bench.scenarios.behind_nginx import behind_nginx
 from bench.scenarios.comparison import compare
 from bench.scenarios.concurrent import concurrent
 from bench.scenarios.high_volume import high_volume
 from bench.scenarios.limits import limits
+from bench.scenarios.outages import outages
 from bench.scenarios.scaling import scaling
 from bench.uploads.scenario import uploads
 from engine.runtime.ports import StoreError
@@ -48,10 +50,13 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "abuse": abuse,
     "conflicts": conflicts,
     "high_volume": high_volume,
+    "outages": outages,
+    "behind_nginx": behind_nginx,
 }
 #: What ``all`` stands for; the others take minutes, and tell of several workers only.
 ALL: Final = ("concurrent", "limits", "overload", "uploads", "faults")
-_CONNECTIONS: Final = 1000
+#: How many devices a scenario has unless told otherwise.
+_CONNECTIONS: Final = {"connections": CONNECTIONS, "behind_nginx": 500}
 
 
 def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
@@ -76,7 +81,8 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 )
 @click.option(
     "--connections", "asked_connections", type=click.IntRange(1, 60_000), metavar="N",
-    help="Devices, each with a socket: 1000, of connections 15000; of live those that subscribe.",
+    help="Devices, each with a socket: 1000, of connections 15000, of behind_nginx 500; of live those that"
+    " subscribe.",
 )  # fmt: skip
 @click.option(
     "--rate", "rate_per_s", type=click.FloatRange(0, min_open=True), default=1200.0, show_default=True,
@@ -89,16 +95,18 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
     help="Seconds that are measured of each run: 60 of concurrent, 10 of live, connections and of syncs"
-    " beside uploads, 1.5 of each phase of abuse, else 5.",
+    " beside uploads, 1.5 of each phase of abuse, else 5. Of outages those that the database is away, of"
+    " behind_nginx those from stop to start: 10.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
     help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill, of limits,"
-    " scaling, uploads and overload's quiet tenant. 50 of faults, each with one fault.",
+    " scaling, uploads, behind_nginx and overload's quiet tenant. 50 of faults, each with one fault; 20 of"
+    " outages, each with every kind.",
 )  # fmt: skip
 @click.option(
     "--seed", type=int, default=1, show_default=True, metavar="N",
-    help="Which faults come in faults, and what devices send.",
+    help="Which faults come in faults, and what devices send; the order of outages.",
 )  # fmt: skip
 @click.option(
     "--tenants", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N",
@@ -166,7 +174,7 @@ def bench(
             settings=read_settings(config, data_dir, of_system=bool(asked["url"])),
             config=config,
             history=history,
-            connections=asked_connections or (CONNECTIONS if scenario == "connections" else _CONNECTIONS),
+            connections=asked_connections or _CONNECTIONS.get(scenario, 1000),
             **asked,
         )
         if options.workers and options.url:

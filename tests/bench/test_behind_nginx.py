@@ -15,8 +15,9 @@ import pytest
 from aiohttp import ClientSession
 
 from bench.load.proxy import Chances, proxied
-from bench.tools.behind_nginx import Back, Head, Other, Way, missed
-from bench.tools.guided import Guided
+from bench.report.results import Report
+from bench.scenarios.behind_nginx import LAST, Back, Other, Way, head_bar, judge
+from bench.scenarios.guided import Guided
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.services import rows
 
@@ -84,34 +85,34 @@ async def test_other_counts_answers_and_refusals(shared: Running, unused_tcp_por
     assert [verdict for _, verdict in stranger.errors] == ["401 unauthenticated"]
 
 
-def back(*, way: str = "nginx", last_s: float = 1.0, beyond: int = 0, faults: int = 0) -> Back:
+def back(*, last_s: float = 1.0, beyond: int = 0) -> Back:
     refused = Counter({"503 unavailable": beyond} if beyond else {})
-    during = Counter({"503 unavailable": 9})
-    return Back(way, "stop", 12.0, [0.5, last_s], [12.0, 13.0], during, refused, ["f"] * faults)
+    seconds = {"no worker": 12.0, LAST: last_s, "a device away, at most": 13.0}
+    return Back(seconds, Counter({"503 unavailable": 9}), refused, 10, [])
 
 
 @pytest.mark.parametrize(
-    ("row", "count"),
+    ("way", "runs", "met"),
     [
-        (back(), 0),
-        (back(last_s=15.1), 1),
-        (back(last_s=99.0, way="direct"), 0),
-        (back(beyond=1), 1),
-        (back(faults=2, way="direct"), 2),
+        ("nginx", [back()], [True, True]),
+        ("nginx", [back(last_s=15.1)], [False, True]),
+        ("nginx", [back(), back(), back(last_s=99.0)], [True, True]),  # medians count
+        ("nginx", [back(beyond=1), back(), back()], [True, False]),
+        ("direct", [back(last_s=99.0, beyond=1)], []),
     ],
 )
-async def test_missed_names_each_bar_that_is_missed(row: Back, count: int) -> None:
-    assert len(missed([[row]], [])) == count
+async def test_judge_bars_are_those_of_nginx(way: str, runs: list[Back], met: list[bool]) -> None:
+    report = Report(scenario="behind_nginx", work="w")
+    judge(report, way, "stop", runs)
+    assert [bar.met for bar in report.bars] == met
+    assert len(report.figures) == len(runs[0].seconds) + 2
 
 
-async def test_missed_counts_the_median_of_the_rounds() -> None:
-    assert not missed([[back(), back(), back(last_s=99.0)]], [])
-    assert len(missed([[back(), back(last_s=99.0), back(last_s=99.0)]], [])) == 1
-
-
-async def test_missed_names_a_head_that_does_not_pass_or_costs_others() -> None:
-    def head(status: int, **errors: int) -> Head:
-        answer: Any = SimpleNamespace(status=status)
-        return Head("x", 200, answer, Counter(errors))
-
-    assert len(missed([], [head(200), head(502), head(200, unavailable=1)])) == 2
+@pytest.mark.parametrize(("status", "errors", "met"), [(200, 0, True), (502, 0, False), (200, 1, False)])
+async def test_head_bar_is_missed_where_it_does_not_pass_or_costs_others(
+    status: int, errors: int, met: bool
+) -> None:
+    url = SimpleNamespace(raw_path_qs="/v1")
+    sent = SimpleNamespace(method="GET", url=url, headers={"A": "b"})
+    answer: Any = SimpleNamespace(status=status, request_info=sent, headers={"C": "d"})
+    assert head_bar("x", 200, answer, Counter({"503 unavailable": errors})).met is met

@@ -1,8 +1,9 @@
-"""How fast does a fleet come back behind nginx, and do the largest headers pass?
+"""Scenario ``behind_nginx``: how fast a fleet comes back behind nginx, and whether the largest headers pass.
 
-``python -m bench.tools.behind_nginx`` starts PostgreSQL, Redis, a server of two workers and nginx with the
-printed site. Devices keep a socket each while the server is stopped for a while, killed with all its
-processes, and restarted worker by worker; past nginx the same for comparison.
+Devices keep a socket each to a server of two workers while it is stopped for a while, killed with all its
+processes, and restarted worker by worker; past nginx the same for comparison. Beside them ten others sync
+over HTTP twice a second. Live is a device whose push was answered. Seconds count from the moment at which
+every worker lets devices in again.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import asyncio
 import base64
 import secrets
 import ssl
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import uniform
@@ -22,26 +22,28 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-import click
 import msgspec
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
 
-from bench.harness.environment import BenchError, fresh, read_settings
+from bench.harness.audit import Audit
+from bench.harness.child import progress
+from bench.harness.environment import BenchError, fresh
 from bench.harness.load_run import Target
 from bench.harness.nginx import fronted, trusting
 from bench.harness.product import HERE, variables
 from bench.harness.server import Server, free_ports
-from bench.harness.stage import add_tenants
+from bench.harness.stage import Options, add_tenants
+from bench.report.results import Bar, Figure, Report
 from bench.report.statistics import counts, percentile
-from bench.report.text import Columns, lines
-from bench.tools.guided import Guided, versions_of
-from engine.runtime.settings import Settings, SettingsError
-from storage.embedded.servers import EmbeddedError
+from bench.scenarios.guided import Guided, versions_of
 
 _NGINX: Final = "nginx"
-_STOP, _KILL, _RENEW = "stop, {:g} s, start", "kill -9 of all, start", "rolling restart"
+_STOP, _KILL, _RENEW = "stop, wait, start", "kill -9 of all, start", "rolling restart"
 _TENANT: Final = "fleet"
-_WORKERS: Final = 2
+ROUNDS: Final = 3
+#: From the server's end to its next start, in the fault ``_STOP``.
+OUTAGE_S: Final = 10.0
+WORKERS: Final = 2
 _OTHERS: Final = 10
 _PAUSE_S: Final = (5.0, 15.0)
 _HTTP_S: Final = 0.5
@@ -50,6 +52,16 @@ _SETTLE_S: Final = 3.0
 _BACK_S: Final = 150.0
 _CALM_S: Final = 1.0
 _BAR_S: Final = 15.0
+
+
+#: The largest that the contract lets in: parts of an upload, its metadata, and a token, just below the bound.
+_PARTS: Final = 100
+_METADATA_CHARS: Final = 4096
+_TOKEN_CHARS: Final = 8_000
+_REPEATS: Final = 50
+_TUS: Final = {"Tus-Resumable": "1.0.0"}
+_PART: Final = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00\xff\xdb\x00\x43\x00"
+LAST: Final = "live again, the last"
 
 
 class Way(NamedTuple):
@@ -109,15 +121,12 @@ class Other:
 
 
 class Back(NamedTuple):
-    """One fault: seconds until devices were live again, since the workers' return and since their own end."""
+    """One fault: seconds by name, what others were refused with, and what is not stored as answered."""
 
-    way: str
-    fault: str
-    workers_away_s: float
-    back_s: list[float]
-    away_s: list[float]
+    seconds: dict[str, float]
     during: Counter[str]
     beyond: Counter[str]
+    answered: int
     faults: list[str]
 
 
@@ -161,16 +170,18 @@ class Run(NamedTuple):
         during, beyond = Counter[str](), Counter[str]()
         for at_s, verdict in (error for other in others for error in other.errors):
             (during if begun_s <= at_s <= returned_s + _CALM_S else beyond)[verdict] += 1
-        return Back(
-            way.name,
-            fault.format(self.outage_s),
-            away_s,
-            sorted(max(0.0, member.live_at_s - returned_s) for member in members),
-            sorted(spell for member in members for spell in member.away_s),
-            during,
-            beyond,
-            _audit(self.dsn, members, others),
-        )
+        back_s = sorted(max(0.0, member.live_at_s - returned_s) for member in members)
+        spells_s = sorted(spell for member in members for spell in member.away_s)
+        seconds = {
+            "no worker": away_s,
+            "live again, p50": percentile(back_s, 50),
+            "live again, p95": percentile(back_s, 95),
+            LAST: back_s[-1],
+            "a device away, p50": percentile(spells_s, 50),
+            "a device away, at most": percentile(spells_s, 100),
+        }
+        answered = sum(member.answered for member in members) + sum(other.answered for other in others)
+        return Back(seconds, during, beyond, answered, _audit(self.dsn, members, others))
 
     async def _brought_about(self, fault: str) -> tuple[float, float]:
         """Returns when all workers let devices in again, and for how long none did."""
@@ -206,39 +217,22 @@ def _audit(dsn: str, members: list[Guided], others: list[Other]) -> list[str]:
     return found
 
 
-# -- the largest headers that the contract lets in ---------------------------------------------
-
-_PARTS: Final = 100
-_METADATA_CHARS: Final = 4096
-#: Just below what a token may have.
-_TOKEN_CHARS: Final = 8_000
-_REPEATS: Final = 50
-_TUS: Final = {"Tus-Resumable": "1.0.0"}
-_PART: Final = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00\xff\xdb\x00\x43\x00"
-
-
-class Head(NamedTuple):
-    """One kind of request, sent often: the bytes of both heads, and what others were refused with."""
-
-    what: str
-    wanted: int
-    answer: ClientResponse
-    errors: Counter[str]
-
-    @property
-    def request_bytes(self) -> int:
-        """How long the head of the request was."""
-        sent = self.answer.request_info
-        line = len(f"{sent.method} {sent.url.raw_path_qs} HTTP/1.1\r\n")
-        return line + sum(len(name) + len(value) + 4 for name, value in sent.headers.items()) + 2
-
-    @property
-    def answer_bytes(self) -> int:
-        """How long the head of the answer was."""
-        return sum(len(name) + len(value) + 4 for name, value in self.answer.raw_headers) + 19
+def head_bar(what: str, wanted: int, answer: ClientResponse, errors: Counter[str]) -> Bar:
+    """Make the bar of one kind of request: that it passes, and costs others nothing."""
+    sent = answer.request_info
+    asked_bytes = len(f"{sent.method} {sent.url.raw_path_qs} HTTP/1.1\r\n") + _size_bytes(
+        sent.headers.items()
+    )
+    beside = f"{asked_bytes:,} bytes, answered by {_size_bytes(answer.headers.items()):,}: {answer.status}"
+    failed = (answer.status != wanted) + errors.total()
+    return Bar(f"{what}: refused, or errors of others", failed, "at most", 0, "", beside)
 
 
-async def largest_heads(way: Way) -> list[Head]:
+def _size_bytes(headers: Iterable[tuple[str, str]]) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers) + 2
+
+
+async def largest_heads(way: Way) -> list[Bar]:
     """Send each kind of request so many times while others sync."""
     said = {"filename": "\N{DESERT}" * 255, "filetype": "image/jpeg", "domain": "journal", "record_id": "a"}
     metadata = ",".join(f"{key} {base64.b64encode(text.encode()).decode()}" for key, text in said.items())
@@ -255,7 +249,7 @@ async def largest_heads(way: Way) -> list[Head]:
                 await response.read()
                 return response
 
-        async def repeated(what: str, method: str, path: str, headers: Mapping[str, str]) -> Head:
+        async def repeated(what: str, method: str, path: str, headers: Mapping[str, str]) -> Bar:
             others = [Other(f"{what}-{number}", way, session) for number in range(4)]
             going = True
             running = [asyncio.create_task(other.run(lambda: going)) for other in others]
@@ -266,7 +260,7 @@ async def largest_heads(way: Way) -> list[Head]:
                 await asyncio.sleep(0.02)
             going = False
             await asyncio.gather(*running)
-            return Head(what, 200, answer, Counter(error for one in others for _, error in one.errors))
+            return head_bar(what, 200, answer, Counter(error for one in others for _, error in one.errors))
 
         parts = []
         for _ in range(_PARTS):
@@ -280,7 +274,7 @@ async def largest_heads(way: Way) -> list[Head]:
         domains = "%2C".join(f"{number:a>64}" for number in range(100))
         long = {"Authorization": f"Bearer {way.sign('heads', more='x' * (_TOKEN_CHARS * 3 // 4 - 300))}"}
         return [
-            Head("POST that joins 100 parts, metadata of 4,096", 201, joined, Counter()),
+            head_bar("POST that joins 100 parts, metadata of 4,096", 201, joined, Counter()),
             await repeated("HEAD of a final of 100 parts, metadata of 4,096", "HEAD", final, _TUS),
             await repeated("GET of its file", "GET", final.replace("uploads", "files"), {}),
             await repeated(f"token of {_TOKEN_CHARS:,} characters", "GET", "/v1/changes", long),
@@ -288,111 +282,56 @@ async def largest_heads(way: Way) -> list[Head]:
         ]
 
 
-# -- the tables --------------------------------------------------------------------------------
-
-
-def _spread(found_s: Sequence[list[float]], *percents: int) -> str:
-    """Write the medians of percentiles over rounds."""
-    return "/".join(f"{median(percentile(each, percent) for each in found_s):.1f}" for percent in percents)
-
-
-def _sum(errors: Sequence[Counter[str]]) -> Counter[str]:
-    return sum(errors, Counter[str]())
-
-
-#: Of all rounds of one fault on one way.
-_BACKS: Final[Columns] = (
-    ("way", lambda runs: runs[0].way),
-    ("fault", lambda runs: runs[0].fault),
-    ("workers away s", lambda runs: _spread([[run.workers_away_s] for run in runs], 100)),
-    ("live again p50/p95/last s", lambda runs: _spread([run.back_s for run in runs], 50, 95, 100)),
-    ("a device away p50/last s", lambda runs: _spread([run.away_s for run in runs], 50, 100)),
-    ("others' errors during", lambda runs: counts(_sum([run.during for run in runs]))),
-    ("beyond", lambda runs: counts(_sum([run.beyond for run in runs]))),
-    ("audit", lambda runs: f"{sum(len(run.faults) for run in runs)} faults"),
-)
-_HEADS: Final[Columns] = (
-    ("largest", lambda head: head.what),
-    ("request's head", lambda head: f"{head.request_bytes:,}"),
-    ("answer's head", lambda head: f"{head.answer_bytes:,}"),
-    ("status", lambda head: str(head.answer.status)),
-    ("others' errors", lambda head: counts(head.errors)),
-)
-
-
-def missed(rows: list[list[Back]], heads: list[Head]) -> list[str]:
-    """Name the missed bars: those of nginx, and of what is stored on both ways."""
-    found = [f"{run.way}, {run.fault}: {fault}" for row in rows for run in row for fault in run.faults]
-    for row in rows:
-        last_s, beyond = median(run.back_s[-1] for run in row), _sum([run.beyond for run in row])
-        if row[0].way == _NGINX and last_s > _BAR_S:
-            found.append(f"{row[0].fault}: the last was live after {last_s:.1f} s, the bar is {_BAR_S:g} s")
-        if row[0].way == _NGINX and beyond:
-            found.append(f"{row[0].fault}: others were refused: {counts(beyond)}")
-    return found + [
-        f"{head.what}: {head.answer.status}, others' errors {counts(head.errors)}"
-        for head in heads
-        if head.answer.status != head.wanted or head.errors
+def judge(report: Report, way: str, fault: str, runs: Sequence[Back]) -> None:
+    """Add the figures of a fault on a way, medians of the rounds, and the bars of nginx."""
+    during, beyond = (sum(each, Counter[str]()) for each in zip(*(run[1:3] for run in runs), strict=True))
+    for name in runs[0].seconds:
+        figure = Figure(f"{way}, {fault}: {name}", median(run.seconds[name] for run in runs), "s")
+        report.figures.append(figure)
+        if way == _NGINX and name == LAST:
+            report.bars.append(Bar(figure.name, figure.value, "at most", _BAR_S, "s"))
+    report.figures += [
+        Figure(f"{way}, {fault}: errors of others during it", during.total(), "", counts(during)),
+        Figure(f"{way}, {fault}: errors of others beyond it", beyond.total(), "", counts(beyond)),
     ]
+    if way == _NGINX:
+        name = f"{fault}: errors of others beyond it"
+        report.bars.append(Bar(name, beyond.total(), "at most", 0, "", counts(beyond)))
 
 
-async def _measured(
-    chosen: Settings, devices: int, rounds: int, outage_s: float
-) -> tuple[list[list[Back]], list[Head]]:
-    secret, port = secrets.token_urlsafe(48), free_ports(_WORKERS + 2)
-    target = Target(port=port, secret=secret, tenants=[_TENANT], audience=chosen.auth.audience)
+async def behind_nginx(options: Options) -> Report:
+    """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
+    if options.url is not None:
+        raise BenchError("behind_nginx kills its server: leave --url out, it starts its own")
+    rounds, outage_s = options.rounds or ROUNDS, options.duration_s or OUTAGE_S
+    work = f"{options.connections} devices, {rounds} rounds of each fault, {outage_s:g} s from stop to start"
+    report = Report(scenario="behind_nginx", work=work)
+    secret, port = secrets.token_urlsafe(48), free_ports(WORKERS + 2)
+    target = Target(port=port, secret=secret, tenants=[_TENANT], audience=options.settings.auth.audience)
     direct = Way("direct", port, lambda device, **claims: target.token(_TENANT, device, **claims))
     backs: dict[tuple[str, str], list[Back]] = {}
-    with fresh(chosen) as environment:
+    with fresh(options.settings) as environment:
         dsn, home = environment.database("behind_nginx"), environment.home / "fleet"
         add_tenants(dsn, [_TENANT])
         home.mkdir()
-        given = variables(environment, dsn, secret, None)
-        async with HERE.server(given, _WORKERS, port) as server:
+        given = variables(environment, dsn, secret, options.config)
+        async with HERE.server(given, WORKERS, port) as server:
             await server.ready()
-            front = port + _WORKERS + 1
-            async with fronted(home, HERE.root, given, port, _WORKERS, front) as certificate:
+            front = port + WORKERS + 1
+            async with fronted(home, HERE.root, given, port, WORKERS, front) as certificate:
                 through = direct._replace(name=_NGINX, port=front, tls=trusting(certificate))
-                heads = await largest_heads(through)
-                run = Run(server, dsn, home, devices, outage_s)
+                report.bars += await largest_heads(through)
+                run = Run(server, dsn, home, options.connections, outage_s)
                 for number in range(rounds):
                     for fault in (_STOP, _KILL, _RENEW):
                         for way in (through, direct)[:: 1 if number % 2 == 0 else -1]:
                             back = await run.under(fault, way)
-                            backs.setdefault((back.way, back.fault), []).append(back)
-                            click.echo("\n".join(lines([[back]], _BACKS)), err=True)
-    return list(backs.values()), heads
-
-
-@click.command(epilog="Example: python -m bench.tools.behind_nginx --devices 500 --rounds 3 --outage 10")
-@click.option("--devices", type=click.IntRange(1, 5000), default=500, show_default=True, metavar="N")
-@click.option(
-    "--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Medians count."
-)
-@click.option(
-    "--outage", "outage_s", type=click.FloatRange(0), default=10.0, show_default=True, metavar="S",
-    help="Seconds from the server's end to its next start, in the fault `stop`.",
-)  # fmt: skip
-@click.option("--data-dir", metavar="DIR", help="Where embedded services are kept while this runs.")
-def main(devices: int, rounds: int, outage_s: float, data_dir: str | None) -> None:
-    """Measure how long devices take to be live again behind nginx, and past it.
-
-    Live is a device whose push was answered. Seconds count from the moment at which every worker lets devices
-    in again. Devices wait as the guide says: a random time between 0 and a bound that doubles from 0.5 s to
-    60 s, on top of what they were asked for. Beside them ten others sync over HTTP twice a second. The exit
-    status is 1 for a missed bar.
-    """
-    try:
-        rows, heads = asyncio.run(_measured(read_settings(None, data_dir), devices, rounds, outage_s))
-    except (BenchError, EmbeddedError, SettingsError) as error:
-        raise click.ClickException(str(error)) from None
-    for line in (*lines(rows, _BACKS), "", *lines(heads, _HEADS)):
-        click.echo(line)
-    found = missed(rows, heads)
-    for sentence in found:
-        click.echo(f"MISSED: {sentence}")
-    sys.exit(1 if found else 0)
-
-
-if __name__ == "__main__":
-    main()
+                            backs.setdefault((way.name, fault), []).append(back)
+                            progress(f"round {number + 1}, {way.name}, {fault}: {back.seconds}")
+            report.logged = dict(server.logged)
+    for (name, fault), runs in backs.items():
+        judge(report, name, fault, runs)
+    faults = [fault for runs in backs.values() for run in runs for fault in run.faults]
+    answered = sum(run.answered for runs in backs.values() for run in runs)
+    report.audit = Audit(answered, answered, 1, len(faults), faults)
+    return report

@@ -1,0 +1,1 @@
+"""Files for the programs around a server: nginx, systemd, PgBouncer, Prometheus, Grafana."""

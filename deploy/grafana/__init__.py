@@ -1,0 +1,1 @@
+"""Dashboards for Grafana, as tables of panels; ``dashboards`` writes their JSON."""

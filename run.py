@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from compose.deployment import open_deployment, run_worker
-from compose.process_metrics import release
+from compose.metrics import release
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor

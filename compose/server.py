@@ -20,11 +20,12 @@ from anyio.abc import TaskStatus
 from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
 from compose.jobs import Jobs
-from compose.process_metrics import ProcessMetrics
+from compose.metrics import ProcessMetrics
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.minutes import Minutes
 from engine.cache.revocations import Revocations
+from engine.cache.tenant_metrics import TenantMetrics
 from engine.cache.tenants import TenantCache
 from engine.cluster.listener import ClusterListener
 from engine.commit.committer import Committer
@@ -35,6 +36,7 @@ from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.plan.context import PlanContext
 from engine.runtime.loop_share import LoopShares
+from engine.runtime.metrics import MetricSource
 from engine.runtime.ports import StoreError
 from engine.runtime.read_limiter import ReadLimiter
 from engine.runtime.services import Service, running
@@ -164,7 +166,13 @@ class Server:
             shares.wanted,
         )
         sessions = Database(dsn, UPLOAD_CONNECTIONS, pooler)
-        minutes = Minutes(PostgresMinutes(self._reads), clock, lambda: uuid.uuid4().hex)
+        by_tenant = TenantMetrics(tenants.name_of, self._connections.count_of)
+        minutes = Minutes(
+            PostgresMinutes(self._reads),
+            clock,
+            lambda: uuid.uuid4().hex,
+            by_tenant.begin if settings.metrics.tenants else lambda _: None,
+        )
         files = self._files = UploadComponents(
             settings, sessions, self._reads, committer, bus, clock, minutes
         )
@@ -178,6 +186,9 @@ class Server:
         self._jobs = Jobs(settings, dsn, sessions, files.cleanup_job, tenants, self._devices, clock)
         self._bus = bus
         pools = {"commit": self._writes, "reads": self._reads, "uploads": sessions, "readiness": self._probes}
+        sources: list[MetricSource] = [PoolMetrics(pools), ProcessMetrics(), self._jobs]
+        if settings.metrics.tenants:
+            sources.append(by_tenant)
         self._edge = Edge(
             settings,
             keys,
@@ -200,7 +211,7 @@ class Server:
             self._connections,
             self._problems,
             workers,
-            [PoolMetrics(pools), ProcessMetrics(newest_migration()), self._jobs],
+            sources,
         )
         self._server_process = ServerProcess(self._reads, port)
         self._cluster_listener = ClusterListener(bus, feed, tenants, self._connections, files.locks)

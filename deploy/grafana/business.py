@@ -9,6 +9,10 @@ from deploy.grafana.panels import Dashboard, Panel, Query, Row, grown, highest, 
 _WITH_CONFLICT: Final = rate("tidemark_items_total", where='status=~"conflict|resolved"')
 _SETTLED: Final = grown("tidemark_conflicts_total", where='outcome=~"server|client|merged"')
 _MET: Final = grown("tidemark_conflicts_total", where='outcome!="held"')
+_TENANTS_FAIL: Final = rate("tidemark_tenant_syncs_total", "tenant", where='outcome!="succeeded"')
+_TENANTS_SUCCEED: Final = rate("tidemark_tenant_syncs_total", "tenant", where='outcome="succeeded"')
+_TENANTS_HOLD: Final = rate("tidemark_tenant_conflicts_total", "tenant", where='outcome="held"')
+_TENANTS_ABANDON: Final = rate("tidemark_tenant_uploads_total", "tenant", where='outcome="abandoned"')
 
 BUSINESS: Final = Dashboard(
     "business",
@@ -166,6 +170,70 @@ BUSINESS: Final = Dashboard(
                     "ops",
                     "Items that went to the quarantine.",
                     (Query(rate("tidemark_items_total", where='status="rejected"'), "rejected"),),
+                ),
+            ),
+        ),
+        Row(
+            "Tenants, where metrics.tenants is true",
+            (
+                Panel(
+                    "Syncs of tenants",
+                    "reqps",
+                    "The ten tenants with the most syncs.",
+                    (Query(f"topk(10, {rate('tidemark_tenant_syncs_total', 'tenant')})", "{{tenant}}"),),
+                ),
+                Panel(
+                    "Failed and refused of tenants",
+                    "ops",
+                    "The ten tenants with the most syncs that did not succeed.",
+                    (Query(f"topk(10, {_TENANTS_FAIL})", "{{tenant}}"),),
+                ),
+                Panel(
+                    "Mean duration of tenants' syncs",
+                    "s",
+                    "The ten tenants whose syncs take longest.",
+                    (
+                        Query(
+                            f"topk(10, {rate('tidemark_tenant_sync_seconds_total', 'tenant')}"
+                            f" / {_TENANTS_SUCCEED})",
+                            "{{tenant}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Conflicts held for people",
+                    "ops",
+                    "The ten tenants with the most new ones.",
+                    (Query(f"topk(10, {_TENANTS_HOLD})", "{{tenant}}"),),
+                ),
+                Panel(
+                    "Items of tenants",
+                    "ops",
+                    "Items of the ten tenants with the most.",
+                    (Query(f"topk(10, {rate('tidemark_tenant_items_total', 'tenant')})", "{{tenant}}"),),
+                ),
+                Panel(
+                    "Bytes of tenants",
+                    "Bps",
+                    "Bytes of messages and files of the ten tenants with the most.",
+                    (
+                        Query(
+                            f"topk(10, {rate('tidemark_tenant_received_bytes_total', 'tenant')})",
+                            "{{tenant}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Connections of tenants",
+                    "short",
+                    "The ten tenants with the most connected devices.",
+                    (Query(f"topk(10, {total('tidemark_tenant_connections', 'tenant')})", "{{tenant}}"),),
+                ),
+                Panel(
+                    "Uploads that tenants gave up",
+                    "ops",
+                    "The ten tenants with the most.",
+                    (Query(f"topk(10, {_TENANTS_ABANDON})", "{{tenant}}"),),
                 ),
             ),
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -61,16 +61,25 @@ class Minutes:
         clock: Its wall clock tells the minutes.
         new_id: Returns an id for the rows of this process. If the clock goes back, the process takes another
             one, so that it does not overwrite what it counted in the same minute before.
+        on_minute: Is called with the present minutes of all tenants, which are empty, as each minute begins.
     """
 
-    def __init__(self, store: MinuteStore, clock: Clock, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: MinuteStore,
+        clock: Clock,
+        new_id: Callable[[], str],
+        on_minute: Callable[[Mapping[int, Minute]], None] = lambda _: None,
+    ) -> None:
         self.counters = MinuteCounters()
         self._store = store
         self._clock = clock
         self._new_id = new_id
         self._process = new_id()
         self._start_us = self._minute_us()
+        self._on_minute = on_minute
         self._present: dict[int, Minute] = {}
+        on_minute(self._present)
         self._written: dict[int, int] = {}
         self._waiting: deque[MinuteRow] = deque()
         self._flushing = asyncio.Lock()
@@ -133,6 +142,7 @@ class Minutes:
         if start_us < self._start_us:
             self._process = self._new_id()
         self._start_us, self._present, self._written = start_us, {}, {}
+        self._on_minute(self._present)
         while len(self._waiting) > _MOST_WAITING:
             self._waiting.popleft()
             self.counters.dropped += 1

@@ -99,6 +99,11 @@ class TenantCache:
         text = "Reads of policies, from memory or from the database"
         yield self.durations.metric("tidemark_policy_read_duration_seconds", text)
 
+    def name_of(self, tenant_id: int) -> str | None:
+        """Return the name of a tenant in memory, None for any other."""
+        known = self._known.get(tenant_id)
+        return None if known is None else known.tenant.name
+
     def policies_of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
         """Return the policies of a tenant, by domain. The tenant was found by ``find`` before."""
         self.hits += 1

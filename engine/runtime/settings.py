@@ -264,6 +264,12 @@ class Monitor(Thresholds, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return msgspec.structs.replace(self, **chosen)
 
 
+class Metrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``/metrics`` tells besides what it always does."""
+
+    tenants: bool
+
+
 class S3(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where files are kept in place of a directory; an empty ``bucket`` means the directory."""
 
@@ -309,6 +315,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     uploads: Uploads
     jobs: Jobs
     monitor: Monitor
+    metrics: Metrics
     s3: S3
     log: Log
     data: Data

@@ -23,6 +23,8 @@ class Traffic(msgspec.Struct):
     refused_handshakes: dict[str, int] = msgspec.field(default_factory=lambda: dict(_NO_ERRORS))
     messages_in: int = 0
     bytes_in: int = 0
+    syncs_failed: int = 0
+    syncs_refused: int = 0
     sync_duration_sum_ms: float = 0.0
     sync_durations: list[int] = msgspec.field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_MS) + 1))
     errors: dict[str, int] = msgspec.field(default_factory=lambda: dict(_NO_ERRORS))
@@ -47,6 +49,13 @@ class Traffic(msgspec.Struct):
         )
         closes = {str(int(code)): count for code, count in self.closes.items()}
         yield Value("counter", "tidemark_closes", "Connections closed, by code", closes, "code")
+        syncs = {
+            "succeeded": sum(self.sync_durations),
+            "failed": self.syncs_failed,
+            "refused": self.syncs_refused,
+        }
+        text = "Syncs, and handshakes that the service refused, by outcome"
+        yield Value("counter", "tidemark_syncs", text, syncs, "outcome")
         yield Histogram(
             "tidemark_sync_duration_seconds",
             "From a sync's arrival to its answer",

@@ -57,6 +57,7 @@ class PushCounts(msgspec.Struct, frozen=True):
             minute = self.minutes.of(device.key[0])
             minute.syncs += 1
             minute.failed += 1
+            self.traffic.syncs_failed += 1
             device.failed(self.clock.now_us() - started_us)
             self.devices.count_lookup(device)
 
@@ -71,6 +72,7 @@ class PushCounts(msgspec.Struct, frozen=True):
             minute = self.minutes.of(tenant_id)
             minute.syncs += 1
             minute.refused += 1
+            self.traffic.syncs_refused += 1
 
 
 def count_conflicts(results: bytes) -> tuple[int, int]:

@@ -13,10 +13,9 @@ from engine.cache.devices import DeviceCache
 from storage.embedded.servers import Services
 from tests.contract.test_close_codes import goodbye
 from tests.handlers.commands.test_commands import Ended
-from tests.handlers.operate.test_probes import outage
 from tests.harness.admin import restore_device, revoke_device
 from tests.harness.in_process_server import Running, Serve
-from tests.harness.services import execute, rows
+from tests.harness.services import execute, outage, rows
 from tests.harness.ws_device import Device, Json, day, item, put
 
 QUICK = {"devices": {"flush_s": 1}}

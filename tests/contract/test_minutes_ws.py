@@ -12,8 +12,8 @@ from engine.model.minutes import Minute
 from storage.embedded.servers import Services
 from storage.postgres.pool import Database
 from storage.stores.minutes import PostgresMinutes
-from tests.handlers.operate.test_probes import outage
 from tests.harness.in_process_server import Running, Serve
+from tests.harness.services import outage
 from tests.harness.ws_device import item, put
 
 _HOUR_US = 3_600_000_000

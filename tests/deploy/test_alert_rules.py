@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.harness.promtool import ALERTS, ROOT, promtool
+from tests.deploy.promtool import ALERTS, ROOT, promtool
 
 _RUNBOOK: Final = ROOT / "docs" / "runbook.md"
 _PARTS: Final = ("**Summary.**", "**Look first.**", "**Remedy.**")

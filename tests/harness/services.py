@@ -111,3 +111,18 @@ def database(services: Services, source: str) -> Iterator[str]:
         yield named(services.dsn, name)
     finally:
         execute(services.dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def outage(services: Services, dsn: str) -> Iterator[None]:
+    """Cut a database off from everybody, and let them in again."""
+    name = dsn.partition("dbname=")[2].split()[0]
+    execute(
+        services.dsn,
+        f"ALTER DATABASE {name} ALLOW_CONNECTIONS false",
+        f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'",
+    )
+    try:
+        yield
+    finally:
+        execute(services.dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")

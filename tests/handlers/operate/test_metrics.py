@@ -14,8 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from compose.capacity_watch import CapacityWatch
 from engine.runtime.metrics import MetricSource, Value
+from storage.embedded.servers import Services
 from storage.postgres.pool import Database, PoolMetrics
 from tests.harness.in_process_server import SHARED, Running, Serve, settings_with
+from tests.harness.services import outage
 from tests.harness.ws_device import day, item, put
 
 #: Samples by name and labels.
@@ -83,6 +85,54 @@ async def test_items_are_counted_by_status_and_replays_not_again(serve: Serve) -
         "resolved": 1,
         "conflict": 1,
     }
+
+
+async def test_syncs_are_counted_by_outcome(server: Running, services: Services) -> None:
+    phone = await server.device("phone")
+    async with growth(server) as grown:
+        await phone.sync("k", put("a", None, n=1))
+        await phone.refused("sync", key="k", items=[put("a", None, n=2)])
+        async with server.http.get(f"{server.url}/v1/sync", headers={"Upgrade": "websocket"}) as refused:
+            assert refused.status == 401
+        with outage(services, server.dsn), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("engine.commit.lane.RETRY_FOR_S", 0.0)
+            await phone.refused("sync", key="l", items=[put("b", None, n=1)])
+    assert grown.every("tidemark_syncs_total", "outcome") == {"succeeded": 1, "failed": 1, "refused": 1}
+
+
+async def test_tenants_are_labels_only_where_the_setting_says_so(serve: Serve) -> None:
+    server = await serve()
+    await (await server.device()).push(put("a", None, n=1))
+    assert not [name for name, labels in await scraped(server) if "tenant" in dict(labels)]
+
+
+async def test_tenants_have_their_own_counts(serve: Serve) -> None:
+    server = await serve(metrics={"tenants": True}, **SHARED)
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    other = await server.device("other", tenant="globex")
+    await phone.push(note(None, data={"a": 1}), put("a", None, n=1))
+    await tablet.push(note(None, data={"a": 2}), put("a", None, n=2))
+    await other.sync("k", put("a", None, n=1))
+    await other.refused("sync", key="k", items=[put("a", None, n=2)])
+    page = await scraped(server)
+    found = {
+        (name.removeprefix("tidemark_tenant_"), *sorted(dict(labels).values())): count
+        for (name, labels), count in page.items()
+        if "tenant" in dict(labels) and count and "bytes" not in name and "seconds" not in name
+    }
+    assert found == {
+        ("connections", "acme"): 2,
+        ("connections", "globex"): 1,
+        ("syncs_total", "acme", "succeeded"): 2,
+        ("syncs_total", "globex", "succeeded"): 1,
+        ("syncs_total", "failed", "globex"): 1,
+        ("items_total", "acme"): 4,
+        ("items_total", "globex"): 1,
+        ("conflicts_total", "acme", "held"): 1,
+        ("conflicts_total", "acme", "settled"): 1,
+    }
+    assert value(page, "tidemark_tenant_received_bytes_total", tenant="acme") > 0
+    assert value(page, "tidemark_tenant_sync_seconds_total", tenant="acme") > 0
 
 
 async def test_items_of_an_aborted_message_are_rejected(serve: Serve) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 import pytest
@@ -12,23 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from storage.embedded.servers import Services
 from tests.harness.in_process_server import Running
-from tests.harness.services import execute
+from tests.harness.services import execute, outage
 from tests.harness.ws_device import Json, put
-
-
-@contextmanager
-def outage(services: Services, dsn: str) -> Iterator[None]:
-    """Cut a database off from everybody, and let them in again."""
-    name = dsn.partition("dbname=")[2].split()[0]
-    execute(
-        services.dsn,
-        f"ALTER DATABASE {name} ALLOW_CONNECTIONS false",
-        f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'",
-    )
-    try:
-        yield
-    finally:
-        execute(services.dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
 async def test_probes_healthz_and_readyz_are_200(server: Running) -> None:

@@ -1,4 +1,4 @@
-"""This process and its build."""
+"""What yields metrics beside the parts of the engine and the edge: this process, its connections, tenants."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.runtime.metrics import Metric, Value, counter, gauge
+from storage.postgres.migrate import newest_migration
 
 _ROOT: Final = Path(__file__).parents[1]
 _STATM: Final = Path("/proc/self/statm")
@@ -23,15 +24,11 @@ def release() -> tuple[str, str]:
 
 
 class ProcessMetrics:
-    """What the system knows of this process. Open files are not counted: listing 10,000 takes 5 ms.
+    """What the system knows of this process. Open files are not counted: listing 10,000 takes 5 ms."""
 
-    Args:
-        schema: The newest migration that this version knows.
-    """
-
-    def __init__(self, schema: str) -> None:
+    def __init__(self) -> None:
         _, version = release()
-        self._build = (version, platform.python_version(), schema)
+        self._build = (version, platform.python_version(), newest_migration())
         self._started_s = time.time()
 
     def metrics(self) -> Iterator[Metric]:

@@ -183,20 +183,16 @@ class Generator:
             self._send(self._now_us(), index)
 
     def _send(self, due_us: int, index: int) -> None:
-        outcome = self._outcome
-        number = len(outcome.due_us)
+        outcome, socket = self._outcome, self._sockets[index]
+        text = self._work.sync(index, len(outcome.due_us))
         outcome.device.append(index)
         outcome.due_us.append(due_us)
+        outcome.sent_us.append(-1 if socket is None else self._now_us())
         outcome.done_us.append(-1)
         outcome.code.append(0)
-        socket = self._sockets[index]
-        if socket is None:
-            outcome.sent_us.append(-1)
-            self._work.skip()
-            return
-        outcome.sent_us.append(self._now_us())
-        socket.send(self._work.sync(index, number))
-        self._waiting += 1
+        if socket is not None:
+            socket.send(text)
+            self._waiting += 1
 
     def _received(self, index: int, text: bytes) -> None:
         now_us = self._now_us()

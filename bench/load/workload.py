@@ -112,11 +112,6 @@ class Tasks:
         self.base.append(base)
         return message(self._names[device], self._prefix, number, record, base)
 
-    def skip(self) -> None:
-        """Count a sync that is not sent since its connection is gone."""
-        self.record.append(-1)
-        self.base.append(0)
-
     def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:
         """Return ``synced`` for a result that is as asked for, else what it is counted as."""
         result = cast(_TaskResult, results[0] if len(results) == 1 else _TaskResult("missing"))
@@ -217,9 +212,6 @@ class Backlogs:
     def sync(self, _: int, number: int) -> bytes:
         """Stamp the sync with its number."""
         return self._text.replace(_MARK.encode(), b"%08d" % number)
-
-    def skip(self) -> None:
-        """Count nothing: a number is all that a sync is."""
 
     def verdict(self, _: int, __: int, results: Sequence[Result]) -> str:
         """Compare versions and statuses with those of a backlog that was stored whole."""

@@ -39,19 +39,11 @@ from storage.embedded.servers import EmbeddedError
 Scenario = Callable[[Options], Awaitable[Report]]
 
 SCENARIOS: Final[dict[str, Scenario]] = {
-    "concurrent": concurrent,
-    "limits": limits,
-    "overload": overload,
-    "faults": faults,
-    "scaling": scaling,
-    "live": live,
-    "connections": connections,
-    "uploads": uploads,
-    "abuse": abuse,
-    "conflicts": conflicts,
-    "high_volume": high_volume,
-    "outages": outages,
-    "behind_nginx": behind_nginx,
+    scenario.__name__: scenario
+    for scenario in (
+        *(concurrent, limits, overload, faults, scaling, live, connections, uploads, abuse, conflicts),
+        *(high_volume, outages, behind_nginx),
+    )
 }
 #: What ``all`` stands for; the others take minutes, and tell of several workers only.
 ALL: Final = ("concurrent", "limits", "overload", "uploads", "faults")

@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 from bench.load.child_process import Lines, main, say
-from bench.load.websocket_client import Socket, connect, reason_of
+from bench.load.simple_device import SimpleDevice
+from bench.load.websocket_client import Socket, reason_of
 
 #: How many connections are being opened at once: each reads the database.
 _OPENING: Final = 50
@@ -28,7 +29,6 @@ CATCH_UP_S: Final = 30.0
 _LOOK_S: Final = 0.02
 _TICK_S: Final = 0.01
 
-_SUBSCRIBE: Final = b'{"type":"subscribe","id":"live","cursor":null,"domains":null}'
 _HEARTBEAT: Final = b'{"type":"heartbeat","id":"beat","queue_depth":0,"battery":0.8,"network":"4g"}'
 
 
@@ -83,7 +83,6 @@ class _Message(msgspec.Struct, gc=False):
     type: str
     code: str = ""
     reason: str = ""
-    heartbeat_s: int = 0
     changes: tuple[_Change, ...] = ()
 
 
@@ -93,17 +92,14 @@ _decode = msgspec.json.Decoder(_Message).decode
 class Subscriber:
     """One connection, with the records that it knows of by id."""
 
-    __slots__ = ("_seen", "greeted", "heartbeat_s", "index", "seq", "socket", "versions")
+    __slots__ = ("_seen", "index", "seq", "socket", "versions")
 
     def __init__(self, index: int, seen: Seen) -> None:
         self.index = index
         self._seen = seen
         self.versions: dict[str, int] = {}
         self.seq = 0
-        self.heartbeat_s = 0
         self.socket: Socket | None = None
-        #: Done with the welcome, and a new one with the first page.
-        self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def received(self, text: bytes) -> None:
         """Process a message of the server."""
@@ -113,12 +109,8 @@ class Subscriber:
             self._took(message.changes, now_s)
         elif message.type == "heartbeat_ack":
             seen.heartbeats_answered += 1
-        elif message.type == "welcome":
-            self.heartbeat_s = message.heartbeat_s
         else:
             seen.count(message.code or message.reason or message.type)
-        if not self.greeted.done():
-            self.greeted.set_result(None)
 
     def _took(self, changes: Sequence[_Change], now_s: float) -> None:
         if not changes:
@@ -135,8 +127,6 @@ class Subscriber:
         """Note that the connection is over."""
         self.socket = None
         self._seen.count(f"closed_{code}")
-        if not self.greeted.done():
-            self.greeted.set_result(None)
 
 
 def digest(versions: Mapping[str, int]) -> str:
@@ -152,29 +142,27 @@ class Watch:
         self._plan = plan
         self._seen = Seen()
         self._subscribers = [Subscriber(index, self._seen) for index in range(len(plan.tokens))]
+        self._heartbeat_s = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._began_s = self._cpu_s = 0.0
 
     async def subscribe(self) -> None:
-        """Open the connections and wait until each has the first page.
-
-        Raises OSError.
-        """
+        """Open the connections and wait until each has the first page. Raises OSError."""
         turns = asyncio.Semaphore(_OPENING)
         await asyncio.gather(*(self._subscribe(one, turns) for one in self._subscribers))
 
     async def _subscribe(self, one: Subscriber, turns: asyncio.Semaphore) -> None:
-        plan, index = self._plan, one.index
+        plan, index, device = self._plan, one.index, SimpleDevice(answer_s=_FIRST_PAGE_S)
+        source = plan.sources[index] if plan.sources else None
         async with turns:
-            one.socket = await connect(
-                *(plan.host, plan.ports[index], plan.tokens[index], one.received, one.ended),
-                source=plan.sources[index] if plan.sources else None,
-            )
-            async with asyncio.timeout(_FIRST_PAGE_S):
-                await one.greeted
-                one.greeted = asyncio.get_running_loop().create_future()
-                one.socket.send(_SUBSCRIBE)
-                await one.greeted
+            welcome = await device.open(plan.host, plan.ports[index], plan.tokens[index], source=source)
+            page = await device.ask("subscribe", id="live", cursor=None, domains=None)
+        if page["type"] == "error" or device.socket is None:
+            raise ConnectionError(page.get("code", "closed"))
+        self._heartbeat_s = welcome["heartbeat_s"]
+        one.socket = device.socket
+        one.socket.on_text, one.socket.on_end = one.received, one.ended
+        one.received(msgspec.json.encode(page))
 
     def begin(self) -> None:
         """Note from now on what comes, and send heartbeats."""
@@ -184,9 +172,8 @@ class Watch:
         gc.disable()
         self._began_s, self._cpu_s = perf_counter(), time.process_time()
         self._tasks = [asyncio.create_task(self._tick())]
-        every_s = max((one.heartbeat_s for one in self._subscribers), default=0)
-        if self._plan.heartbeats and every_s:
-            self._tasks.append(asyncio.create_task(self._beat(every_s)))
+        if self._plan.heartbeats and self._heartbeat_s:
+            self._tasks.append(asyncio.create_task(self._beat(self._heartbeat_s)))
 
     async def _tick(self) -> None:
         """Note how late the loop is: by so much may arrivals have been noted late."""

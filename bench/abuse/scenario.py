@@ -32,7 +32,7 @@ from bench.harness.nginx import fronted, trusting
 from bench.harness.product import HERE, Version, checked_out, variables
 from bench.harness.server import Server, end, free_ports
 from bench.harness.stage import Options, add_tenants, remote
-from bench.report.results import Abuse, Bar, Phase, Report
+from bench.report.results import Abuse, Bar, Phase, Report, reports_of
 from bench.report.text import brief
 from engine.model.domains import DomainPolicy
 from engine.plan.bounds.tenant_usage import NAMES
@@ -179,14 +179,11 @@ async def abuse(options: Options) -> Report:
 
 def measured_before(file: Path, names: list[str]) -> list[Abuse] | None:
     """Read from a report what was measured before, None where it is no file. Raises BenchError."""
-    if not file.is_file():
+    reports = reports_of(file)
+    if reports is None:
         return None
-    try:
-        told = msgspec.json.decode(file.read_bytes())["reports"]
-        found = msgspec.convert([one for report in told for one in report["abuses"]], list[Abuse])
-    except (msgspec.MsgspecError, LookupError, TypeError) as error:
-        raise BenchError(f"--before {file}: no report of bench --scenario abuse --json: {error}") from None
-    found = [one for one in found if one.attack in names and not one.before]
+    every = [one for report in reports for one in report.abuses]
+    found = [one for one in every if one.attack in names and not one.before]
     return [msgspec.structs.replace(one, before=True) for one in found]
 
 

@@ -15,12 +15,10 @@ import msgspec
 
 from bench.harness.child import ROOT
 from bench.harness.environment import BenchError, Environment
-from bench.harness.server import Server, end, free_ports
+from bench.harness.server import Server, free_ports
 from compose.configuration import DEFAULTS, VARIABLE
-from storage.postgres.migrate import migrate
 
-#: How long a command of another version may take.
-_COMMAND_S: Final = 60.0
+_MIGRATE_S: Final = 60.0
 _MIGRATE: Final = """import sys
 try:
     from storage.postgres.migrate import migrate
@@ -28,8 +26,8 @@ except ImportError:
     from storage.migrate import migrate
 migrate(sys.argv[1])"""
 
-#: What a benchmark lifts in the server that it starts: one device, and one tenant, may send as much as the
-#: server can take, and may be silent for as long as a slow schedule leaves it.
+#: What a benchmark lifts: one device, and one tenant, may send as much as the server can take, and be silent
+#: for as long as a slow schedule leaves it.
 LIFTED: Final[Mapping[str, str]] = {
     "TIDEMARK__LIMITS__MESSAGES_PER_MINUTE": "1000000000",
     "TIDEMARK__LIMITS__TENANT_MESSAGES_PER_MINUTE": "1000000000",
@@ -46,11 +44,17 @@ class Version(msgspec.Struct, frozen=True):
 
     async def database(self, environment: Environment, name: str) -> str:
         """Create a database with this version's schema. Returns its DSN. Raises BenchError, StoreError."""
-        dsn = environment.database(name, migrated=False)
-        if self.commit is None:
-            await asyncio.to_thread(migrate, dsn)
-        else:
-            await self.run_python(_MIGRATE, dsn)
+        dsn = environment.database(name, migrated=self.commit is None)
+        if self.commit is not None:
+            command = [sys.executable, "-c", _MIGRATE, dsn]
+            try:
+                await asyncio.to_thread(
+                    subprocess.run, command, cwd=self.root, check=True, timeout=_MIGRATE_S
+                )
+            except subprocess.SubprocessError:
+                raise BenchError(
+                    f"the migrations of {self.commit} failed: the last words are above"
+                ) from None
         return dsn
 
     def known(self, variables: Mapping[str, str]) -> dict[str, str]:
@@ -66,18 +70,6 @@ class Version(msgspec.Struct, frozen=True):
         """Make a server of this version, which is to be started; ``more`` is for ``Server``."""
         command = [str(self.root / "run.py"), "serve", "--port", str(port), "--workers", str(workers)]
         return Server(command, self.known(variables), workers, root=self.root, **more)
-
-    async def run_python(self, code: str, *arguments: str) -> None:
-        """Run a few lines in the version's directory, so that they import its modules. Raises BenchError."""
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, *arguments, cwd=self.root)
-        try:
-            async with asyncio.timeout(_COMMAND_S):
-                status = await process.wait()
-        except TimeoutError:
-            await end(process, 1.0)
-            raise BenchError(f"a command in {self.root} does not end after {_COMMAND_S:.0f} s") from None
-        if status:
-            raise BenchError(f"a command in {self.root} failed: its last words are above")
 
 
 HERE: Final = Version()
@@ -104,10 +96,9 @@ def product(
     version: Version = HERE,
     **more: Any,
 ) -> Server:
-    """Make a server of the product on a database of ``environment``, which is to be started.
+    """Make a server on a database of ``environment``, which is to be started; ``more`` is for ``Server``.
 
-    Raises:
-        BenchError: There are not so many free ports.
+    Raises BenchError where there are not so many free ports.
     """
     port = 0 if workers == 1 else free_ports(workers + 1)
     return version.server(variables(environment, dsn, secret, config), workers, port, **more)

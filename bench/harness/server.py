@@ -80,12 +80,9 @@ class Server:
     async def start(self) -> None:
         """Start, and wait until every worker listens. Raises BenchError."""
         self._listening = asyncio.get_running_loop().create_future()
+        pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            cwd=self._root,
-            env=self.environment,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
+            *self._command, cwd=self._root, env=self.environment, stdout=pipe, limit=_LINE_BYTES
         )
         self.pid = self._process.pid
         self._reading = asyncio.create_task(self._read(self._process))
@@ -179,9 +176,8 @@ class Server:
                 self.logged[event] += 1
                 self._on_warning(entry)
         if not self._listening.done():
-            self._listening.set_exception(
-                BenchError("the server ended before it listened: its last words are above")
-            )
+            ended = BenchError("the server ended before it listened: its last words are above")
+            self._listening.set_exception(ended)
 
 
 async def _is_ready(session: ClientSession, port: int) -> bool:

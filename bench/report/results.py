@@ -12,6 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from bench.harness.audit import Audit
+from bench.harness.environment import BenchError
 from bench.load.plan import Loop
 from bench.report.statistics import Latency, median_of
 
@@ -285,3 +286,17 @@ def as_json(reports: Sequence[Report]) -> bytes:
     ]
     whole = {"passed": all(report.passed for report in reports), "reports": found}
     return msgspec.json.format(msgspec.json.encode(whole)) + b"\n"
+
+
+class _Written(msgspec.Struct):
+    reports: list[Report]
+
+
+def reports_of(file: Path) -> list[Report] | None:
+    """Read what ``as_json`` wrote, None where there is no file. Raises BenchError."""
+    if not file.is_file():
+        return None
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_Written).reports
+    except msgspec.MsgspecError as error:
+        raise BenchError(f"{file}: no report of bench --json: {error}") from None

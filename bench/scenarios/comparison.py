@@ -22,7 +22,7 @@ from bench.harness.product import HERE, checked_out
 from bench.harness.stage import Options, add_tenants, serving
 from bench.load.plan import Loop
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, Row, lost_bar
+from bench.report.results import Bar, Figure, Report, Row, lost_bar, reports_of
 from bench.report.statistics import ratio_of
 from bench.report.summary import row_of
 
@@ -42,14 +42,6 @@ _METRICS: Final[tuple[tuple[str, str, Loop, bool, Callable[[Row], float]], ...]]
     ("CPU of a sync", "ms", "closed", False, _cpu_ms),
     ("p95", "ms", "open", False, lambda row: row.latency.p95_ms),
 )
-
-
-class _Told(msgspec.Struct):
-    rows: list[Row]
-
-
-class _Reports(msgspec.Struct):
-    reports: list[_Told]
 
 
 async def compare(options: Options) -> Report:
@@ -94,14 +86,9 @@ def rows_of(file: Path) -> list[Row]:
 
     Raises BenchError.
     """
-    if not file.is_file():
-        return []
-    try:
-        told = msgspec.json.decode(file.read_bytes(), type=_Reports)
-    except msgspec.MsgspecError as error:
-        raise BenchError(f"--compare {file}: no report of bench --json: {error}") from None
-    rows = [row for one in told.reports for row in one.rows if row.name.startswith(f"{NOW}, ")]
-    if not rows:
+    reports = reports_of(file)
+    rows = [row for one in reports or () for row in one.rows if row.name.startswith(f"{NOW}, ")]
+    if reports is not None and not rows:
         raise BenchError(
             f"--compare {file}: no comparison is in it: make it with --compare COMMIT --json FILE"
         )

@@ -47,6 +47,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
 }
 #: What ``all`` stands for; the others take minutes, and tell of several workers only.
 ALL: Final = ("concurrent", "limits", "overload", "uploads", "faults")
+#: What a server that runs already can be measured with; the others start one, and do harm to its services.
+AT_URL: Final = ("concurrent", "overload", "abuse", "high_volume")
 #: How many devices a scenario has unless told otherwise.
 _CONNECTIONS: Final = {"connections": CONNECTIONS, "behind_nginx": 500}
 
@@ -177,9 +179,11 @@ def bench(
             raise click.UsageError(
                 "--fill compares latencies on databases of its own: leave --saturate and --url out"
             )
-        names = list(ALL) if scenario == "all" else [scenario]
-        if scenario == "all" and options.url:
-            names.remove("faults")  # it does harm to services of its own
+        names = [scenario]
+        if scenario == "all":
+            names = [name for name in ALL if not options.url or name in AT_URL]
+        if options.url and (options.compare or not {*names} <= {*AT_URL}):
+            raise click.UsageError(f"only {', '.join(AT_URL)} measure a server that runs: leave --url out")
         if "uploads" in names:
             check_node()
         chosen = [SCENARIOS[name] for name in names] if options.compare is None else [compare]

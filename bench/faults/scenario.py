@@ -28,7 +28,7 @@ from bench.faults.workload import POLICIES
 from bench.harness.audit import Audit
 from bench.harness.child import progress
 from bench.harness.clusters import Cluster
-from bench.harness.environment import BenchError, Environment, administer, fresh_on_tcp
+from bench.harness.environment import Environment, administer, fresh_on_tcp
 from bench.harness.load_run import Target
 from bench.harness.product import product
 from bench.harness.server import Server
@@ -60,8 +60,6 @@ _NAMED: Final = 20
 
 async def faults(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError, OSError."""
-    if options.url is not None:
-        raise BenchError("faults kills the services it runs on: leave --url out, it starts its own")
     rounds = options.rounds or ROUNDS
     report = Report(scenario="faults", work=_work(rounds, options.seed))
     history = History()

@@ -16,7 +16,6 @@ from typing import Final
 import msgspec
 
 from bench.harness.child import progress
-from bench.harness.environment import BenchError
 from bench.harness.load_run import Run, Target
 from bench.harness.meter import Trees
 from bench.harness.stage import Options, Stage, add_tenants, staged
@@ -59,8 +58,6 @@ IDLE_KIB: Final = 25.0
 
 async def live(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    if options.url is not None:
-        raise BenchError("live needs to know the workers' own ports: leave --url out")
     workers = options.workers or WORKERS
     check_files(options.connections, _PROCESSES, max(1, workers - 1), _OWN_FILES)
     report = Report(
@@ -186,8 +183,6 @@ def _figures(report: Report, tenants: int, options: Options, seen: Sequence[Deli
 
 async def connections(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    if options.url is not None:
-        raise BenchError("connections are counted against a server's memory: leave --url out")
     workers = options.workers or WORKERS
     check_files(options.connections, _IDLE_PROCESSES, workers, _OWN_FILES)
     report = Report(

@@ -301,8 +301,6 @@ def judge(report: Report, way: str, fault: str, runs: Sequence[Back]) -> None:
 
 async def behind_nginx(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    if options.url is not None:
-        raise BenchError("behind_nginx kills its server: leave --url out, it starts its own")
     rounds, outage_s = options.rounds or ROUNDS, options.duration_s or OUTAGE_S
     work = f"{options.connections} devices, {rounds} rounds of each fault, {outage_s:g} s from stop to start"
     report = Report(scenario="behind_nginx", work=work)

@@ -46,8 +46,6 @@ _METRICS: Final[tuple[tuple[str, str, Loop, bool, Callable[[Row], float]], ...]]
 
 async def compare(options: Options) -> Report:
     """Run the comparison. Raises BenchError, EmbeddedError, StoreError."""
-    if options.url is not None:
-        raise BenchError("--compare starts servers of its own: leave --url out")
     assert options.compare is not None
     report = Report(
         scenario="compare",

@@ -12,7 +12,7 @@ from typing import Final
 from bench.baselines.commit_only import Measured, Task
 from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
 from bench.harness.child import child, progress
-from bench.harness.environment import BenchError, Environment, fresh
+from bench.harness.environment import Environment, fresh
 from bench.harness.load_run import run_tasks
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage, tenant_ids
 from bench.load.workload import MIX
@@ -34,8 +34,6 @@ _OWN_FILES: Final = 200
 
 async def limits(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    if options.url is not None:
-        raise BenchError("limits are measured on servers of its own: leave --url out")
     work = f"closed loop, one sync under way on each connection, {options.tenants} tenants; {MIX}"
     report = Report(scenario="limits", work=work)
     duration_s = options.duration_s or _TURN_S

@@ -90,8 +90,6 @@ _FIGURES: Final[tuple[tuple[str, Callable[[Seen], float]], ...]] = (
 
 async def outages(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError, OSError."""
-    if options.url is not None:
-        raise BenchError("outages takes databases away: leave --url out, it starts its own")
     rounds = options.rounds or ROUNDS
     chosen = OUTAGES if options.duration_s is None else (f"{options.duration_s:g} s", RESTART)
     report = Report(

@@ -68,8 +68,8 @@ _RATIOS: Final = (
 
 async def scaling(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    if options.url is not None or options.workers is not None:
-        raise BenchError("scaling starts servers of one, two and more workers: leave --url and --workers out")
+    if options.workers is not None:
+        raise BenchError("scaling starts servers of one, two and more workers: leave --workers out")
     report = Report(
         scenario="scaling",
         work=f"{options.connections:,} connections over {options.tenants} tenants, spread evenly over the"

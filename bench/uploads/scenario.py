@@ -42,8 +42,8 @@ _FILES: Final[Mapping[str, str]] = {PLAIN: "/v1/files", PRODUCT: "/v1/files", TU
 
 async def uploads(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
-    if options.url is not None or options.workers is not None:
-        raise BenchError("uploads are measured on a server of its own: leave --url and --workers out")
+    if options.workers is not None:
+        raise BenchError("uploads are measured on a server of one worker: leave --workers out")
     work = (
         f"{UPLOADERS} uploads at once of {FILE_BYTES:,} bytes in chunks of {CHUNK_BYTES:,}, each uploader"
         f" sending the next when the last is acknowledged; then {options.rate_per_s:g} syncs/s over"

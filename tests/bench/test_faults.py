@@ -87,7 +87,7 @@ def test_faults_found_are_exit_status_1(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_faults_leave_a_server_that_runs_already_alone(tmp_path: Path) -> None:
     status, text = run_faults(tmp_path, "--url", "http://127.0.0.1:1")
-    assert status == 1
+    assert status == 2
     assert "leave --url out" in text
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench.cli import SCENARIOS, Scenario, bench
+from bench.cli import AT_URL, SCENARIOS, bench
 from bench.harness import load_run
 from bench.harness.audit import syncs_of
 from bench.harness.environment import BenchError, read_settings, secret_of
@@ -32,6 +32,7 @@ from tests.harness.services import data_dir, rows
 from tests.harness.ws_device import SECRET
 
 TENANTS = ["acme", "globex", "initech"]
+OWN = sorted({*SCENARIOS} - {*AT_URL})
 
 
 @pytest.fixture
@@ -282,10 +283,10 @@ async def test_uploads_take_turns_with_others_and_go_on_beside_syncs(monkeypatch
     assert {bar.name for bar in report.bars if not bar.met} <= {"product over (b), by rounds"}
 
 
-@pytest.mark.parametrize("scenario", [scaling.scaling, live.live, live.connections, uploads.uploads])
-async def test_scenarios_with_servers_of_their_own_refuse_a_url(scenario: Scenario) -> None:
-    with pytest.raises(BenchError, match="leave --url"):
-        await scenario(options(url="http://127.0.0.1:1"))
+@pytest.mark.parametrize("arguments", [*(("--scenario", name) for name in OWN), ("--compare", "HEAD")])
+def test_scenarios_with_servers_of_their_own_refuse_a_url(arguments: tuple[str, str]) -> None:
+    status, text = run_bench(*arguments, "--url", "http://127.0.0.1:1")
+    assert (status, "leave --url out" in text) == (2, True)
 
 
 async def test_run_tasks_unreachable_server_is_an_error() -> None:
@@ -357,7 +358,7 @@ def options(**changes: Any) -> Options:
         (["--connections", "0"], "--connections"),
         (["--workers", "0"], "a number from 1, or auto"),
         (["--workers", "2", "--url", "http://127.0.0.1:1"], "leave --workers out"),
-        (["--scenario", "scaling", "--workers", "2"], "leave --url and --workers out"),
+        (["--scenario", "scaling", "--workers", "2"], "leave --workers out"),
     ],
 )
 def test_bench_mistake_is_a_sentence(arguments: list[str], sentence: str) -> None:

@@ -14,6 +14,7 @@ from handlers.commands.epoch import epoch
 from handlers.commands.export import export
 from handlers.commands.job import job
 from handlers.commands.migrate import migrate
+from handlers.commands.monitor import monitor
 from handlers.commands.nginx import nginx
 from handlers.commands.policy import policy
 from handlers.commands.quarantine import quarantine
@@ -92,6 +93,7 @@ for command in (
     conflicts,
     quarantine,
     job,
+    monitor,
     export,
     doctor,
     settings,

@@ -19,11 +19,14 @@ from compose.command_commit import WorkCommitter
 from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
 from compose.job_command import JobAdmin
+from compose.monitoring import health_check, refuse_targets
 from compose.reload import Reading, Reload
+from compose.server import SystemClock
 from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
 from engine.model.domains import Domains
-from engine.operate.rows import CheckResult
+from engine.operate.health import HealthCheck
+from engine.operate.rows import AlertTargets, CheckResult
 from engine.runtime.ports import StoreRetryError
 from engine.runtime.setting_layers import (
     COMMAND_LINE,
@@ -245,6 +248,13 @@ class Deployment:
         """Open the devices."""
         async with self._administered() as (database, _):
             yield PostgresDevices(database)
+
+    @asynccontextmanager
+    async def monitor(self, targets: AlertTargets) -> AsyncIterator[HealthCheck]:
+        """Open the monitor."""
+        refuse_targets(targets)
+        async with self._administered() as (database, _):
+            yield health_check(self.settings, database, SystemClock())
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:

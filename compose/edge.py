@@ -20,6 +20,7 @@ from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
 from engine.operate.conflicts import ConflictStore
+from engine.operate.ports import HealthMonitor
 from engine.plan.bounds.capacity import CapacityState
 from engine.runtime.loop_scheduler import LoopScheduler
 from engine.runtime.loop_share import LoopShares
@@ -39,6 +40,8 @@ from handlers.http.loop.charges import LoopCharges
 from handlers.http.loop.watch import LoopWatch
 from handlers.http.tokens import KeySet, Verifier
 from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
+from handlers.operate.admin_health import AdminHealth
+from handlers.operate.people import People
 from handlers.operate.probe_access import Audience, ProbeAccess
 from handlers.operate.probes import Probes, ReadinessProblems
 from handlers.operate.worker_metrics import WorkerMetrics
@@ -70,6 +73,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     bus: Bus
     capacity: CapacityState
     files: UploadComponents
+    health: HealthMonitor
 
 
 class Edge:
@@ -196,10 +200,12 @@ class Edge:
             limits=limits,
             trusted_proxies=self._trusted,
         )
+        people = People(gate.authenticator.verifier, engine.tenants, engine.revocations)
         routes = [
             web.get(SYNC_PATH, socket.handle),
             *http.routes(),
             *engine.files.routes(gate, self._traffic, engine.read_limiter, engine.domains),
+            *AdminHealth(people, engine.health).routes(),
             *self._probes("nobody" if self._probe_port else "operators").routes(),
         ]
         return application(routes, self._traffic, self._open_requests, limits.frame_bytes, counts)

@@ -21,6 +21,7 @@ from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
 from compose.jobs import Jobs
 from compose.metrics import ProcessMetrics
+from compose.monitoring import health_check
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.minutes import Minutes
@@ -207,6 +208,7 @@ class Server:
                 bus=bus,
                 capacity=room,
                 files=files,
+                health=health_check(settings, self._reads, clock),
             ),
             self._connections,
             self._problems,

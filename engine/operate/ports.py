@@ -10,6 +10,9 @@ from engine.cluster.jobs import Counts
 from engine.model.domains import DomainPolicy
 from engine.model.minutes import TenantMinutes
 from engine.model.rows import Quarantined
+from engine.operate.monitor.judge import DevicesSeen
+from engine.operate.monitor.report import Judgement
+from engine.operate.monitor.statuses import LastHealth
 from engine.operate.rows import (
     CleanedUp,
     ConflictCase,
@@ -23,6 +26,7 @@ from engine.operate.rows import (
     Recovered,
     TenantSummary,
     TenantUsageSummary,
+    UploadsEnded,
 )
 from engine.plan.work import ResolveAnswer
 from engine.runtime.ports import StoreError
@@ -252,6 +256,41 @@ class MinuteReads(Protocol):
             tenant: One tenant; None is all tenants, and what no tenant is known for.
             since_us: The window's start, inclusive. Minutes are kept for 48 hours.
             until_us: The window's end, exclusive.
+
+        Raises:
+            RefusedError: There is no such tenant.
+            StoreError: The database is away.
+        """
+
+
+class MonitorReads(Protocol):
+    """Facts of tenants that no minute has. ``tenant`` is one tenant; None is all. Both raise StoreError."""
+
+    async def devices_seen(self, tenant: str | None) -> dict[str, DevicesSeen]:
+        """Sum up the devices of each tenant that were seen within 7 days, revoked ones left out.
+
+        Their scores are as of now: that of a silent device sinks.
+        """
+
+    async def uploads_ended(self, tenant: str | None, since_us: int) -> list[UploadsEnded]:
+        """Count by tenant how uploads ended since an instant; cancelled ones are left out."""
+
+
+class HealthStore(Protocol):
+    """The last judgement of all tenants, for all processes. Both raise StoreError."""
+
+    async def last(self) -> LastHealth | None:
+        """Read the last judgement, None before the first one."""
+
+    async def replace(self, health: LastHealth) -> None:
+        """Store a judgement in place of the last one."""
+
+
+class HealthMonitor(Protocol):
+    """Judges, and sends alerts if there are targets of alerts."""
+
+    async def check(self, tenant: str | None, window_s: int) -> Judgement:
+        """Judge one tenant, or all (None), by the minutes up to now.
 
         Raises:
             RefusedError: There is no such tenant.

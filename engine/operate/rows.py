@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -163,6 +163,22 @@ class TenantAbandonment(msgspec.Struct, frozen=True):
     finished: int
     abandoned: int
     ratio: float
+
+
+class UploadsEnded(NamedTuple):
+    """The uploads of a tenant that ended within a day, without those that their device cancelled."""
+
+    tenant: str
+    finished: int
+    abandoned: int
+
+
+class AlertTargets(msgspec.Struct, frozen=True):
+    """Where ``run.py monitor`` sends alerts, and the mildest severity of one; ``any`` is ``info``."""
+
+    webhook: str | None = None
+    slack_webhook: str | None = None
+    threshold: Literal["any", "warning", "critical"] = "warning"
 
 
 class CleanedUp(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from engine.operate.ports import (
     ConflictAdmin,
     DeviceAdmin,
     EpochAdmin,
+    HealthMonitor,
     JobAdmin,
     PolicyAdmin,
     QuarantineAdmin,
@@ -28,7 +29,7 @@ from engine.operate.ports import (
     TenantAdmin,
     UsageAdmin,
 )
-from engine.operate.rows import CheckResult
+from engine.operate.rows import AlertTargets, CheckResult
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
@@ -110,6 +111,9 @@ class Deployment(Protocol):
 
     def jobs(self, *, files: bool) -> AbstractAsyncContextManager[JobAdmin]:
         """Open the scheduled jobs; ``files`` says that those of uploads are to be run."""
+
+    def monitor(self, targets: AlertTargets) -> AbstractAsyncContextManager[HealthMonitor]:
+        """Open the monitor, which sends alerts to the targets."""
 
     def examine(self) -> list[CheckResult]:
         """Check everything that a server needs. A fault is a finding, not an error."""

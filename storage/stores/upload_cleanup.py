@@ -11,6 +11,7 @@ from engine.uploads.cleanup import Abandonment, GoneFile, OpenUpload
 from storage.postgres.arrays import hex_array, int_array
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
+from storage.stores.admin_reads import OF_TENANT
 from storage.stores.upload_states import (
     ENDED,
     EXPIRED,
@@ -98,7 +99,7 @@ _ABANDONMENT: Final = (
     f"SELECT t.name, count(*) FILTER (WHERE u.state <> {EXPIRED}),"
     f" count(*) FILTER (WHERE u.state = {EXPIRED})"
     " FROM upload_session AS u JOIN tenants AS t ON t.tenant_id = u.tenant_id"
-    f" WHERE u.ended_at > {_NOW} AND u.kind <> {FINAL}"
+    f" WHERE {OF_TENANT} AND u.ended_at > {_NOW} AND u.kind <> {FINAL}"
     f" AND u.state IN {FINISHED_OR_EXPIRED}"
     " GROUP BY t.name ORDER BY t.name"
 )
@@ -159,9 +160,10 @@ class PostgresCleanup:
         """Read states."""
         return {_ref(row): STATES_BY_TEXT[row[2]] for row in await self._run(_STATES, _named(refs))}
 
-    async def abandonment(self, since_us: int) -> list[Abandonment]:
-        """Count by tenant how uploads ended."""
-        return [Abandonment(*row) for row in await self._run(_ABANDONMENT, {"now": str(since_us)})]
+    async def abandonment(self, since_us: int, tenant: str | None = None) -> list[Abandonment]:
+        """Count by tenant how uploads ended; of all tenants, or of one."""
+        values = {"now": str(since_us), "tenant": tenant}
+        return [Abandonment(*row) for row in await self._run(_ABANDONMENT, values)]
 
     async def _run(self, statement: str, values: Values) -> list[Row]:
         """Run one statement as a transaction, planned each time, since the tables grow."""

@@ -123,7 +123,7 @@ def judge(facts: Facts, thresholds: Thresholds, judged_at: datetime, window_s: i
     findings: list[Finding] = []
     unjudged: list[MetricName] = []
     reasons: list[str] = []
-    doubts: list[str] = [] if values.syncs else [f"no syncs within {window_s // 60} minutes"]
+    doubts: list[str] = [] if values.syncs else [f"no syncs within {_span(window_s)}"]
     lost = 0
     for rule in RULES:
         limit = _passed(rule, values, thresholds)
@@ -230,3 +230,11 @@ def _points(rule: Rule, finding: Finding) -> int:
     span = abs(rule.worst(finding.threshold) - finding.threshold)
     part = min(1, abs(finding.current_value - finding.threshold) / span) if span else 1
     return least + round((most - least) * part)
+
+
+def _span(window_s: int) -> str:
+    """Return the length of a window for people."""
+    hours, rest_s = divmod(window_s, 3600)
+    if rest_s:
+        return f"{window_s // 60} minutes"
+    return "an hour" if hours == 1 else f"{hours} hours"

@@ -326,3 +326,16 @@ def test_judge_all_idle_tenants_do_not_make_all_unknown() -> None:
     found = judge_all([Facts("acme", minute(30)), Facts("globex")], MONITOR, NOW, WINDOW_S)
     assert [one.status for one in found.reports] == ["healthy", "healthy", "unknown"]
     assert found.status == "healthy"
+
+
+def test_judge_early_warning_of_too_few_syncs_is_no_doubt() -> None:
+    report = report_of(Facts("acme", minute(10, items=100, conflicts=4)))
+    assert (report.status, report.score, report.findings) == ("healthy", 100, [])
+    assert "conflict_rate" in report.unjudged
+
+
+def test_judge_all_critical_tenant_outweighs_degraded_ones() -> None:
+    slow, failing = Facts("acme", minute(100, ms=600)), Facts("globex", minute(90, failed=10))
+    found = judge_all([slow, failing], MONITOR, NOW, WINDOW_S)
+    assert [one.status for one in found.reports[1:]] == ["degraded", "critical"]
+    assert found.status == "critical"

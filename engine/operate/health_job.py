@@ -1,0 +1,96 @@
+"""The scheduled judgement: one process judges all tenants, and every process knows the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, get_args
+
+import structlog
+
+from engine.operate.monitor.report import Report, Status
+from engine.operate.monitor.statuses import Health, LastHealth, last_health, status_changes
+from engine.operate.ports import HealthMonitor, HealthStore
+from engine.runtime.metrics import Metric, Value, gauge
+from engine.runtime.ports import Clock
+
+#: A judgement that is older says nothing about the health of now.
+_STALE_US: Final = 900_000_000
+
+_log = structlog.get_logger()
+
+
+class HealthJob:
+    """Judges all tenants, logs changes of status, and keeps the last judgement for metrics.
+
+    Args:
+        monitor: Judges.
+        store: The last judgement, for all processes.
+        clock: Tells how old a judgement is.
+        window_s: The length of the window.
+    """
+
+    def __init__(self, monitor: HealthMonitor, store: HealthStore, clock: Clock, window_s: int) -> None:
+        self._monitor = monitor
+        self._store = store
+        self._clock = clock
+        self._window_s = window_s
+        self._last: LastHealth | None = None
+
+    async def judge(self) -> dict[str, float | None]:
+        """Judge once.
+
+        Returns:
+            The score, and the number of tenants by status.
+
+        Raises:
+            StoreError: The store failed; the last judgement stays.
+        """
+        judgement = await self._monitor.check(None, self._window_s)
+        before = await self._store.last()
+        self._last = last = last_health(judgement)
+        await self._store.replace(last)
+        for report, was in status_changes(before, judgement):
+            _log_change(report, was)
+        return {"score": last.overall.score, **_tenants_by_status(last)}
+
+    async def follow(self) -> None:
+        """Read the last judgement, of whatever process. Raises StoreError."""
+        self._last = await self._store.last()
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield score and status of all tenants together, and the number of tenants by status."""
+        last = self._last
+        if last is None:
+            return
+        stale = self._clock.now_us() - last.judged_at_us > _STALE_US
+        overall = Health("unknown", None) if stale else last.overall
+        if overall.score is not None:
+            yield gauge(
+                "tidemark_health_score", "The health of all tenants together, 0 to 100", overall.score
+            )
+        status: dict[str, float] = {name: float(name == overall.status) for name in get_args(Status)}
+        yield Value("gauge", "tidemark_health_status", "1 for the status of all together", status, "status")
+        text = "Tenants by status, as of the last judgement; a tenant without any data is none"
+        yield Value("gauge", "tidemark_health_tenants", text, _tenants_by_status(last), "status")
+        text = "When health was last judged, by any process, as Unix time"
+        yield gauge("tidemark_health_judged_timestamp_seconds", text, last.judged_at_us / 1e6)
+
+
+def _log_change(report: Report, before: Status) -> None:
+    said = {
+        "tenant": report.tenant,
+        "status": report.status,
+        "before": before,
+        "score": report.score,
+        "reasons": report.reasons,
+    }
+    if report.status == "healthy":
+        _log.info("health_changed", **said)
+    else:
+        _log.warning("health_changed", **said)
+
+
+def _tenants_by_status(last: LastHealth) -> dict[str, float]:
+    counted = Counter(health.status for health in last.tenants.values())
+    return {status: float(counted[status]) for status in get_args(Status)}

@@ -1,0 +1,202 @@
+"""``run.py monitor``: judges the health of tenants. Its exit status is the status that it found."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from datetime import UTC
+from typing import Any, Final, Literal
+
+import anyio
+import click
+import msgspec
+
+from engine.operate.monitor.report import Judgement, Report, Status
+from engine.operate.ports import HealthMonitor, RefusedError
+from engine.operate.rows import AlertTargets
+from engine.runtime.ports import StoreError
+from handlers.commands.deployment import Deployment, as_json, table, with_deployment
+from handlers.operate.admin_health import MOST_HOURS
+from handlers.operate.printing import say
+
+#: The exit status of each status.
+EXIT_STATUSES: Final[dict[Status, int]] = {"healthy": 0, "degraded": 1, "critical": 2, "unknown": 3}
+#: Where the last exit status of a call is kept, for its end by Ctrl-C.
+_LAST: Final = "tidemark.monitor.exit_status"
+
+
+class MonitorCommand(click.Command):
+    """Exits with 3 for every mistake: click's own 2 and 1 would read as critical and degraded."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Parse the call."""
+        try:
+            return super().make_context(*arguments, **options)
+        except click.ClickException as error:
+            error.show()
+            raise click.exceptions.Exit(EXIT_STATUSES["unknown"]) from None
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the command."""
+        try:
+            super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except click.ClickException as error:
+            error.show()
+            ctx.exit(EXIT_STATUSES["unknown"])
+        except (KeyboardInterrupt, click.Abort):
+            ctx.exit(ctx.meta.get(_LAST, EXIT_STATUSES["unknown"]))
+        except Exception:
+            traceback.print_exc()
+            ctx.exit(EXIT_STATUSES["unknown"])
+
+
+@click.command(
+    "monitor",
+    cls=MonitorCommand,
+    short_help="Judge the health of tenants.",
+    epilog="Example: run.py monitor --tenant acme --hours 1",
+)
+@click.option("--tenant", metavar="T", help="Judge this tenant alone.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, MOST_HOURS, min_open=True),
+    default=24,
+    show_default=True,
+    metavar="H",
+    help=f"Judge the last H hours, {MOST_HOURS} at most.",
+)
+@click.option("--continuous", is_flag=True, help="Judge again and again until Ctrl-C.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(1, 86_400),
+    default=300,
+    show_default=True,
+    metavar="S",
+    help="Seconds between two checks of --continuous.",
+)
+@click.option("--webhook", metavar="URL", help="Send alerts to this webhook.")
+@click.option("--slack-webhook", metavar="URL", help="Send alerts to this webhook of Slack.")
+@click.option(
+    "--alert-threshold",
+    type=click.Choice(["any", "warning", "critical"]),
+    default="warning",
+    show_default=True,
+    help="The mildest alert that is sent; any includes early warnings.",
+)
+@click.option("--json", "json_", is_flag=True, help="Print JSON; with --continuous one line for each check.")
+@with_deployment()
+async def monitor(
+    deployment: Deployment,
+    *,
+    tenant: str | None,
+    hours: float,
+    continuous: bool,
+    interval_s: float,
+    webhook: str | None,
+    slack_webhook: str | None,
+    alert_threshold: Literal["any", "warning", "critical"],
+    json_: bool,
+) -> None:
+    """Judge the health of all tenants, together and each by itself.
+
+    The exit status is 0 if all is healthy, 1 if degraded, 2 if critical, and 3 if it is unknown or the check
+    could not be made. Thresholds are settings, see [monitor].
+    """
+    targets = AlertTargets(webhook, slack_webhook, alert_threshold)
+    context = click.get_current_context()
+    window_s = max(60, round(hours * 3600))
+    async with deployment.monitor(targets) as health:
+        while True:
+            judgement = await _checked(health, tenant, window_s, continuous=continuous)
+            status: Status = "unknown" if judgement is None else judgement.status
+            context.meta[_LAST] = EXIT_STATUSES[status]
+            if judgement is not None:
+                _print(judgement, json_=json_, line=continuous)
+            if not continuous:
+                break
+            await anyio.sleep(interval_s)
+    context.exit(EXIT_STATUSES[status])
+
+
+async def _checked(
+    health: HealthMonitor, tenant: str | None, window_s: int, *, continuous: bool
+) -> Judgement | None:
+    """Check. If the database is away, a continuous monitor says so and goes on: the result is None."""
+    try:
+        return await health.check(tenant, window_s)
+    except StoreError as error:
+        if isinstance(error, RefusedError) or not continuous:
+            raise
+        say(f"no check could be made: {error}", err=True)
+        return None
+
+
+def _print(judgement: Judgement, *, json_: bool, line: bool) -> None:
+    if json_ and line:
+        say(msgspec.json.encode(judgement).decode())
+    elif json_:
+        as_json(judgement)
+    else:
+        _print_table(judgement)
+
+
+def _print_table(judgement: Judgement) -> None:
+    reports = judgement.reports
+    at = reports[0].judged_at.astimezone(UTC)
+    say(f"{at:%Y-%m-%dT%H:%M:%SZ}: {judgement.status}")
+    table(
+        [_row(report) for report in reports],
+        (
+            "TENANT",
+            "STATUS",
+            "SCORE",
+            "SYNCS",
+            "SUCCESS",
+            "CONFLICTS",
+            "MEAN",
+            "P95",
+            "FAILED/MIN",
+            "ABANDONED",
+            "DEVICES",
+        ),
+    )
+    for report in _explained(reports):
+        say()
+        say(f"{_name(report)}: {report.status}")
+        for reason in report.reasons:
+            say(f"  {reason}")
+
+
+def _explained(reports: list[Report]) -> Iterable[Report]:
+    """Leave out idle tenants, of which there may be many; the first report is always explained."""
+    for index, report in enumerate(reports):
+        if report.reasons and (index == 0 or report.status != "unknown" or report.values.syncs):
+            yield report
+
+
+def _row(report: Report) -> tuple[str, ...]:
+    values = report.values
+    return (
+        _name(report),
+        report.status,
+        _shown(report.score, "{:.0f}"),
+        str(values.syncs),
+        _shown(values.success_rate, "{:.2%}"),
+        _shown(values.conflict_rate, "{:.2%}"),
+        _shown(values.sync_duration_ms, "{:.0f} ms"),
+        _shown(values.sync_duration_p95_ms, "{:.0f} ms"),
+        _shown(values.failed_per_minute, "{:.2f}"),
+        _shown(values.upload_abandonment, "{:.1%}"),
+        _shown(values.device_health, "{:.0f}"),
+    )
+
+
+def _name(report: Report) -> str:
+    return "(all)" if report.tenant is None else report.tenant
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

@@ -1,0 +1,63 @@
+"""``GET /v1/admin/health``: the health of tenants for people, as ``run.py monitor --json`` prints it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from engine.operate.ports import HealthMonitor, NoTenantError
+from engine.wire.errors import SyncError
+from handlers.operate.people import People
+
+_DEFAULT_HOURS: Final = 24.0
+#: Minutes are kept for so long.
+MOST_HOURS: Final = 48
+
+
+class AdminHealth:
+    """Answers one request after the other: a check reads all devices and minutes of a tenant, or of all.
+
+    Args:
+        people: Decides which tenant a request may ask about.
+        monitor: Judges.
+    """
+
+    def __init__(self, people: People, monitor: HealthMonitor) -> None:
+        self._people = people
+        self._monitor = monitor
+        self._turn = asyncio.Lock()
+
+    def routes(self) -> list[web.RouteDef]:
+        """List the routes."""
+        return [web.get("/v1/admin/health", self.health)]
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Judge the tenant ``tenant``, or all that the token may see, over the last ``hours``.
+
+        Raises:
+            SyncError: As ``People.tenant_of``; ``invalid_message`` for wrong ``hours``.
+            StoreError: The database is away.
+        """
+        tenant = await self._people.tenant_of(request, request.query.get("tenant"))
+        window_s = _window_s(request.query.get("hours"))
+        async with self._turn:
+            try:
+                judgement = await self._monitor.check(tenant, window_s)
+            except NoTenantError:
+                raise SyncError("not_found", "this tenant was removed just now") from None
+        body = await asyncio.to_thread(msgspec.json.encode, judgement)  # a megabyte for a thousand tenants
+        return web.Response(body=body, content_type="application/json")
+
+
+def _window_s(text: str | None) -> int:
+    try:
+        hours = _DEFAULT_HOURS if text is None else float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours <= MOST_HOURS:
+        raise SyncError("invalid_message", f"hours: a number above 0 and up to {MOST_HOURS} is required")
+    return max(60, round(hours * 3600))

@@ -1,0 +1,58 @@
+"""People's requests: tokens of operators and viewers, of one tenant or of all."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from engine.cache.ports import ANY_TENANT
+from engine.cache.revocations import Revocations
+from engine.cache.tenants import TenantCache
+from engine.wire.errors import SyncError
+from handlers.http.edge_protocol import mark_authenticated
+from handlers.http.tokens import Verifier, token_of
+
+
+class People(msgspec.Struct, frozen=True):
+    """Decides what people's tokens may ask about."""
+
+    verifier: Verifier
+    tenants: TenantCache
+    revocations: Revocations
+
+    async def tenant_of(self, request: web.Request, wanted: str | None) -> str | None:
+        """Return the tenant that a request is about, None for all tenants.
+
+        Args:
+            request: The request.
+            wanted: The tenant that it names. Without one it is about all that its token may see.
+
+        Raises:
+            SyncError: ``unauthenticated``; ``forbidden`` for a device's token, or one of another tenant;
+                ``not_found`` if there is no such tenant.
+            StoreError: The tenant has to be read first, and the store is away.
+        """
+        self.verifier.check_origin(request.headers.get("Origin"))
+        claims = self.verifier.verify(token_of(request.headers))
+        if claims.role not in ("operator", "viewer"):
+            raise SyncError("forbidden", "a token of an operator or a viewer is required")
+        own = claims.tenant
+        if own is None:
+            self._check_not_revoked(ANY_TENANT, claims.token_id)
+            mark_authenticated(request)
+            if wanted is not None and await self.tenants.find(wanted) is None:
+                raise SyncError("not_found", "there is no such tenant: `run.py tenant list` has the names")
+            return wanted
+        tenant = await self.tenants.find(own)
+        if tenant is None:
+            raise SyncError("forbidden", "there is no such tenant: check the tid of the token")
+        self.verifier.check_tenant(claims, tenant)
+        self._check_not_revoked(tenant.tenant_id, claims.token_id)
+        mark_authenticated(request)
+        if wanted not in (None, own):
+            raise SyncError("forbidden", "this token is for one tenant alone, and that is another one")
+        return own
+
+    def _check_not_revoked(self, tenant_id: int, token_id: str) -> None:
+        if self.revocations.refuses_token(tenant_id, token_id):
+            raise SyncError("unauthenticated", "this token was revoked")

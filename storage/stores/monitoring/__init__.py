@@ -1,0 +1,1 @@
+"""What the monitor reads besides minutes, and what it leaves for the next check."""

@@ -1,0 +1,49 @@
+"""Facts of devices and uploads, summed by tenant."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.operate.monitor.judge import DevicesSeen
+from engine.operate.rows import UploadsEnded
+from storage.postgres.pool import Database
+from storage.stores.admin_reads import OF_TENANT, list_of_tenant
+from storage.stores.upload_cleanup import PostgresCleanup
+
+#: As ``engine.cache.device_health.score``: summed up here, since a hundred thousand rows would hold the loop.
+_SILENT_HOURS: Final = (
+    "greatest(0, extract(epoch FROM coalesce(now() - h.last_sync_at, '1 day'))::float8 / 3600)"
+)
+_SCORE: Final = (
+    "CASE WHEN coalesce(h.total_syncs, 0) = 0 THEN 100 ELSE"
+    " round(60::float8 * (h.total_syncs - h.failed_syncs) / h.total_syncs"
+    f" + greatest(0, 20 - 20 * {_SILENT_HOURS} / 24)"
+    " + greatest(0, 20 - 20::float8 * h.conflicts / h.total_syncs)) END"
+)
+_SEEN: Final = (
+    f"SELECT t.name, count(*), sum({_SCORE})::float8,"
+    " coalesce(sum(h.total_syncs), 0)::bigint, coalesce(sum(h.failed_syncs), 0)::bigint"
+    " FROM tenants AS t JOIN devices AS d USING (tenant_id)"
+    " LEFT JOIN sync_device_health AS h USING (tenant_id, device_id)"
+    f" WHERE {OF_TENANT} AND d.revoked_at IS NULL"
+    " AND greatest(d.last_seen_at, h.last_sync_at) > now() - interval '7 days'"
+    " GROUP BY t.name"
+)
+
+
+class PostgresMonitorReads:
+    """``engine.operate.ports.MonitorReads``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._uploads = PostgresCleanup(database)
+
+    async def devices_seen(self, tenant: str | None) -> dict[str, DevicesSeen]:
+        """Sum up devices."""
+        rows = await list_of_tenant(self._database, _SEEN, tenant)
+        return {name: DevicesSeen(*sums) for name, *sums in rows}
+
+    async def uploads_ended(self, tenant: str | None, since_us: int) -> list[UploadsEnded]:
+        """Count uploads."""
+        found = await self._uploads.abandonment(since_us, tenant)
+        return [UploadsEnded(one.tenant, one.finished, one.abandoned) for one in found]

@@ -1,0 +1,91 @@
+"""``GET /v1/admin/health``: who may ask about whom, and what is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from storage.embedded.servers import Services
+from tests.handlers.operate.test_probe_access import asked, bearer
+from tests.handlers.operate.test_probes import outage
+from tests.harness.admin import revoke_token
+from tests.harness.in_process_server import Running
+from tests.harness.services import execute
+from tests.harness.ws_device import token
+
+PATH = "/v1/admin/health"
+
+
+async def ask(
+    server: Running, query: str = "", role: str = "operator", tenant: str | None = None, **claims: Any
+) -> tuple[int, Any]:
+    """Ask as a person."""
+    return await asked(server.url + PATH + query, bearer(token(tenant, None, role=role, **claims)))
+
+
+@pytest.mark.parametrize("role", ["operator", "viewer"])
+async def test_admin_health_of_all_tenants_has_their_sum_first(server: Running, role: str) -> None:
+    execute(server.dsn, "INSERT INTO devices (tenant_id, device_id) VALUES (1, 'phone')")
+    status, body = await ask(server, role=role)
+    assert status == 200
+    assert [report["tenant"] for report in body["reports"]][:2] == [None, "acme"]
+    assert {"status", "score", "reasons", "findings", "unjudged", "values"} < body["reports"][0].keys()
+
+
+async def test_admin_health_of_one_tenant_is_its_report_alone(server: Running) -> None:
+    status, body = await ask(server, "?tenant=globex&hours=0.5")
+    (report,) = body["reports"]
+    assert (status, body["status"], report["status"], report["tenant"], report["window_s"]) == (
+        (200, "unknown", "unknown", "globex", 1800)
+    )
+    assert report["reasons"] == ["no syncs within 30 minutes"]
+
+
+@pytest.mark.parametrize("role", ["operator", "viewer"])
+async def test_admin_health_token_of_one_tenant_sees_that_one_alone(server: Running, role: str) -> None:
+    for query in ("", "?tenant=acme"):
+        status, body = await ask(server, query, role, "acme")
+        assert (status, [report["tenant"] for report in body["reports"]]) == (200, ["acme"])
+    status, body = await ask(server, "?tenant=globex", role, "acme")
+    assert (status, body["code"]) == (403, "forbidden")
+
+
+async def test_admin_health_other_tokens_are_refused(server: Running) -> None:
+    status, body = await asked(server.url + PATH)
+    assert (status, body["code"]) == (401, "unauthenticated")
+    for role in (None, "supervisor"):
+        status, body = await asked(server.url + PATH, bearer(token("acme", "phone", role=role)))
+        assert (status, body["code"]) == (403, "forbidden")
+    status, body = await ask(server, tenant="nobody")
+    assert (status, body["code"]) == (403, "forbidden")
+
+
+async def test_admin_health_revoked_token_is_refused(server: Running) -> None:
+    """A token of people is revoked for all tenants, one of a tenant also by that tenant."""
+    for tenant, revoked_of in ((None, None), ("acme", "acme"), ("globex", None)):
+        jti = f"of {tenant}"
+        assert (await ask(server, tenant=tenant, jti=jti))[0] == 200
+        revoke_token(server.dsn, jti, revoked_of)
+        while (refused := await ask(server, tenant=tenant, jti=jti))[0] == 200:
+            pass
+        status, body = refused
+        assert (status, body["code"]) == (401, "unauthenticated")
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "48.1", "nan", "inf", "all", ""])
+async def test_admin_health_wrong_hours_are_refused(server: Running, hours: str) -> None:
+    status, body = await ask(server, f"?hours={hours}")
+    assert (status, body["code"]) == (422, "invalid_message")
+    assert body["message"].startswith("hours: a number above 0 and up to 48")
+
+
+async def test_admin_health_unknown_tenant_is_not_found(server: Running) -> None:
+    status, body = await ask(server, "?tenant=nobody")
+    assert (status, body["code"]) == (404, "not_found")
+
+
+async def test_admin_health_database_away_is_unavailable(server: Running, services: Services) -> None:
+    with outage(services, server.dsn):
+        status, body = await ask(server)
+    assert (status, body["code"]) == (503, "unavailable")

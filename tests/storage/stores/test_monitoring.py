@@ -1,0 +1,101 @@
+"""Facts for the monitor: devices' scores as the engine computes them, and the last judgement."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from engine.cache.device_health import Counts, score
+from engine.operate.monitor.statuses import Health, LastHealth
+from engine.operate.ports import NoTenantError
+from storage.postgres.pool import Database
+from storage.stores.monitoring.facts import PostgresMonitorReads
+from storage.stores.monitoring.health import PostgresHealth
+from tests.harness.services import execute
+
+HOUR_US = 3_600_000_000
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    opened = Database(dsn, 2)
+    yield opened
+    await opened.close()
+
+
+def add_device(
+    tenant_id: int, device: str, counts: Counts | None = None, silent_h: float | None = 0, seen_h: float = 0
+) -> str:
+    """Return statements that store a device; with ``silent_h`` None it never had a sync that succeeded."""
+    statement = (
+        f"INSERT INTO devices (tenant_id, device_id, last_seen_at)"
+        f" VALUES ({tenant_id}, '{device}', now() - interval '{seen_h} hours')"
+    )
+    if counts is None:
+        return statement
+    last = "NULL" if silent_h is None else f"now() - interval '{silent_h} hours'"
+    return statement + (
+        "; INSERT INTO sync_device_health (tenant_id, device_id, total_syncs, failed_syncs, conflicts,"
+        f" last_sync_at) VALUES ({tenant_id}, '{device}', {counts.syncs}, {counts.failed},"
+        f" {counts.conflicts}, {last})"
+    )
+
+
+async def test_devices_seen_scores_equal_those_of_the_engine(database: Database, dsn: str) -> None:
+    """Each tenant has one device, so that each score is seen."""
+    chance = random.Random(7)
+    expected: dict[str, int] = {}
+    statements = []
+    for tenant_id in range(1, 151):
+        syncs = chance.choice([0, 1, 2, 3, 20, 1000])
+        counts = Counts(syncs, chance.randint(0, syncs), 0, chance.choice([0, 1, syncs // 2, 3 * syncs]))
+        silent_h = None if syncs in (0, counts.failed) else chance.choice([0, 1, 5.5, 23, 24, 100])
+        latest_us = None if silent_h is None else time.time_ns() // 1000 - int(silent_h * HOUR_US)
+        expected[f"t{tenant_id}"] = score(counts, latest_us, time.time_ns() // 1000)
+        statements += [
+            f"INSERT INTO tenants (name) VALUES ('t{tenant_id}')",
+            add_device(tenant_id, "phone", counts, silent_h),
+        ]
+    execute(dsn, *statements)
+    found = await PostgresMonitorReads(database).devices_seen(None)
+    assert found.keys() == expected.keys()
+    for tenant, wanted in expected.items():
+        # A score next to a half may have been rounded the other way a moment later.
+        assert abs(found[tenant].score_sum - wanted) <= 1, tenant
+    assert sum(found[tenant].score_sum != wanted for tenant, wanted in expected.items()) <= 5
+
+
+async def test_devices_seen_sums_those_of_a_week_that_are_not_revoked(database: Database, dsn: str) -> None:
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('empty')",
+        add_device(1, "new"),
+        add_device(1, "good", Counts(10, 0, 0, 0), seen_h=1000),
+        add_device(1, "bad", Counts(10, 10, 0, 0), silent_h=None, seen_h=160),
+        add_device(1, "gone", Counts(10, 10, 0, 0), silent_h=170, seen_h=170),
+        add_device(1, "revoked", Counts(10, 10, 0, 0)),
+        add_device(2, "phone", Counts(1, 0, 0, 0)),
+        "UPDATE devices SET revoked_at = now() WHERE device_id = 'revoked'",
+    )
+    reads = PostgresMonitorReads(database)
+    found = await reads.devices_seen(None)
+    acme = found["acme"]
+    assert (acme.devices, acme.score_sum, acme.syncs, acme.failed) == (3, 100 + 100 + 20, 20, 10)
+    assert found.keys() == {"acme", "globex"}
+    assert await reads.devices_seen("globex") == {"globex": found["globex"]}
+    assert await reads.devices_seen("empty") == {}
+    with pytest.raises(NoTenantError):
+        await reads.devices_seen("nobody")
+
+
+async def test_health_last_is_the_one_that_replaced_others(database: Database) -> None:
+    store = PostgresHealth(database)
+    assert await store.last() is None
+    first = LastHealth(1, Health("unknown", None), {})
+    second = LastHealth(2, Health("critical", 3), {"acme": Health("healthy", 100)})
+    for health in (first, second):
+        await store.replace(health)
+        assert await store.last() == health

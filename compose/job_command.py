@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from compose.command_commit import OnFeedsAdvanced, command_committer
 from compose.jobs import job_bodies, schedules
+from compose.monitoring import health_job
 from compose.server import SystemClock
 from compose.uploads import cleanup_job, open_blobs
 from engine.cache.minutes import Minutes
@@ -86,7 +87,10 @@ class JobAdmin:
         )
 
     async def _run(self, job: str, uploads: tuple[Database, CleanupJob], watch: _Watch) -> Counts:
-        body = job_bodies(self._settings, self._dsn, *uploads).get(job)
+        database, cleanup = uploads
+        clock = SystemClock()
+        health = health_job(self._settings, database, clock)
+        body = job_bodies(self._settings, self._dsn, database, cleanup, health).get(job)
         if body is None:
             raise RefusedError(f"there is no job {job} in this version")
         begun = await self._store.begin(job, None)
@@ -95,7 +99,7 @@ class JobAdmin:
                 f"another process is at it: try again when it is done, {HELD_S} s from now if it was killed"
             )
         try:
-            return await perform(self._store, SystemClock(), begun, body, watch)
+            return await perform(self._store, clock, begun, body, watch)
         except RunLostError:
             raise RefusedError("another process went on with it: this one stood still for too long") from None
         except BlobsError as error:

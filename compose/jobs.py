@@ -8,11 +8,13 @@ from typing import Final
 
 import msgspec
 
+from compose.monitoring import health_job
 from engine.cache.devices import DeviceCache
 from engine.cache.tenants import TenantCache
 from engine.cluster.job_scheduler import JobScheduler
 from engine.cluster.jobs import JOBS, JobBody, JobKind, JobRun, in_sequence, in_thread
 from engine.operate.aggregation import Aggregation
+from engine.operate.health_job import HealthJob
 from engine.operate.retention import KeptFor, Retention
 from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock
@@ -58,19 +60,23 @@ class Jobs:
         async def warm() -> None:
             await tenants.preload(await devices.preload(_WARMED_DEVICES))
 
-        bodies = job_bodies(settings, dsn, database, uploads)
+        self._health = health = health_job(settings, database, clock)
+        bodies = job_bodies(settings, dsn, database, uploads, health)
         times = schedules(settings)
         kinds = [JobKind(name, times[name], body) for name, body in bodies.items()]
         self._uploads = uploads
-        self._scheduler = JobScheduler(PostgresJobs(database), clock, kinds, {"warm": warm})
+        self._scheduler = JobScheduler(
+            PostgresJobs(database), clock, kinds, {"warm": warm, "monitor": health.follow}
+        )
 
     def services(self) -> list[Service]:
         """List the services."""
         return [Service("jobs", self._scheduler.run)]
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield the metrics of jobs, and of the clean-up of uploads."""
+        """Yield the metrics of jobs, of health, and of the clean-up of uploads."""
         yield from self._scheduler.metrics()
+        yield from self._health.metrics()
         yield from self._uploads.counters.metrics()
         ratio = self._scheduler.last_counts("uploads").get(RATIO)
         if ratio is not None:
@@ -85,7 +91,7 @@ def schedules(settings: Settings) -> dict[str, Schedule]:
 
 
 def job_bodies(
-    settings: Settings, dsn: str, database: Database, uploads: CleanupJob
+    settings: Settings, dsn: str, database: Database, uploads: CleanupJob, health: HealthJob
 ) -> Mapping[str, JobBody]:
     """Return the work of each job.
 
@@ -94,6 +100,7 @@ def job_bodies(
         dsn: The database, for blocking work.
         database: The database, for all else.
         uploads: The clean-up of uploads.
+        health: The judgement.
     """
     jobs = PostgresJobs(database)
     kept_for = KeptFor(
@@ -120,4 +127,5 @@ def job_bodies(
         ),
         "aggregate": Aggregation(PostgresAggregation(database)),
         "warm": warm,
+        "monitor": health,
     }

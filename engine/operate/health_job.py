@@ -8,6 +8,7 @@ from typing import Final, get_args
 
 import structlog
 
+from engine.cluster.jobs import JobRun
 from engine.operate.monitor.report import Report, Status
 from engine.operate.monitor.statuses import Health, LastHealth, last_health, status_changes
 from engine.operate.ports import HealthMonitor, HealthStore
@@ -37,11 +38,8 @@ class HealthJob:
         self._window_s = window_s
         self._last: LastHealth | None = None
 
-    async def judge(self) -> dict[str, float | None]:
-        """Judge once.
-
-        Returns:
-            The score, and the number of tenants by status.
+    async def __call__(self, run: JobRun) -> None:
+        """Judge once; the run counts the score, and the tenants by status.
 
         Raises:
             StoreError: The store failed; the last judgement stays.
@@ -52,7 +50,8 @@ class HealthJob:
         await self._store.replace(last)
         for report, was in status_changes(before, judgement):
             _log_change(report, was)
-        return {"score": last.overall.score, **_tenants_by_status(last)}
+        run.counts["score"] = last.overall.score
+        run.counts.update(_tenants_by_status(last))
 
     async def follow(self) -> None:
         """Read the last judgement, of whatever process. Raises StoreError."""

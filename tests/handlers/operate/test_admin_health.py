@@ -8,10 +8,9 @@ import pytest
 
 from storage.embedded.servers import Services
 from tests.handlers.operate.test_probe_access import asked, bearer
-from tests.handlers.operate.test_probes import outage
 from tests.harness.admin import revoke_token
 from tests.harness.in_process_server import Running
-from tests.harness.services import execute
+from tests.harness.services import execute, outage
 from tests.harness.ws_device import token
 
 PATH = "/v1/admin/health"

@@ -62,6 +62,9 @@ class Stored:
 
     async def latest(self, limit: int) -> list[Health]:
         """Read the first ones: the test puts them in order."""
+        self.asked.set()
+        if self.gate is not None:
+            await self.gate.wait()
         if self.away:
             raise StoreUnavailableError("away")
         return [self._health(key) for key in list(self.rows)[:limit]]
@@ -397,6 +400,38 @@ async def test_device_cache_preload_store_unavailable_does_not_fail_the_start(
     store.away = True
     await process.devices.preload()
     assert len(process.devices) == 0
+
+
+async def test_device_cache_preload_again_adds_others_while_there_is_room(
+    clock: Clock, store: Stored
+) -> None:
+    process = Process(store, clock, remembered=4)
+    phone, tablet = process.seen("phone"), process.seen("tablet", tenant_id=2)
+    phone.synced(1, 1, 0)
+    latest = [tablet.key, *(DeviceKey(3 + number, "d") for number in range(3))]
+    store.rows = {key: Counts(9, 0, 0, 0) for key in latest}
+    assert await process.devices.preload(10) == {2, 3, 4, 5}
+    assert len(process.devices) == 3, "room for two: one of them is in memory"
+    assert process.seen("phone").counts == Counts(1, 0, 1, 0)
+    assert process.seen("tablet", tenant_id=2) is tablet
+    assert process.seen("d", tenant_id=3).counts.syncs == 9
+
+
+async def test_device_cache_preload_during_a_save_leaves_new_devices_unread(
+    process: Process, store: Stored
+) -> None:
+    """A device that was saved and evicted during the read may be read as before its save."""
+    process.seen("other").synced(1, 1, 0)
+    store.rows = {DeviceKey(1, "phone"): Counts(9, 0, 0, 0)}
+    store.gate = asyncio.Event()
+    reading = asyncio.create_task(process.devices.preload())
+    await store.asked.wait()
+    await process.devices.flush()
+    store.gate.set()
+    await reading
+    assert process.seen("phone").read_at_s is None
+    await process.devices.sweep()
+    assert process.seen("phone").counts.syncs == 9
 
 
 # -- writing behind ---------------------------------------------------------------------------

@@ -295,6 +295,28 @@ async def test_tenant_cache_store_unavailable_keeps_the_known_policies(world: Wo
         assert world.cache.policies_of(1) == DEFAULTS
 
 
+async def test_tenant_cache_preload_reads_those_that_are_not_in_memory(world: World) -> None:
+    world.add(2, "globex", task=DomainPolicy("client_wins"))
+    await world.cache.find("acme")
+    await world.cache.preload({1, 2, 999})
+    assert world.asked == {"acme": 1, "reread": 1}
+    assert await world.cache.find("globex") == Tenant(2, "globex")
+    assert world.cache.policies_of(2)["task"] == DomainPolicy("client_wins")
+    assert world.asked["globex"] == 0
+
+
+async def test_tenant_cache_preload_of_before_a_change_is_not_believed(world: World) -> None:
+    async with followed(world):
+        world.gate.clear()
+        reading = asyncio.create_task(world.cache.preload({1}))
+        await world.read.wait()
+        world.add(2, "globex")
+        await world.follow()
+        world.gate.set()
+        await reading
+        assert len(world.cache) == 0
+
+
 async def test_tenant_store_returns_each_tenant_its_own_policies(dsn: str) -> None:
     add_tenants(dsn, "acme", "globex", "initech")
     execute(

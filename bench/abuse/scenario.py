@@ -166,11 +166,23 @@ async def abuse(options: Options) -> Report:
             sites = [Site(there.target, there.target, there.dsn)]
         else:
             environment = stack.enter_context(fresh(options.settings))
-            sites = [await stack.enter_async_context(_site(environment, options, None))]
-            if options.before is not None and before is None:
-                sites.append(await stack.enter_async_context(_site(environment, options, options.before)))
+            commits = [None] if options.before is None or before is not None else [None, options.before]
+            contexts = [_site(environment, options, commit) for commit in commits]
+            sites = [await stack.enter_async_context(context) for context in contexts]
         sink = await stack.enter_async_context(child("the sink", "bench.abuse.generator", None))
-        await _measure(options, names, sites, await sink.read(int), report)
+        sink_port, began_s = await sink.read(int), perf_counter()
+        for done, name in enumerate(names):
+            guess_s = len(sites) * (_START_S + 5 * ((options.duration_s or DURATION_S) + _AROUND_S))
+            each_s = (perf_counter() - began_s) / done if done else guess_s
+            progress(f"{len(names) - done} attacks, about {each_s * (len(names) - done) / 60:.0f} minutes")
+            for site in sites:
+                said = f"{name}{' before' * site.before}"
+                progress(f"{said}: {ATTACKS[name].told}")
+                try:
+                    await _Abuse(options, site, sink_port, report.abuses, name).run()
+                except BenchError as error:  # what was measured before it took minutes, and is reported
+                    report.remarks.append(f"{said} was not measured whole: {error}")
+                    report.bars.append(Bar(f"{said}: measured whole", 0, "at least", 1, ""))
     report.abuses += before or []
     judge(report)
     report.logged = {} if sites[0].server is None else dict(sites[0].server.logged)
@@ -187,45 +199,22 @@ def measured_before(file: Path, names: list[str]) -> list[Abuse] | None:
     return [msgspec.structs.replace(one, before=True) for one in found]
 
 
-async def _measure(
-    options: Options, names: list[str], sites: list[Site], sink_port: int, report: Report
-) -> None:
-    each_s = sum(_START_S + (3 if site.before else 5) * (_duration_s(options) + _AROUND_S) for site in sites)
-    began_s = perf_counter()
-    for done, name in enumerate(names):
-        if done:
-            each_s = (perf_counter() - began_s) / done
-        progress(f"{len(names) - done} attacks, about {each_s * (len(names) - done) / 60:.0f} minutes")
-        for site in sites:
-            said = f"{name}{' before' * site.before}"
-            progress(f"{done + 1} of {len(names)}, {said}: {ATTACKS[name].told}")
-            try:
-                await _Abuse(options, site, sink_port, report, name).run()
-            except BenchError as error:  # what was measured before it took minutes, and is reported
-                report.remarks.append(f"{said} was not measured whole: {error}")
-                report.bars.append(Bar(f"{said}: measured whole", 0, "at least", 1, ""))
-
-
-def _duration_s(options: Options) -> float:
-    return options.duration_s or DURATION_S
-
-
 class _Abuse:
     """One attack on one site."""
 
-    def __init__(self, options: Options, site: Site, sink_port: int, report: Report, name: str) -> None:
+    def __init__(self, options: Options, site: Site, sink_port: int, found: list[Abuse], name: str) -> None:
         self._settings = options.settings
         self._site = site
         self._sink_port = sink_port
-        self._report = report
+        self._found = found
         self._name = name
         self._attack = ATTACKS[name]
         self._tenant = f"abuse-{name}"
-        self._duration_s = _duration_s(options)
+        self._duration_s = options.duration_s or DURATION_S
         self._others = Others(site.way, _OTHERS, trusting(site.certificate) if site.certificate else None)
 
     async def run(self) -> None:
-        """Measure all phases."""
+        """Measure all phases. Raises BenchError."""
         attack, site = self._attack, self._site
         add_tenants(site.dsn, [_OTHERS, self._tenant])
         if attack.manual:
@@ -254,28 +243,21 @@ class _Abuse:
         await self._gauge.calm(_BUSY_S)
 
     def _plan(self, count: int, sunk: Abuse | None = None) -> AttackPlan:
-        """Plan an attack of so many devices, or to send the bytes of one into the sink."""
+        """Plan an attack of so many devices, or to send as many bytes as one did into the sink."""
         site, way, mark = self._site, self._site.way, secrets.token_hex(4)
-        plan = AttackPlan(
+        return AttackPlan(
             attack=self._name,
-            host=way.host,
-            port=way.port,
+            host=way.host if sunk is None else "127.0.0.1",
+            port=way.port if sunk is None else self._sink_port,
             tokens=[way.token(self._tenant, f"{mark}-{place}") for place in range(count)],
             neighbour_token=way.token(self._tenant, f"{mark}-neighbour"),
             mark=mark,
             duration_s=self._duration_s,
+            bytes_per_s=None if sunk is None else sunk.sent_bytes / sunk.duration_s,
             source=_SOURCE if way.host == "127.0.0.1" else None,
-            certificate=None if site.certificate is None else str(site.certificate),
+            certificate=str(site.certificate) if site.certificate and sunk is None else None,
             bus=site.bus(_OTHERS, self._others.names) if self._attack.opening == "bus" else None,
         )
-        if sunk is None:
-            return plan
-        sink = {
-            "host": "127.0.0.1",
-            "port": self._sink_port,
-            "bytes_per_s": sunk.sent_bytes / sunk.duration_s,
-        }
-        return msgspec.structs.replace(plan, certificate=None, **sink)
 
     async def _phase(self, phase: Phase, plan: AttackPlan | None = None) -> Abuse:
         gauge, others, site = self._gauge, self._others, self._site
@@ -317,7 +299,7 @@ class _Abuse:
             **figures,
             **msgspec.structs.asdict(attacked),
         )
-        self._report.abuses.append(found)
+        self._found.append(found)
         progress(f"  {brief(found)}")
         if found.renewed:
             progress(f"  the worker is still busy after {after_s:.0f} s, and is restarted")

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -22,9 +20,9 @@ import click
 import msgspec
 import psutil
 
-from bench.baselines.commit_only import Task
-from bench.harness.child import ROOT
-from bench.harness.environment import BenchError, Environment, fresh, read_settings
+from bench.baselines.commit_only import Measured, Task
+from bench.harness.child import child
+from bench.harness.environment import Environment, fresh, read_settings
 from bench.harness.stage import add_tenants, tenant_ids
 from bench.load.workload import data_of, message
 from bench.report.text import table
@@ -44,9 +42,6 @@ _CACHED: Final = 100_000
 _FLUSHED: Final = (1_000, 10_000)
 _BAR_BYTES: Final = 1_000
 _MESSAGES_PER_MINUTE: Final = 6000
-
-
-# -- what a device costs -----------------------------------------------------------------------
 
 
 async def _known(keys: list[DeviceKey]) -> list[Health]:
@@ -104,11 +99,8 @@ async def _flushes(dsn: str) -> None:
         await database.close()
 
 
-# -- what a number of devices needs ------------------------------------------------------------
-
-
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """What PostgreSQL holds and writes, in bytes."""
+class Stored(msgspec.Struct, frozen=True):
+    """What PostgreSQL holds of a record and of a kept answer, indexes included, and the WAL of a sync."""
 
     record_bytes: float
     key_bytes: float
@@ -182,24 +174,13 @@ def need(devices: int, use: Use, costs: Costs, stored: Stored) -> dict[str, floa
 
 def printed(use: Use, costs: Costs, stored: Stored) -> Iterator[str]:
     """Lay the model out: what it rests on, then the table."""
-    yield (
-        f"Measured now: {stored.record_bytes:,.0f} bytes a record and {stored.key_bytes:,.0f} bytes a kept"
-        f" answer, indexes included; {stored.wal_bytes:,.0f} bytes of WAL a sync."
-    )
-    yield (
-        f"Measured in other runs: a sync costs {costs.server_ms} ms of CPU in the server and"
-        f" {costs.postgres_ms} ms in PostgreSQL, a change handed to a follower {costs.delivery_ms} ms,"
-        f" an idle connection {costs.connection_kib} KiB."
-    )
-    yield (
-        f"Assumed: every device is connected and syncs {use.syncs_a_day:g} times a day within"
-        f" {use.day_h:g} hours, at the peak {use.peak:g} times as often;"
-        f" {use.new_records:.0%} of syncs make a record, kept for"
-        f" {use.records_kept_days:g} days; {use.receivers:g} others follow each change; a heartbeat each"
-        f" {use.heartbeat_s:g} s costs {costs.heartbeat_ms} ms; cores are {use.load:.0%} busy; a process"
-        f" takes {costs.connections:,} connections and a primary {costs.primary_per_s:,.0f} syncs a second."
-        " nginx, TLS, replicas and backups come on top."
-    )
+    for said, rests_on in (
+        ("Measured now", stored),
+        ("Measured in other runs, but for the heartbeat", costs),
+        ("Assumed, every device being connected, without nginx, TLS, replicas and backups", use),
+    ):
+        named = msgspec.structs.asdict(rests_on).items()
+        yield f"{said}: {', '.join(f'{name} {value:,.5g}' for name, value in named)}"
     yield ""
     needs = [need(devices, use, costs, stored) for devices in DEVICES]
     rows = [("devices", *(f"{devices:,}" for devices in DEVICES))]
@@ -211,7 +192,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _measured(environment: Environment, chosen: Settings) -> Stored:
+async def _measured(environment: Environment, chosen: Settings) -> Stored:
     """Push for a few seconds through the group commit and see what became of it. Raises BenchError."""
     dsn = environment.database("capacity")
     add_tenants(dsn, [f"tenant-{number}" for number in range(20)])
@@ -221,11 +202,8 @@ def _measured(environment: Environment, chosen: Settings) -> Stored:
         cursor.execute("CHECKPOINT")
         cursor.execute("SELECT pg_current_wal_insert_lsn()::text")
         ((begun,),) = cursor.fetchall()
-        command = [sys.executable, "-m", "bench.baselines.commit_only"]
-        plan = msgspec.json.encode(task) + b"\n"
-        ended = subprocess.run(command, cwd=ROOT, input=plan, stdout=subprocess.PIPE, check=False)
-        if ended.returncode:
-            raise BenchError("the group commit ended before it was measured: its last words are above")
+        async with child("the group commit", "bench.baselines.commit_only", task) as committing:
+            await committing.read(Measured)
         cursor.execute(
             "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)::float8,"
             " (SELECT sum(seq) FROM tenant_counters)::float8, (SELECT count(*) FROM records)::float8,"
@@ -234,7 +212,7 @@ def _measured(environment: Environment, chosen: Settings) -> Stored:
             (begun,),
         )
         ((wal, syncs, records, records_size, keys_size),) = cursor.fetchall()
-    return Stored(record_bytes=records_size / records, key_bytes=keys_size / syncs, wal_bytes=wal / syncs)
+    return Stored(records_size / records, keys_size / syncs, wal / syncs)
 
 
 @click.command()
@@ -248,7 +226,7 @@ def main(data_dir: str | None) -> None:
         dsn = environment.database("devices")
         add_tenants(dsn, [f"t{number}" for number in range(_TENANTS)])
         asyncio.run(_flushes(dsn))
-        stored = _measured(environment, chosen)
+        stored = asyncio.run(_measured(environment, chosen))
     for line in printed(Use(), Costs(), stored):
         click.echo(line)
     raise SystemExit(each_bytes > _BAR_BYTES)

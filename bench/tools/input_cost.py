@@ -79,9 +79,8 @@ class Kind(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Nanoseconds a byte of each stage; ``refused`` is the code of what is refused at some stage."""
+    """Nanoseconds a byte of each stage, and the code of what is refused at some stage."""
 
-    kind: Kind
     stages: dict[str, float]
     refused: str
 
@@ -164,8 +163,7 @@ def _sync(data: str) -> bytes:
 
 def measure(kind: Kind, rounds: int) -> Cost:
     """Measure every stage that the messages reach."""
-    codec = kind.codec
-    size_bytes = sum(map(len, kind.frames))
+    codec, size_bytes = kind.codec, sum(map(len, kind.frames))
     stages = dict.fromkeys(_STAGES, 0.0)
 
     def timed(stage: str, work: Callable[[], object]) -> None:
@@ -174,26 +172,21 @@ def measure(kind: Kind, rounds: int) -> Cost:
     timed("decode", lambda: [codec.decode(frame) for frame in kind.frames])
     try:
         requests = [codec.decode(frame) for frame in kind.frames]
+        timed("intake", lambda: [_taken(request, codec) for request in requests])
+        items = [item for request in requests for item in _taken(request, codec)]
     except SyncError as error:
-        return Cost(kind, stages, error.code)
-    timed("intake", lambda: [_taken(request, codec) for request in requests])
-    records: list[dict[str, Any]] = []
-    try:
-        for request in requests:
-            for taken in _taken(request, codec):
-                if isinstance(taken, RejectedItem):
-                    return Cost(kind, stages, taken.code)
-                records.append(taken.fields or {})
-    except SyncError as error:
-        return Cost(kind, stages, error.code)
+        return Cost(stages, error.code)
+    for item in items:
+        if isinstance(item, RejectedItem):
+            return Cost(stages, item.code)
+    records = [item.fields or {} for item in items if not isinstance(item, RejectedItem)]
     stored = [encode_fields(record) for record in records]
     # Equal in length and not in bytes, so that what is compared has to be looked into.
     turned = [encode_fields(dict(reversed(record.items()))) for record in records]
-    pairs = list(zip(stored, turned, strict=True))
     timed("read", lambda: [decode_fields(text) for text in stored])
-    timed("compare", lambda: [same_content(*pair) for pair in pairs])
+    timed("compare", lambda: [same_content(*pair) for pair in zip(stored, turned, strict=True)])
     timed("transcode", lambda: [MSGPACK.encode(text) for text in stored])
-    return Cost(kind, stages, "")
+    return Cost(stages, "")
 
 
 def _taken(request: Request, codec: Codec) -> Sequence[Change | RejectedItem | Resolution]:
@@ -217,10 +210,7 @@ def _spent_ns(work: Callable[[], object]) -> int:
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Of each stage; the best one counts.")
 def main(rounds: int) -> None:
-    """Print nanoseconds a byte for each kind of input and stage, and the ratio to the bench's record.
-
-    Exit with 1 when the ratio of a kind is above 4. What the stages are, the module's docstring says.
-    """
+    """Print nanoseconds a byte of each kind, and the ratio to the bench's record; exit with 1 above 4."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # as a server does
     rows: list[tuple[str, ...]] = [("kind", "coded as", *_STAGES, "sum", "ratio", "")]

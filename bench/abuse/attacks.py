@@ -81,13 +81,13 @@ class Stored(NamedTuple):
     change: Json
     records: int = 1
 
-    def messages(self, attacker: Attacker) -> Iterator[Json]:
-        """Yield the neighbour's messages, to be sent one after the other."""
+    def syncs(self, attacker: Attacker) -> Iterator[list[Json]]:
+        """Yield the items of the neighbour's syncs, to be sent one after the other."""
         names = [attacker.record(number) for number in range(self.records)]
         for place in range(0, self.records, 4):  # of the largest, no more fit a frame
             some = names[place : place + 4]
-            yield _sync(*(_item(name, "put", None, self.data()) for name in some))
-            yield _sync(*(_item(name, "patch", 1, self.change) for name in some))
+            yield [_item(name, "put", None, self.data()) for name in some]
+            yield [_item(name, "patch", 1, self.change) for name in some]
 
 
 class Attack(NamedTuple):

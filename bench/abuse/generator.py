@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import secrets
 import time
 from collections import Counter
 from contextlib import suppress
@@ -23,8 +24,8 @@ from bench.harness.nginx import trusting
 from bench.load.child_process import Lines, main, say
 from bench.load.simple_device import SimpleDevice, statuses
 
-#: How often a message that prepares an attack is sent again where it is to come back later.
-_TRIES: Final = 20
+#: How long an attack may be prepared, since the server may ask to come back later.
+_PREPARE_S: Final = 60.0
 #: After a connection that could not be opened, so that a server that is gone costs no CPU.
 _AGAIN_S: Final = 0.01
 _READ_BYTES: Final = 65_536
@@ -89,14 +90,11 @@ class Storm:
             return refused
         try:
             await device.open(plan.host, plan.port, plan.neighbour_token, source=plan.source, tls=self._tls)
-            for message in (each for attacker in self._attackers for each in stored.messages(attacker)):
-                for _ in range(_TRIES):
-                    answer = await device.ask(**message)
-                    if answer.get("retry_after_ms") is None:
-                        break
-                    await asyncio.sleep(answer["retry_after_ms"] / 1000)
-                found = statuses(answer)
-                refused += found if answer["type"] != "synced" else Counter(rejected=found["rejected"])
+            async with asyncio.timeout(_PREPARE_S):
+                for items in (each for attacker in self._attackers for each in stored.syncs(attacker)):
+                    answer = await device.sync(secrets.token_hex(8), *items)
+                    found = statuses(answer)
+                    refused += found if answer["type"] != "synced" else Counter(rejected=found["rejected"])
         except OSError as error:  # TimeoutError is one
             refused[str(error) or type(error).__name__] += 1
         device.close()
@@ -127,12 +125,14 @@ class Storm:
         tasks: list[asyncio.Task[None]] = []
         try:
             if self._attack.opening in ("socket", "deflated"):
-                await self._send(writer, self._upgrade(attacker))
+                key = f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}"
+                deflate = (_DEFLATE,) * (self._attack.opening == "deflated")
+                await self._send(writer, attacker.request("GET /v1/sync", *_UPGRADE, key, *deflate))
                 # A sink says nothing.
-                line = b" 101 " if self._sink else await reader.readuntil(b"\r\n\r\n")
-                if b" 101 " not in line[:13]:
+                answer = b"HTTP/1.1 101" if self._sink else await reader.readuntil(b"\r\n\r\n")
+                if answer[9:12] != b"101":
                     await asyncio.sleep(_AGAIN_S)
-                    return f"refused_{line[9:12].decode('latin-1')}"
+                    return f"refused_{answer[9:12].decode('latin-1')}"
             tasks.append(asyncio.create_task(self._pour(attacker, writer)))
             if self._attack.reads:
                 tasks.append(asyncio.create_task(_discard(reader)))
@@ -153,31 +153,24 @@ class Storm:
         source = None if plan.source is None else (plan.source, 0)
         return await asyncio.open_connection(plan.host, plan.port, local_addr=source, ssl=self._tls)
 
-    def _upgrade(self, attacker: Attacker) -> bytes:
-        key = f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}"
-        deflate = [_DEFLATE] if self._attack.opening == "deflated" else []
-        return attacker.request("GET /v1/sync", *_UPGRADE, key, *deflate)
-
     async def _pour(self, attacker: Attacker, writer: asyncio.StreamWriter) -> None:
         attack = self._attack
         for chunk in attack.first(attacker) if attack.first is not None else ():
             await self._send(writer, chunk)
         if attack.chunk is not None:
             for number in count():
-                await self._send(writer, attack.chunk(attacker, number))
-                await asyncio.sleep(attack.every_s)
+                await self._send(writer, attack.chunk(attacker, number), attack.every_s)
         elif attack.first is not None:
             await asyncio.Future()
 
-    async def _send(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, chunk: bytes, pause_s: float = 0.0) -> None:
         writer.write(chunk)
         await writer.drain()
         self._sent_bytes += len(chunk)
-        ahead_s = 0.0
         if self._plan.bytes_per_s is not None:
             due_s = self._sent_bytes / max(self._plan.bytes_per_s, 1.0)
-            ahead_s = max(0.0, due_s - (perf_counter() - self._began_s))
-        await asyncio.sleep(ahead_s)
+            pause_s = max(pause_s, due_s - (perf_counter() - self._began_s))
+        await asyncio.sleep(pause_s)
 
 
 async def _discard(reader: asyncio.StreamReader) -> None:
@@ -185,16 +178,11 @@ async def _discard(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def _be_sink() -> None:
-    # A bare protocol reads, and keeps nothing.
-    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
-    say(server.sockets[0].getsockname()[1])
-    await server.serve_forever()
-
-
 async def _run(plan: AttackPlan | None, lines: Lines) -> None:
-    if plan is None:
-        await _be_sink()
+    if plan is None:  # a sink: a bare protocol reads, and keeps nothing
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+        say(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
         return
     storm = Storm(plan)
     say(await storm.prepare())

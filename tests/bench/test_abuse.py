@@ -224,9 +224,9 @@ def test_attacks_many_fields_stores_and_sends_what_the_bounds_let_in() -> None:
     attack, attacker = ATTACKS["many-fields"], Attacker("t", "h", "m")
     assert attack.stored is not None
     assert attack.chunk is not None
-    put, patch, *_ = attack.stored.messages(attacker)
-    assert {len(item["data"]) for item in put["items"]} == {MAX_FIELDS}
-    assert [item["op"] for item in patch["items"]] == ["patch"] * len(put["items"])
+    put, patch, *_ = attack.stored.syncs(attacker)
+    assert {len(item["data"]) for item in put} == {MAX_FIELDS}
+    assert [item["op"] for item in patch] == ["patch"] * len(put)
     most = read_settings(None, None).limits
     assert len(attack.chunk(attacker, 900_000 // attack.stored.records)) < most.frame_bytes
     assert attack.stored.records <= most.items

@@ -14,7 +14,7 @@ import secrets
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import uniform
@@ -35,7 +35,7 @@ from bench.harness.server import Server, free_ports
 from bench.harness.stage import Options, add_tenants
 from bench.report.results import Bar, Figure, Report
 from bench.report.statistics import counts, percentile
-from bench.scenarios.guided import Guided, versions_of
+from bench.scenarios.guided import Guided, beside, versions_of
 
 _NGINX: Final = "nginx"
 _STOP, _KILL, _RENEW = "stop, wait, start", "kill -9 of all, start", "rolling restart"
@@ -119,6 +119,13 @@ class Other:
             return f"{response.status} {msgspec.json.decode(answer)['code']}"
         return str(response.status)
 
+    def faults(self, versions: Mapping[str, int]) -> Iterator[str]:
+        """Compare how often it was answered with the version in the tables."""
+        version = versions.get(self.name, 0)
+        # one that was under way in the end may have been stored without its answer
+        if not self.answered <= version <= self.answered + 1:
+            yield f"{self.name}: {self.answered} answered, version {version}"
+
 
 class Back(NamedTuple):
     """One fault: seconds by name, what others were refused with, and what is not stored as answered."""
@@ -130,71 +137,57 @@ class Back(NamedTuple):
     faults: list[str]
 
 
-class Run(NamedTuple):
-    """A server, and fleets of so many devices that see its faults."""
-
-    server: Server
-    dsn: str
-    home: Path
-    devices: int
-    outage_s: float
-
-    async def under(self, fault: str, way: Way) -> Back:
-        """Wait until a fleet is live, inject a fault, and measure its return."""
-        prefix = secrets.token_hex(4)
-        async with way.session() as session:
-            names = [f"{prefix}-{number}" for number in range(self.devices)]
-            members = [Guided(name, self.home, way.url, way.sign(name), session) for name in names]
-            others = [Other(f"{prefix}-other-{number}", way, session) for number in range(_OTHERS)]
+async def _under(
+    fault: str, way: Way, server: Server, dsn: str, home: Path, devices: int, outage_s: float
+) -> Back:
+    """Wait until a fleet is live, inject a fault, and measure its return."""
+    prefix = secrets.token_hex(4)
+    async with way.session() as session:
+        names = [f"{prefix}-{number}" for number in range(devices)]
+        members = [Guided(name, home, way.url, way.sign(name), session) for name in names]
+        others = [Other(f"{prefix}-other-{number}", way, session) for number in range(_OTHERS)]
+        both: list[Guided | Other] = [*members, *others]
+        for member in members:
+            member.write()
+        works = [member.work(lambda: uniform(*_PAUSE_S)) for member in members]
+        async with beside(*(each.run() for each in both), *works):
+            await _all_live(members)
+            await asyncio.sleep(_SETTLE_S)
             for member in members:
-                member.write()
-            works = [member.work(lambda: uniform(*_PAUSE_S)) for member in members]
-            runs = [*(member.run() for member in members), *(other.run() for other in others)]
-            running = [asyncio.create_task(one) for one in (*runs, *works)]
-            try:
-                await _all_live(members)
-                await asyncio.sleep(_SETTLE_S)
-                for member in members:
-                    member.away_s.clear()
-                begun_s = time.monotonic()
-                returned_s, away_s = await self._brought_about(fault)
-                await _all_live(members)
-                await asyncio.sleep(_SETTLE_S)
-                for task in running:
-                    if task.done():
-                        await task
-            finally:
-                for task in running:
-                    task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
-        during, beyond = Counter[str](), Counter[str]()
-        for at_s, verdict in (error for other in others for error in other.errors):
-            (during if begun_s <= at_s <= returned_s + _CALM_S else beyond)[verdict] += 1
-        back_s = sorted(max(0.0, member.live_at_s - returned_s) for member in members)
-        spells_s = sorted(spell for member in members for spell in member.away_s)
-        seconds = {
-            "no worker": away_s,
-            "live again, p50": percentile(back_s, 50),
-            "live again, p95": percentile(back_s, 95),
-            LAST: back_s[-1],
-            "a device away, p50": percentile(spells_s, 50),
-            "a device away, at most": percentile(spells_s, 100),
-        }
-        answered = sum(member.answered for member in members) + sum(other.answered for other in others)
-        return Back(seconds, during, beyond, answered, _audit(self.dsn, members, others))
+                member.away_s.clear()
+            begun_s = time.monotonic()
+            returned_s, away_s = await _brought_about(fault, server, outage_s)
+            await _all_live(members)
+            await asyncio.sleep(_SETTLE_S)
+    during, beyond = Counter[str](), Counter[str]()
+    for at_s, verdict in (error for other in others for error in other.errors):
+        (during if begun_s <= at_s <= returned_s + _CALM_S else beyond)[verdict] += 1
+    back_s = sorted(max(0.0, member.live_at_s - returned_s) for member in members)
+    spells_s = sorted(spell for member in members for spell in member.away_s)
+    seconds = {
+        "no worker": away_s,
+        "live again, p50": percentile(back_s, 50),
+        "live again, p95": percentile(back_s, 95),
+        LAST: back_s[-1],
+        "a device away, p50": percentile(spells_s, 50),
+        "a device away, at most": percentile(spells_s, 100),
+    }
+    answered, versions = sum(each.answered for each in both), versions_of(dsn)
+    faults = [fault for each in both for fault in each.faults(versions)]
+    return Back(seconds, during, beyond, answered, faults)
 
-    async def _brought_about(self, fault: str) -> tuple[float, float]:
-        """Returns when all workers let devices in again, and for how long none did."""
-        server = self.server
-        if fault == _RENEW:
-            await server.renew()
-            return time.monotonic(), 0.0
-        await (server.stop() if fault == _STOP else server.kill())
-        ended_s = time.monotonic()
-        await asyncio.sleep(self.outage_s if fault == _STOP else 0.0)
-        await server.start()
-        await server.ready()
-        return time.monotonic(), time.monotonic() - ended_s
+
+async def _brought_about(fault: str, server: Server, outage_s: float) -> tuple[float, float]:
+    """Returns when all workers let devices in again, and for how long none did."""
+    if fault == _RENEW:
+        await server.renew()
+        return time.monotonic(), 0.0
+    await (server.stop() if fault == _STOP else server.kill())
+    ended_s = time.monotonic()
+    await asyncio.sleep(outage_s if fault == _STOP else 0.0)
+    await server.start()
+    await server.ready()
+    return time.monotonic(), time.monotonic() - ended_s
 
 
 async def _all_live(members: list[Guided]) -> None:
@@ -204,17 +197,6 @@ async def _all_live(members: list[Guided]) -> None:
         if time.monotonic() > deadline_s:
             raise BenchError(f"{missing} of {len(members)} devices are not live after {_BACK_S:.0f} s")
         await asyncio.sleep(0.05)
-
-
-def _audit(dsn: str, members: list[Guided], others: list[Other]) -> list[str]:
-    """Compare each record's version with the pushes that were answered."""
-    versions = versions_of(dsn)
-    found = [fault for member in members for fault in member.faults(versions)]
-    for name, count in ((other.name, other.answered) for other in others):
-        # one that was under way in the end may have been stored without its answer
-        if not count <= versions.get(name, 0) <= count + 1:
-            found.append(f"{name}: {count} answered, version {versions.get(name, 0)}")
-    return found
 
 
 def head_bar(what: str, wanted: int, answer: ClientResponse, errors: Counter[str]) -> Bar:
@@ -319,11 +301,10 @@ async def behind_nginx(options: Options) -> Report:
             async with fronted(home, HERE.root, given, port, WORKERS, front) as certificate:
                 through = direct._replace(name=_NGINX, port=front, tls=trusting(certificate))
                 report.bars += await largest_heads(through)
-                run = Run(server, dsn, home, options.connections, outage_s)
                 for number in range(rounds):
                     for fault in (_STOP, _KILL, _RENEW):
                         for way in (through, direct)[:: 1 if number % 2 == 0 else -1]:
-                            back = await run.under(fault, way)
+                            back = await _under(fault, way, server, dsn, home, options.connections, outage_s)
                             backs.setdefault((way.name, fault), []).append(back)
                             progress(f"round {number + 1}, {way.name}, {fault}: {back.seconds}")
             report.logged = dict(server.logged)

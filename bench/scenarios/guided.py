@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -108,3 +109,18 @@ def versions_of(dsn: str) -> dict[str, int]:
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT id, version FROM records")
         return dict(cursor.fetchall())
+
+
+@asynccontextmanager
+async def beside(*running: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run these until the end of the block. Raises what one of them ended with before."""
+    tasks = [asyncio.create_task(one) for one in running]
+    try:
+        yield
+        for task in tasks:
+            if task.done():
+                await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -33,7 +33,7 @@ from bench.harness.server import Server
 from bench.harness.stage import Options, add_tenants
 from bench.load.simple_device import SimpleDevice
 from bench.report.results import Bar, Figure, Report
-from bench.scenarios.guided import Guided, versions_of
+from bench.scenarios.guided import Guided, beside, versions_of
 
 RESTART: Final = "a restart"
 OUTAGES: Final = ("1 s", "5 s", "15 s", "60 s", RESTART)
@@ -159,18 +159,6 @@ async def _site(options: Options, workers: int, *, loaded: bool) -> AsyncIterato
         yield Site(name, loaded, environment.home, postgres, dsn, server, target, session, server.pids())
 
 
-@asynccontextmanager
-async def _task(running: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(running)
-    try:
-        yield
-    finally:
-        if not task.done():
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
 class Site(msgspec.Struct):
     """A running deployment."""
 
@@ -197,8 +185,8 @@ class Site(msgspec.Struct):
         async with AsyncExitStack() as stack:
             working = [self._device(random) for _ in range(_WORKING * self.loaded)]
             for device in working:
-                await stack.enter_async_context(_task(device.run()))
-                await stack.enter_async_context(_task(device.work(lambda: random.expovariate(_EDITS_PER_S))))
+                working_s = device.work(lambda: random.expovariate(_EDITS_PER_S))
+                await stack.enter_async_context(beside(device.run(), working_s))
             for outage in random.sample(outages, len(outages)):
                 await asyncio.sleep(random.uniform(*_CALM_S))
                 found.append(await self._outage(outage, working, random))
@@ -224,7 +212,7 @@ class Site(msgspec.Struct):
                 await asyncio.to_thread(self.postgres.stop, signal.SIGINT)
             for device in coming:
                 device.write()
-                await stack.enter_async_context(_task(device.run()))
+                await stack.enter_async_context(beside(device.run()))
             if outage == RESTART:
                 await asyncio.to_thread(self.postgres.restart)
             else:

@@ -12,12 +12,13 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from aiohttp import ClientSession
@@ -56,36 +57,12 @@ _CALM_S: Final = (0.5, 1.5)
 _KINDS: Final = ((1, False), (1, True), (2, False), (2, True))
 
 
-class Seen(NamedTuple):
-    """One outage. Seconds count from the moment that PostgreSQL let clients in again.
-
-    ``tries`` is how often an open socket had to ask. The slowest device that follows the guide was back
-    after ``back_s``; until ``own_wait_s`` it waited by its own backoff, or as the server had asked it to.
-    ``beyond_s`` is what any took on top of that, at most.
-    """
-
-    site: str
-    outage: str
-    welcomed_s: float
-    synced_s: float
-    tries: int
-    answered_s: float
-    back_s: float
-    own_wait_s: float
-    beyond_s: float
-
-
-_BARS: Final[tuple[tuple[str, Callable[[Seen], float], float, str], ...]] = (
-    ("a device that was never seen is welcomed", lambda one: one.welcomed_s, 2.0, "s"),
-    ("its sync is answered", lambda one: one.synced_s, 2.0, "s"),
-    ("tries of a socket that was open all the time", lambda one: one.tries, 1, ""),
-    ("a device that follows the guide is back, after its own wait", lambda one: one.beyond_s, 2.0, "s"),
-)
-_FIGURES: Final[tuple[tuple[str, Callable[[Seen], float]], ...]] = (
-    ("a socket that was open all the time is answered", lambda one: one.answered_s),
-    ("a device that follows the guide is back", lambda one: one.back_s),
-    ("until when the slowest of these waits by itself", lambda one: one.own_wait_s),
-)
+_WELCOMED: Final = "a device that was never seen is welcomed"
+_SYNCED: Final = "its sync is answered"
+_TRIES: Final = "tries of a socket that was open all the time"
+_BEYOND: Final = "a device that follows the guide is back, after its own wait"
+#: The most that each may be; the seconds count from the moment that PostgreSQL let clients in again.
+_LIMITS: Final = {_WELCOMED: 2.0, _SYNCED: 2.0, _TRIES: 1, _BEYOND: 2.0}
 
 
 async def outages(options: Options) -> Report:
@@ -97,9 +74,9 @@ async def outages(options: Options) -> Report:
     )
     for workers, silent in _KINDS:
         ready_s = [await _ready_s(options, workers, silent=silent) for _ in range(min(rounds, _STARTS))]
-        name = f"{workers} workers ready, the first host {'silent' if silent else 'refusing'}"
+        name = f"{workers} of {workers} workers ready, the first host {'silent' if silent else 'refusing'}"
         report.bars.append(Bar(name, max(ready_s), "at most", _READY_S, "s", _median(ready_s)))
-    found: list[Seen] = []
+    found: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         sites: list[Site] = []
         runs: list[Coroutine[Any, Any, None]] = []
@@ -110,15 +87,14 @@ async def outages(options: Options) -> Report:
                 runs.append(site.run(own, Random(options.seed + len(sites)), found))
                 sites.append(site)
         await asyncio.gather(*runs)
-    for site_name, outage in sorted({(one.site, one.outage) for one in found}):
-        seen = [one for one in found if (one.site, one.outage) == (site_name, outage)]
-        where = f"{site_name}, {outage}"
-        for name, of, limit, unit in _BARS:
-            values = [of(one) for one in seen]
-            report.bars.append(Bar(f"{where}: {name}", max(values), "at most", limit, unit, _median(values)))
-        for name, of in _FIGURES:
-            values = [of(one) for one in seen]
-            report.figures.append(Figure(f"{where}: {name}", max(values), "s", _median(values)))
+    for where, seen in sorted(found.items()):
+        for name in seen[0]:
+            values, unit = [one[name] for one in seen], "s" if name != _TRIES else ""
+            said = f"{where}: {name}", max(values)
+            if name in _LIMITS:
+                report.bars.append(Bar(*said, "at most", _LIMITS[name], unit, _median(values)))
+            else:
+                report.figures.append(Figure(*said, unit, _median(values)))
     wrong = [fault for site in sites for fault in site.wrong]
     acknowledged = sum(site.acknowledged for site in sites)
     report.audit = Audit(acknowledged, acknowledged, len(sites), len(wrong), wrong)
@@ -177,7 +153,9 @@ class Site(msgspec.Struct):
     wrong: list[str] = []
     acknowledged: int = 0
 
-    async def run(self, outages: list[str], random: Random, found: list[Seen]) -> None:
+    async def run(
+        self, outages: list[str], random: Random, found: Mapping[str, list[dict[str, float]]]
+    ) -> None:
         """Go through outages, and audit."""
         for port in self.server.own_ports * _OPEN:
             self.open.append(SimpleDevice(answer_s=_ANSWER_S))
@@ -189,8 +167,9 @@ class Site(msgspec.Struct):
                 await stack.enter_async_context(beside(device.run(), working_s))
             for outage in random.sample(outages, len(outages)):
                 await asyncio.sleep(random.uniform(*_CALM_S))
-                found.append(await self._outage(outage, working, random))
-                progress(str(found[-1]))
+                seen = await self._outage(outage, working, random)
+                found[f"{self.name}, {outage}"].append(seen)
+                progress(f"{self.name}, {outage}: {seen}")
         for one in self.open:
             one.close()
         versions = versions_of(self.dsn)
@@ -205,7 +184,7 @@ class Site(msgspec.Struct):
         self.guided.append(Guided(name, self.home, url, signed, self.session))
         return self.guided[-1]
 
-    async def _outage(self, outage: str, working: list[Guided], random: Random) -> Seen:
+    async def _outage(self, outage: str, working: list[Guided], random: Random) -> dict[str, float]:
         coming = [self._device(random) for _ in range(_COMING)]
         async with AsyncExitStack() as stack:
             if outage != RESTART:
@@ -226,12 +205,17 @@ class Site(msgspec.Struct):
                 asyncio.gather(*(self._back(*one, there_s) for one in made)),
             )
         self._look(outage)
-        return Seen(
-            *(self.name, outage, max(welcomed_s for welcomed_s, _ in fresh), max(s for _, s in fresh)),
-            *(max(tries for tries, _ in tried), max(answered_s for _, answered_s in tried)),
-            *max(back),
-            max(one_s - own_s for one_s, own_s in back),
-        )
+        # Of the slowest device that follows the guide; until then it waited by itself, or as it was asked to.
+        back_s, own_wait_s = max(back)
+        return {
+            _WELCOMED: max(welcomed_s for welcomed_s, _ in fresh),
+            _SYNCED: max(synced_s for _, synced_s in fresh),
+            _TRIES: max(tries for tries, _ in tried),
+            "a socket that was open all the time is answered": max(answered_s for _, answered_s in tried),
+            "a device that follows the guide is back": back_s,
+            "until when the slowest of these waits by itself": own_wait_s,
+            _BEYOND: max(one_s - own_s for one_s, own_s in back),
+        }
 
     async def _handshake(self, port: int, there_s: float) -> tuple[float, float]:
         """Connect as a device that was never seen, again and again, and sync."""

@@ -116,16 +116,12 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Felt(msgspec.Struct, frozen=True, kw_only=True):
-    """Latencies of another tenant's devices by kind of message, and their refusals by code.
-
-    ``late_p99_ms`` is how late they sent; it is in the latencies.
-    """
+    """Latencies of another tenant's devices by kind of message, and their refusals by code."""
 
     heartbeat: Latency
     sync: Latency
     pull: Latency
     refused: dict[str, int]
-    late_p99_ms: float
 
 
 Phase = Literal["at rest", "one device", "ten devices", "sink of one", "sink of ten"]

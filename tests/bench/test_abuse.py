@@ -49,9 +49,7 @@ def options(**changes: Any) -> Options:
 
 def phase(name: Any, ms: float, **changes: Any) -> Abuse:
     refused = changes.pop("refused", {})
-    felt = Felt(
-        **{kind: Latency(ms, ms, 10 * ms, 10 * ms) for kind in KINDS}, refused=refused, late_p99_ms=0.1
-    )
+    felt = Felt(**{kind: Latency(ms, ms, 10 * ms, 10 * ms) for kind in KINDS}, refused=refused)
     usual: dict[str, Any] = {"grown_mib": 1.0, "stretch_ms": 2.0, "share": 0.1, "loop": 0.1, "fullest": 0.5}
     return Abuse(attack="pongs", phase=name, others=felt, duration_s=1.0, window_s=1.0, **(usual | changes))
 

@@ -5,45 +5,47 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
+from msgspec import Raw
 
-from bench.client.device import Device, Observer, StoppedError
+from bench.client.device import Device, StoppedError
 from bench.client.edits import Settled
-from bench.client.messages import Changes, Result, canonical, payload
-from bench.client.persona import Persona
+from bench.client.messages import Change, Result, canonical, payload
 from bench.client.store import Store
 
 Outcome = Literal["applied", "unchanged", "won", "merged", "superseded", "held", "rejected"]
-OUTCOMES: Final[tuple[Outcome, ...]] = (
-    "applied",
-    "unchanged",
-    "won",
-    "merged",
-    "superseded",
-    "held",
-    "rejected",
-)
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 _BY_WINNER: Final[dict[str | None, Outcome]] = {"client": "won", "merged": "merged", "server": "superseded"}
+#: Of each domain as delivered, what its ``status`` may be; the others have none.
+_STATUSES: Final = {
+    "task": ("ASSIGNED", "INPROGRESS", "PARTIALLYCOMPLETED", "STANDBY", "COMPLETED"),
+    "ticket": ("NEW", "OPEN", "INPROGRESS", "ONHOLD", "RESOLVED"),
+    "attendance": ("PENDING", "VERIFIED", "REJECTED", "CORRECTED"),
+    "work_order": ("draft", "in_progress", "paused", "completed"),
+}
+DOMAINS: Final = (*_STATUSES, "journal")
 #: How often a crew looks whether it agrees.
 _LOOK_S: Final = 0.2
+_HTTP: Final = ClientTimeout(10)
 #: Records by domain and id: version and data.
 State = dict[tuple[str, str], tuple[int, bytes]]
 
-_decode_page = msgspec.json.Decoder(Changes).decode
+
+class _Page(msgspec.Struct):
+    cursor: str
+    more: bool
+    changes: list[Raw]
 
 
-def outcome_of(result: Result) -> Outcome:
-    """Name what became of an edit; ``won``, ``merged``, ``superseded`` are conflicts settled by policy."""
-    if result.status == "resolved":
-        return _BY_WINNER[result.winner]
-    return "held" if result.status == "conflict" else result.status
+_decode_page = msgspec.json.Decoder(_Page).decode
+_decode_change = msgspec.json.Decoder(Change).decode
 
 
 class CrewError(Exception):
@@ -51,10 +53,11 @@ class CrewError(Exception):
 
 
 class Setting(NamedTuple):
-    """Where and how a crew works. ``sign`` signs a device's token; ``domains`` are edited.
+    """Where and how members work. ``sign`` signs a device's token; ``domains`` are edited.
 
-    ``observe`` makes a device's observer. ``skew_s`` is how far a device's clock is off at most, ``pool`` the
-    records of each domain.
+    ``pool`` is how many records of each domain all of them edit, ``most_at_once`` how many edits a person
+    makes without a pause. ``skew_s`` is how far a device's clock is off at most. ``mark`` is in all data.
+    ``make`` makes a device.
     """
 
     url: str
@@ -64,8 +67,33 @@ class Setting(NamedTuple):
     domains: tuple[str, ...]
     pool: int
     edits_per_minute: float
+    most_at_once: int = 1
     skew_s: float = 0.0
-    observe: Callable[[str], Observer] = lambda _: Observer()
+    mark: Mapping[str, str] = {}
+    make: Callable[..., Device] = Device
+
+
+def outcome_of(result: Result) -> Outcome:
+    """Name what became of an edit; ``won``, ``merged``, ``superseded`` are conflicts settled by policy."""
+    if result.status == "resolved":
+        return _BY_WINNER[result.winner]
+    return "held" if result.status == "conflict" else result.status
+
+
+async def pull_all(session: ClientSession, url: str, token: str, limit: int = 1000) -> list[Raw]:
+    """Pull all records of a tenant over HTTP, ``limit`` a page. Raises ClientError, TimeoutError."""
+    headers = {"Authorization": f"Bearer {token}"}
+    found: list[Raw] = []
+    cursor, more = "", True
+    while more:
+        query = {"cursor": cursor, "limit": str(limit)}
+        async with session.get(
+            f"{url}/v1/changes", params=query, headers=headers, timeout=_HTTP, raise_for_status=True
+        ) as response:
+            page = _decode_page(await response.read())
+        found += page.changes
+        cursor, more = page.cursor, page.more
+    return found
 
 
 class Member:
@@ -73,25 +101,23 @@ class Member:
 
     def __init__(self, name: str, setting: Setting, session: ClientSession) -> None:
         self.name = name
+        self.setting = setting
+        self.edits_per_minute = setting.edits_per_minute
         self.made = 0
         self.settled: list[Settled] = []
         self.outcomes: Counter[Outcome] = Counter()
         self.random = Random(f"{setting.seed} {name}")
         skew_us = int(self.random.uniform(-setting.skew_s, setting.skew_s) * 1e6)
         self.store = Store(setting.home / f"{name}.sqlite", name, durability="NORMAL")
-        self.device = Device(
+        self.device = setting.make(
             self.store,
             setting.url,
             lambda: setting.sign(name),
             session,
-            unit=self.random.random,
+            unit=Random(f"{setting.seed} {name} unit").random,
             clock_us=lambda: time.time_ns() // 1000 + skew_us,
             on_settled=self._settle,
-            observer=setting.observe(name),
         )
-        prefix = f"sim{setting.seed}"
-        self._persona = Persona(name, self.random, setting.domains, prefix, setting.pool)
-        self._per_s = setting.edits_per_minute / 60
         self._running: asyncio.Task[None] | None = None
 
     def _settle(self, settled: Settled) -> None:
@@ -101,7 +127,7 @@ class Member:
     @property
     def waiting(self) -> int:
         """How many edits have no outcome."""
-        return self.made - self.outcomes.total()
+        return self.made - len(self.settled)
 
     def go_online(self) -> None:
         """Begin to look for the server."""
@@ -139,14 +165,43 @@ class Member:
                 else:
                     await self.go_offline()
             if now_s >= edit_s:
-                self._persona.edit(self.device)
-                self.made += 1
+                for _ in range(self.random.randint(1, self.setting.most_at_once)):
+                    self.edit()
                 edit_s += self._pause_s()
             await asyncio.sleep(max(0.0, min(edit_s, switch_s, until_s) - time.monotonic()))
         self.go_online()
 
     def _pause_s(self) -> float:
-        return self.random.expovariate(self._per_s)
+        return self.random.expovariate(self.edits_per_minute / 60)
+
+    def edit(self) -> None:
+        """Make one edit of any kind; no two edits of a crew have the same content."""
+        draw, edit, setting = self.random, self.device.edit, self.setting
+        self.made += 1
+        tag, chance = f"{self.name} {self.made}", draw.random()
+        if chance < 0.03:
+            metric = {"metric_name": "edits", "value": self.made, "timestamp": "2026-01-01T00:00:00Z"}
+            edit("metrics", f"{self.name}-{self.made}", "append", {**metric, "by": tag, **setting.mark})
+            return
+        domain, record_id = draw.choice(setting.domains), f"sim{setting.seed}-{draw.randrange(setting.pool)}"
+        shown = self.device.record(domain, record_id).data
+        field = draw.choice(["note", "place", "count"])
+        value = f"{draw.randrange(1000)} by {tag}" if field == "count" else tag
+        patch: dict[str, Any] = {field: value, **setting.mark}
+        if shown is None:
+            status = {"status": _STATUSES[domain][0]} if domain in _STATUSES else {}
+            edit(domain, record_id, "put", {"title": "Check the pump", "note": tag, **status, **setting.mark})
+        elif chance < 0.05:
+            edit(domain, record_id, "patch", {"status": "NO SUCH STATUS", "note": tag})
+        elif chance < 0.12:
+            edit(domain, record_id, "delete")
+        elif chance < 0.30:
+            edit(domain, record_id, "put", {**shown, **patch}, changed=[field])
+        elif chance < 0.45 and domain in _STATUSES:
+            edit(domain, record_id, "patch", {**patch, "status": draw.choice(_STATUSES[domain])})
+        else:
+            removed = {"place": None} if chance > 0.95 else {}
+            edit(domain, record_id, "patch", {**removed, **patch})
 
     def state(self) -> State:
         """Return all records of the server that the device holds."""
@@ -156,17 +211,17 @@ class Member:
 
 
 class Crew:
-    """All devices of a run."""
+    """All devices of a run; those of one tenant, on one server, can be asked whether they agree."""
 
-    def __init__(self, members: list[Member], setting: Setting, session: ClientSession) -> None:
+    def __init__(self, members: list[Member], session: ClientSession) -> None:
         self.members = members
-        self._setting = setting
-        self._session = session
+        self.session = session
+        self._setting = members[0].setting
 
     async def reach(self) -> None:
         """Make sure that a server answers. Raises CrewError."""
         try:
-            async with self._session.get(f"{self._setting.url}/healthz", timeout=ClientTimeout(5)):
+            async with self.session.get(f"{self._setting.url}/healthz", timeout=_HTTP):
                 pass
         except (ClientError, OSError, TimeoutError):
             raise CrewError(
@@ -218,26 +273,14 @@ class Crew:
                 settled.cancel()
 
     async def _agree(self) -> bool:
-        served = await self.served()
+        """Compare all replicas with the server's records. Raises CrewError."""
+        token = self._setting.sign(self.members[0].name)
+        try:
+            changes = map(_decode_change, await pull_all(self.session, self._setting.url, token))
+        except ClientError as error:
+            raise CrewError(f"the server's records cannot be pulled: {error}") from None
+        served = {(one.domain, one.id): (one.version, canonical(payload(one.data))) for one in changes}
         return all(member.state() == served for member in self.members)
-
-    async def served(self) -> State:
-        """Pull all records of the tenant. Raises CrewError."""
-        headers = {"Authorization": f"Bearer {self._setting.sign(self.members[0].name)}"}
-        found: State = {}
-        cursor, more = "", True
-        while more:
-            query = {"cursor": cursor, "limit": "1000"}
-            url = f"{self._setting.url}/v1/changes"
-            async with self._session.get(url, params=query, headers=headers) as response:
-                body: Any = await response.read()
-                if response.status != 200:
-                    raise CrewError(f"the server's records cannot be pulled: it says {response.status}")
-            page = _decode_page(body)
-            for change in page.changes:
-                found[change.domain, change.id] = change.version, canonical(payload(change.data))
-            cursor, more = page.cursor, page.more
-        return found
 
     @property
     def made(self) -> int:
@@ -251,12 +294,12 @@ class Crew:
 
 
 @asynccontextmanager
-async def crew(names: list[str], setting: Setting) -> AsyncIterator[Crew]:
-    """Open a crew's stores; closes its connections in the end."""
+async def crew(settings: Mapping[str, Setting]) -> AsyncIterator[Crew]:
+    """Open the stores of members by their names; closes all connections in the end."""
     async with ClientSession(connector=TCPConnector(limit=0)) as session:
-        members = [Member(name, setting, session) for name in names]
+        members = [Member(name, setting, session) for name, setting in settings.items()]
         try:
-            yield Crew(members, setting, session)
+            yield Crew(members, session)
         finally:
             await asyncio.gather(*(member.go_offline() for member in members))
             for member in members:

@@ -61,24 +61,14 @@ class OfflineError(Exception):
     """What was asked needs a connection, and there is none or it went away before the answer."""
 
 
-class Observer:
-    """Sees every message between a device and the server; does nothing here."""
-
-    def sent(self, text: bytes) -> None:
-        """See a message that the device sends."""
-
-    def heard(self, text: bytes | str) -> None:
-        """See a message of the server, before the device does."""
-
-    def closed(self, code: int | None) -> None:
-        """See the end of a connection, None without a close code."""
-
-
 class Device:
     """One device: its store and, while ``run`` is running, its connection.
 
     ``clock_us`` is its own clock, which may be wrong; ``unit`` draws from [0, 1).
     """
+
+    #: The window of permessage-deflate in bits, 0 for none.
+    compress = 15
 
     def __init__(
         self,
@@ -90,9 +80,7 @@ class Device:
         unit: Callable[[], float],
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         on_settled: OnSettled = lambda _: None,
-        observer: Observer | None = None,
     ) -> None:
-        self._observer = observer or Observer()
         self.store = store
         self._url = url
         self._token = token
@@ -116,14 +104,7 @@ class Device:
         data: Fields | None = None,
         changed: Sequence[str] | None = None,
     ) -> int:
-        """Make an edit, online or not.
-
-        Returns:
-            The number of the edit.
-
-        Raises:
-            ValueError: JSON cannot hold the data.
-        """
+        """Make an edit, online or not. Returns its number. Raises ValueError for data no message carries."""
         number = self.store.edit(domain, record_id, op, data, self._clock_us(), changed)
         self._edited.set()
         return number
@@ -140,6 +121,11 @@ class Device:
     def online(self) -> bool:
         """Whether the server has greeted."""
         return self._protocol is not None and self._protocol.welcome is not None
+
+    @property
+    def policies(self) -> dict[str, str]:
+        """What the server told on this connection: the policy of each domain."""
+        return {} if self._protocol is None else self._protocol.policies
 
     async def settled(self) -> None:
         """Wait until every edit is answered and everything that others did is taken in."""
@@ -201,8 +187,7 @@ class Device:
         answer: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
         self._waiting.add(answer)
         try:
-            frame = self._protocol.ask(kind, partial(_give, answer), **fields)
-            await self._socket.send_frame(frame, WSMsgType.TEXT)
+            await self._send(self._socket, self._protocol.ask(kind, partial(_give, answer), **fields))
             return await answer
         except ClientError as error:
             raise OfflineError(str(error)) from None
@@ -237,7 +222,7 @@ class Device:
                     headers={"Authorization": f"Bearer {token}"},
                     protocols=(JSON_SUBPROTOCOL,),
                     heartbeat=_PING_S,
-                    compress=15,
+                    compress=self.compress,
                     max_msg_size=_LARGEST_FRAME_BYTES,
                 )
             try:
@@ -257,7 +242,7 @@ class Device:
             retry_after_ms = _retry_after_ms(error)
         except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
             sentence = str(error) or type(error).__name__
-        self._observer.closed(code)
+        self._closed(code)
         if code == 1009:
             protocol.take_back("too_large", "the server takes no message of this size")
         if protocol.answered:
@@ -293,8 +278,7 @@ class Device:
                     hearing = None
                     if message.type is not WSMsgType.TEXT:
                         return socket.close_code
-                    self._observer.heard(message.data)
-                    frames = protocol.hear(message.data)
+                    frames = self._hear(protocol, message.data)
                     if protocol.welcome is not None and next_beat_s == float("inf"):
                         next_beat_s = time.monotonic() + protocol.welcome.heartbeat_s
                 if editing.done():
@@ -305,13 +289,25 @@ class Device:
                     next_beat_s = time.monotonic() + protocol.welcome.heartbeat_s
                     frames.append(protocol.heartbeat())
                 for frame in frames:
-                    self._observer.sent(frame)
-                    await socket.send_frame(frame, WSMsgType.TEXT)
+                    await self._send(socket, frame)
                 self._heard.set()
         finally:
             for task in (hearing, editing):
                 if task is not None:
                     task.cancel()
+
+    # -- where a test of servers listens in, or does harm -------------------------------------------
+
+    async def _send(self, socket: ClientWebSocketResponse, text: bytes) -> None:
+        """Send a message."""
+        await socket.send_frame(text, WSMsgType.TEXT)
+
+    def _hear(self, protocol: DeviceProtocol, text: bytes | str) -> list[bytes]:
+        """Process a message of the server. Returns what to send."""
+        return protocol.hear(text)
+
+    def _closed(self, code: int | None) -> None:
+        """Let a connection go that ended, None without a close code."""
 
 
 def _retry_after_ms(refusal: WSServerHandshakeError) -> int:

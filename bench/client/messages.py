@@ -23,12 +23,11 @@ from engine.wire.messages import (
     Welcome,
     Winner,
 )
+from engine.wire.nesting import json_nesting_fault
+from engine.wire.values import value_fault
 
 _MISSING: Final = Raw()
 _NULL: Final = b"null"
-#: A message is depth 1, its items 2, an item 3, so ``data`` may nest this deep.
-_DATA_DEPTH: Final = 29
-_INTEGERS: Final = range(-(1 << 63), 1 << 63)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +37,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     domain: str | None = None
     id: str | None = None
     winner: Winner | None = None
-    policy: str | None = None
     conflict_id: str | None = None
     version: int | None = None
     seq: int | None = None
@@ -115,23 +113,10 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     retryable: bool
     id: str | None = None
     retry_after_ms: int = 0
-    version: int | None = None
-    data: Raw = _MISSING
-    changes: int | None = None
 
 
-Heard = (
-    Welcome
-    | Synced
-    | Changes
-    | HeartbeatAck
-    | ConflictList
-    | Resolved
-    | Unsubscribed
-    | PoliciesChanged
-    | Goodbye
-    | Failed
-)
+_Answer = Synced | Changes | HeartbeatAck | ConflictList | Resolved | Unsubscribed | Failed
+Heard = Welcome | PoliciesChanged | Goodbye | _Answer
 
 
 class _Kind(msgspec.Struct):
@@ -195,37 +180,16 @@ def item(domain: str, record_id: str, op: str, base: int | None, at: str, more: 
 
     Raises ValueError for data that would make the whole message malformed or come out as other data.
     """
-    _check(more.get("data"), _DATA_DEPTH)
-    return _encode({"domain": domain, "id": record_id, "op": op, "base": base, "at": at, **more})
-
-
-def _check(value: object, depth: int) -> None:
-    match value:
-        case dict():
-            if depth == 0:
-                raise ValueError("data nests too deep")
-            for name, inner in value.items():
-                if not isinstance(name, str):
-                    raise ValueError(f"data holds a field named {name!r}")  # noqa: TRY004
-                _check(name, depth)
-                _check(inner, depth - 1)
-        case list():
-            if depth == 0:
-                raise ValueError("data nests too deep")
-            for inner in value:
-                _check(inner, depth - 1)
-        case float() if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124  # NaN
-            raise ValueError("data holds a number that is not finite")
-        case bool() | float() | None:
-            pass
-        case int() if value not in _INTEGERS:
-            raise ValueError("data holds an integer past 64 bits")
-        case str() if "\0" in value:
-            raise ValueError("data holds a text with U+0000")
-        case int() | str():
-            pass
-        case _:
-            raise ValueError(f"data holds a {type(value).__name__}, which JSON has no place for")
+    fault = value_fault([more.get("data")])
+    text = (
+        b""
+        if fault
+        else _encode({"domain": domain, "id": record_id, "op": op, "base": base, "at": at, **more})
+    )
+    fault = fault or json_nesting_fault(b'{"items":[%b]}' % text)
+    if fault is not None:
+        raise ValueError(f"data holds what no message carries: {fault}")
+    return text
 
 
 def canonical(data: bytes | None) -> bytes:

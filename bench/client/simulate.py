@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any, Final
 
 import click
 import msgspec
 
-from bench.client.crew import CrewError, Outcome, Setting, crew
-from bench.client.persona import DOMAINS
-from bench.client.progress import watch
+from bench.client.crew import DOMAINS, OUTCOMES, Crew, CrewError, Member, Outcome, Setting, crew
 
 _PATIENCE_S: Final = 60.0
 _POOL: Final = 8
+#: How often the table on a terminal is drawn, and how often a line is written where nobody looks.
+_REDRAW_S: Final = 0.3
+_LINE_S: Final = 5.0
+_HEADING: Final = ("DEVICE", "LINE", "MADE", "WAITING", "RECORDS", *(name.upper() for name in OUTCOMES))
+_UP: Final = "\x1b[{}F\x1b[J"
+_MEANINGS: Final[dict[Outcome, str]] = {
+    "applied": "applied",
+    "unchanged": "held by the server already",
+    "won": "in conflict, and won by policy",
+    "merged": "merged with what others changed",
+    "superseded": "superseded by policy",
+    "held": "in the conflict queue",
+    "rejected": "rejected, kept on the device and in the server's quarantine",
+}
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -48,28 +59,72 @@ class Summary(msgspec.Struct, frozen=True):
     converged: bool
 
 
-def _names(device: str, devices: int) -> list[str]:
-    return [device] if devices == 1 else [f"{device}-{number}" for number in range(1, devices + 1)]
+def status_table(members: list[Member], lines: int) -> list[str]:
+    """Make a table of at most so many lines: the heading, devices while there is room, all together."""
+    numbers = [
+        [one.made, one.waiting, one.store.count, *(one.outcomes[outcome] for outcome in OUTCOMES)]
+        for one in members
+    ]
+    rows = [
+        (member.name, "online" if member.device.online else "offline", *map(str, row))
+        for member, row in zip(members, numbers, strict=True)
+    ][: max(1, lines - 3)]
+    if len(members) > 1:
+        name = "all" if len(rows) == len(members) else f"all {len(members)}"
+        sums = (str(sum(column)) for column in zip(*numbers, strict=True))
+        rows.append((name, f"{sum(member.device.online for member in members)} online", *sums))
+    rows.insert(0, _HEADING)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
-def _offline_first(offline_s: float) -> Callable[[Random], Iterator[float]]:
-    return lambda _: iter([offline_s])
+async def _show_table(crew: Crew) -> None:
+    drawn = 0
+
+    def draw() -> int:
+        size = shutil.get_terminal_size()
+        lines = [line[: size.columns - 1] for line in status_table(crew.members, size.lines - 2)]
+        click.echo((_UP.format(drawn) if drawn else "") + "\n".join(lines), err=True, color=True)
+        return len(lines)
+
+    try:
+        while True:
+            drawn = draw()
+            await asyncio.sleep(_REDRAW_S)
+    finally:
+        draw()
+
+
+async def _write_lines(crew: Crew) -> None:
+    began_s = time.monotonic()
+    while True:
+        online = sum(member.device.online for member in crew.members)
+        waiting = sum(member.waiting for member in crew.members)
+        shown = f"{online} of {len(crew.members)} online, {crew.made} edits made, {waiting} wait"
+        click.echo(f"{time.monotonic() - began_s:.0f} s: {shown}", err=True)
+        await asyncio.sleep(_LINE_S)
 
 
 async def _simulate(setting: Setting, names: list[str], offline_s: float, duration_s: float) -> Summary:
-    async with crew(names, setting) as working:
+    async with crew(dict.fromkeys(names, setting)) as working:
         await working.reach()
-        watching = asyncio.create_task(watch(working))
+        show = _show_table if sys.stderr.isatty() else _write_lines
+        watching = asyncio.create_task(show(working))
         try:
             await working.catch_up(_PATIENCE_S)
-            await working.work(max(duration_s, offline_s), _offline_first(offline_s))
+            await working.work(max(duration_s, offline_s), lambda _: iter([offline_s]))
             began_s = time.monotonic()
             converged = await working.converge(_PATIENCE_S)
             converge_s = time.monotonic() - began_s
         finally:
             watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            await asyncio.wait([watching])
         return Summary(
             devices=len(names),
             seed=setting.seed,
@@ -80,17 +135,6 @@ async def _simulate(setting: Setting, names: list[str], offline_s: float, durati
             converge_s=round(converge_s, 3),
             converged=converged,
         )
-
-
-_MEANINGS: Final[dict[Outcome, str]] = {
-    "applied": "applied",
-    "unchanged": "held by the server already",
-    "won": "in conflict, and won by policy",
-    "merged": "merged with what others changed",
-    "superseded": "superseded by policy",
-    "held": "in the conflict queue",
-    "rejected": "rejected, kept on the device and in the server's quarantine",
-}
 
 
 def _text(summary: Summary) -> str:
@@ -166,9 +210,9 @@ def simulate(
             pool=_POOL,
             edits_per_minute=asked["edits_per_minute"],
         )
-        spells = asked["offline_s"], asked["duration_s"]
+        names = [device] if devices == 1 else [f"{device}-{number}" for number in range(1, devices + 1)]
         try:
-            summary = asyncio.run(_simulate(setting, _names(device, devices), *spells))
+            summary = asyncio.run(_simulate(setting, names, asked["offline_s"], asked["duration_s"]))
         except CrewError as error:
             raise click.ClickException(str(error)) from None
     if json_:

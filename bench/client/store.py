@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bench.client import attached, messages
+from bench.client import messages
 from bench.client.edits import (
     Held,
     Message,
@@ -34,6 +34,25 @@ from engine.wire.messages import Attachment, Op
 from engine.wire.timestamps import to_text
 
 _SCHEMA: Final = (Path(__file__).parent / "schema.sql").read_text("utf-8")
+_KEEP_VERSION: Final = (
+    "INSERT INTO replica SELECT ?, ?, ?, ?, value FROM meta WHERE name = 'generation'"
+    " ON CONFLICT DO UPDATE SET version = excluded.version, data = excluded.data,"
+    " generation = excluded.generation WHERE excluded.version > version OR excluded.generation > generation"
+)
+#: Also with a version that is held already, since a file makes none; but never what is older.
+_KEEP_FILES: Final = (
+    "INSERT INTO attachments SELECT :domain, :record, :seq, :files, value FROM meta WHERE name = 'generation'"
+    " ON CONFLICT DO UPDATE SET seq = excluded.seq, files = excluded.files, generation = excluded.generation"
+    " WHERE excluded.seq > seq OR excluded.generation > generation"
+)
+#: Most records never have any, and need no row.
+_EMPTY_FILES: Final = (
+    "UPDATE attachments SET seq = :seq, files = :files, generation = value FROM meta"
+    " WHERE meta.name = 'generation' AND domain = :domain AND record_id = :record"
+    " AND (:seq > seq OR value > generation)"
+)
+_KEEP_HELD: Final = "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)"
+_decode_files = msgspec.json.Decoder(list[Attachment]).decode
 
 
 class StoreError(Exception):
@@ -57,6 +76,7 @@ class Store:
         domains: Sequence[str] | None = None,
         durability: Durability = "FULL",
     ) -> None:
+        self.device_id = device_id
         self.domains = None if domains is None else sorted(domains)
         self._scope = json.dumps(self.domains)
         self._connection = sqlite3.connect(path, isolation_level=None)
@@ -112,8 +132,7 @@ class Store:
                 (domain, record_id),
             ).fetchone()
             if waiting is None:
-                held = self._held(domain, record_id)
-                base, at_us = None if held is None else held[0], clock_us
+                base, at_us = self._held(domain, record_id)[0], clock_us
             else:
                 base, at_us = waiting[0], max(clock_us, waiting[1])
             if op == "append":
@@ -132,15 +151,13 @@ class Store:
     @property
     def waiting(self) -> int:
         """How many edits have no answer."""
-        count: int = self._one("SELECT count(*) FROM outbox")[0]
-        return count
+        return int(self._one("SELECT count(*) FROM outbox")[0])
 
     # -- what the device shows ---------------------------------------------------------------
 
     def record(self, domain: str, record_id: str) -> Record:
         """Show a record: the server's, with the edits that wait on top of it."""
-        held = self._held(domain, record_id)
-        version, data = (None, None) if held is None else held
+        version, data = self._held(domain, record_id)
         fields = None if data is None else decode_fields(data)
         waiting = self._connection.execute(
             "SELECT item FROM outbox WHERE domain = ? AND record_id = ? ORDER BY edit", (domain, record_id)
@@ -151,20 +168,15 @@ class Store:
 
     def attachments(self, domain: str, record_id: str) -> list[Attachment]:
         """Show the files of a record, as last heard."""
-        return attached.shown(self._connection, domain, record_id)
-
-    def known(self) -> list[tuple[str, str]]:
-        """List domain and id of the records that are not deleted on the server or that an edit waits for."""
-        return self._connection.execute(
-            "SELECT domain, record_id FROM replica WHERE data IS NOT NULL"
-            " UNION SELECT domain, record_id FROM outbox"
-        ).fetchall()
+        found = self._one(
+            "SELECT files FROM attachments WHERE domain = ? AND record_id = ?", (domain, record_id)
+        )
+        return [] if found is None else _decode_files(found[0])
 
     @property
     def count(self) -> int:
         """How many records the server has that are not deleted, as last heard."""
-        count: int = self._one("SELECT count(*) FROM replica WHERE data IS NOT NULL")[0]
-        return count
+        return int(self._one("SELECT count(*) FROM replica WHERE data IS NOT NULL")[0])
 
     def replica(self) -> list[tuple[str, str, int, bytes | None]]:
         """List the server's records as last heard, tombstones too: domain, id, version, data."""
@@ -172,11 +184,11 @@ class Store:
             "SELECT domain, record_id, version, data FROM replica ORDER BY domain, record_id"
         ).fetchall()
 
-    def _held(self, domain: str, record_id: str) -> tuple[int, bytes | None] | None:
+    def _held(self, domain: str, record_id: str) -> tuple[int | None, bytes | None]:
         found: tuple[int, bytes | None] | None = self._one(
             "SELECT version, data FROM replica WHERE domain = ? AND record_id = ?", (domain, record_id)
         )
-        return found
+        return found or (None, None)
 
     # -- push --------------------------------------------------------------------------------
 
@@ -190,8 +202,7 @@ class Store:
         if under_way is not None:
             return under_way
         with self._transaction() as run:
-            taken, size_bytes = 0, 0
-            last = 0
+            taken, size_bytes, last = 0, 0, 0
             oldest = run("SELECT edit, item FROM outbox ORDER BY edit LIMIT ?", (max_items,)).fetchall()
             for edit, item in oldest:
                 if len(item) + messages.ENVELOPE_BYTES > frame_bytes:
@@ -206,10 +217,8 @@ class Store:
             if taken:
                 key = uuid.uuid4().hex
                 run("UPDATE outbox SET key = ? WHERE edit <= ?", (key, last))
-                run(
-                    "INSERT INTO message SELECT ?, scope, cursor FROM cursors WHERE scope = ?",
-                    (key, self._scope),
-                )
+                before = "INSERT INTO message SELECT ?, scope, cursor FROM cursors WHERE scope = ?"
+                run(before, (key, self._scope))
         if oldest and not taken:
             return self.message(max_items, max_bytes, frame_bytes)
         return self._under_way()
@@ -231,10 +240,8 @@ class Store:
             if len(sent) != len(results):
                 raise StoreError(f"{len(sent)} items were answered with {len(results)} results")
             settled = [Settled(row[0], row[1], result) for row, result in zip(sent, results, strict=True)]
-            unknown = False
-            for one in settled:
-                unknown |= not self._take(one)
-            if unknown:
+            told = [self._take(one) for one in settled]
+            if not all(told):
                 run(
                     "UPDATE cursors SET cursor = (SELECT iif(sweeping, NULL, m.cursor) FROM message AS m"
                     " WHERE m.scope = cursors.scope) WHERE scope = ?",
@@ -242,7 +249,7 @@ class Store:
                 )
             self._forget_message(key)
             run("DELETE FROM outbox WHERE key = ?", (key,))
-        return settled, unknown
+        return settled, not all(told)
 
     def _take(self, settled: Settled) -> bool:
         """Store one result. Returns False if it does not tell the outcome."""
@@ -269,21 +276,12 @@ class Store:
             waits = self._one("SELECT client, changes FROM held WHERE conflict_id = ?", (result.conflict_id,))
             client, changes = waits or (server, 0)
             wanted = after(item, None if client is None else decode_fields(client))
-            self._connection.execute(
-                "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    result.conflict_id,
-                    item.domain,
-                    item.id,
-                    version,
-                    server,
-                    None if wanted is None else msgspec.json.encode(wanted),
-                    changes + 1,
-                ),
-            )
+            text = None if wanted is None else msgspec.json.encode(wanted)
+            held_now = Held(result.conflict_id, item.domain, item.id, version, server, text, changes + 1)
+            self._connection.execute(_KEEP_HELD, held_now)
         if data is None:
             return held is not None and held[0] >= version
-        self._keep_version(item.domain, item.id, version, payload(data))
+        self._connection.execute(_KEEP_VERSION, (item.domain, item.id, version, payload(data)))
         return True
 
     def refuse(self, key: str, code: str, sentence: str) -> None:
@@ -325,8 +323,10 @@ class Store:
         """Apply a page and keep its cursor, in one transaction; ``last`` if nothing is behind it now."""
         with self._transaction() as run:
             for change in changes:
-                self._keep_version(change.domain, change.id, change.version, payload(change.data))
-                attached.take(self._connection, change)
+                run(_KEEP_VERSION, (change.domain, change.id, change.version, payload(change.data)))
+                files, where = bytes(change.attachments), {"domain": change.domain, "record": change.id}
+                shown = {**where, "seq": change.seq, "files": files or b"[]"}
+                run(_KEEP_FILES if files else _EMPTY_FILES, shown)
             run("UPDATE cursors SET cursor = ? WHERE scope = ?", (cursor, self._scope))
             if last and self._one("SELECT sweeping FROM cursors WHERE scope = ?", (self._scope,))[0]:
                 self._sweep()
@@ -349,16 +349,6 @@ class Store:
             run("UPDATE cursors SET cursor = NULL, sweeping = 1 WHERE scope = ?", (self._scope,))
             run("UPDATE message SET cursor = NULL")
 
-    def _keep_version(self, domain: str, record_id: str, version: int, data: bytes | None) -> None:
-        """Store a version, unless the one that is held is as high."""
-        self._connection.execute(
-            "INSERT INTO replica SELECT ?, ?, ?, ?, value FROM meta WHERE name = 'generation'"
-            " ON CONFLICT DO UPDATE SET version = excluded.version, data = excluded.data,"
-            " generation = excluded.generation"
-            " WHERE excluded.version > version OR excluded.generation > generation",
-            (domain, record_id, version, data),
-        )
-
     # -- conflicts ---------------------------------------------------------------------------
 
     @property
@@ -376,18 +366,9 @@ class Store:
             for held in before:
                 run("DELETE FROM held WHERE conflict_id = ?", (held.conflict_id,))
             for one in found:
-                run(
-                    "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        one.conflict_id,
-                        one.domain,
-                        one.record_id,
-                        one.server.version,
-                        payload(one.server.data),
-                        payload(one.client.data),
-                        one.client.changes,
-                    ),
-                )
+                server, client = payload(one.server.data), payload(one.client.data)
+                where = one.conflict_id, one.domain, one.record_id
+                run(_KEEP_HELD, (*where, one.server.version, server, client, one.client.changes))
 
     def drop(self, conflict_id: str) -> None:
         """Forget a conflict that is settled; the feed has the outcome."""

@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from bench.faults.account import MARK, Account, Claim, Stored, Tables, wrote
 from bench.faults.history import (
     Answered,
     Change,
     Data,
     Event,
+    Item,
+    Joined,
     Paged,
+    Refused,
+    Result,
     Rewound,
+    Sent,
+    SettledByHand,
 )
+from bench.faults.tables import Stored, Tables, Where
 
+#: What the data of every item names its tenant in.
+MARK: Final = "tenant"
+#: In place of the ``op`` of an item: a person's decision.
+_BY_HAND: Final = "by hand"
 #: No fault may lead to these: each says that the server lost track of a device that did nothing wrong.
 _NEVER: Final = frozenset({"cursor_expired", "idempotency_key_reused", "invalid_message", "unknown_type"})
 
@@ -44,6 +54,87 @@ def check(history: Sequence[Event], tables: Tables, *, whole: bool = True) -> li
         *_replicas(account, tables),
         *(_whole(account, tables) if whole else ()),
     ]
+
+
+class Told(NamedTuple):
+    """What a device was told of one of its items; a version that a person wrote has an item of its own."""
+
+    tenant: str
+    device: str
+    key: str
+    item: Item
+    result: Result
+
+    @property
+    def where(self) -> Where:
+        """The record or event."""
+        return self.tenant, self.item.domain, self.item.id
+
+
+class Account:
+    """The history sorted: who sent what and was told what. ``told`` has the first answers, item by item.
+
+    ``claims`` are the versions of a record that were told as written, ``seqs`` the same of a tenant.
+    """
+
+    def __init__(self, history: Sequence[Event]) -> None:
+        self.tenants: dict[str, str] = {}
+        self.sent: dict[tuple[str, str], list[Item]] = {}
+        self.answers: dict[tuple[str, str], list[Answered]] = defaultdict(list)
+        self.seen: dict[str, list[Answered | Paged | Rewound]] = defaultdict(list)
+        self.refused: list[Refused] = []
+        by_hand: list[SettledByHand] = []
+        for event in history:
+            match event:
+                case Joined():
+                    self.tenants[event.device] = event.tenant
+                case Sent(attempt=1):
+                    self.sent[event.device, event.key] = event.items
+                case Answered():
+                    self.answers[event.device, event.key].append(event)
+                    self.seen[event.device].append(event)
+                case Paged() | Rewound():
+                    self.seen[event.device].append(event)
+                case SettledByHand():
+                    by_hand.append(event)
+                case Refused():
+                    self.refused.append(event)
+                case _:
+                    pass
+        self.told = [
+            Told(self.tenants[device], device, key, item, result)
+            for (device, key), answers in self.answers.items()
+            for item, result in self.pairs(answers[0])
+        ]
+        self.claims: dict[Where, dict[int, list[Told]]] = defaultdict(lambda: defaultdict(list))
+        self.seqs: dict[str, dict[int, list[Told]]] = defaultdict(lambda: defaultdict(list))
+        for one in [*self.told, *self._by_hand(by_hand)]:
+            if wrote(one.item, one.result):
+                self.claims[one.where][one.result.version or 0].append(one)
+                self.seqs[one.tenant][one.result.seq or 0].append(one)
+
+    def _by_hand(self, events: Sequence[SettledByHand]) -> Iterator[Told]:
+        """Say what persons wrote, each on the record of the conflict that it settled."""
+        held = {(one.device, one.result.conflict_id): one for one in self.told}
+        for event in events:
+            conflict = held[event.device, event.conflict_id]
+            item = Item(conflict.item.domain, conflict.item.id, _BY_HAND, "")
+            result = Result("applied", item.domain, item.id, version=event.version, seq=event.seq)
+            yield Told(conflict.tenant, event.device, f"settling {event.conflict_id}", item, result)
+
+    def pairs(self, answer: Answered) -> Iterable[tuple[Item, Result]]:
+        """Pair items with what was told of them; an answer that fits nothing pairs none."""
+        items = self.sent.get((answer.device, answer.key), [])
+        return zip(items, answer.results, strict=True) if len(items) == len(answer.results) else ()
+
+
+def wrote(item: Item, result: Result) -> bool:
+    """Whether an item became a version of its record."""
+    if item.op == "append" or result.version is None or result.seq is None:
+        return False
+    return result.status == "applied" or (
+        result.status == "resolved" and result.winner in {"client", "merged"}
+    )
 
 
 def _refusals(account: Account) -> Iterator[str]:
@@ -86,26 +177,24 @@ def _versions(account: Account, tables: Tables) -> Iterator[str]:
             elif len(claims) > 1:
                 authors = ", ".join(f"{claim.device} {claim.key}" for claim in claims)
                 yield f"{name}: version {version} was acknowledged to {authors}"
-        seqs = [claim.seq for version in sorted(told) for claim in told[version]]
+        seqs = [claim.result.seq or 0 for version in sorted(told) for claim in told[version]]
         if seqs != sorted(set(seqs)):
             yield f"{name}: a later version has no later seq"
         for claim in told.get(stored.version, []):
-            if claim.seq != stored.seq:
-                yield f"{name}: acknowledged with seq {claim.seq}, the table has {stored.seq}"
+            if claim.result.seq != stored.seq:
+                yield f"{name}: acknowledged with seq {claim.result.seq}, the table has {stored.seq}"
             yield from _content(f"{name} in the table", claim, stored.data)
         if stored.data is not None and stored.data.get(MARK, where[0]) != where[0]:
             yield f"{name}: the table has data of {stored.data.get(MARK)}"
 
 
-def _content(name: str, claim: Claim, data: Data) -> Iterator[str]:
+def _content(name: str, claim: Told, data: Data) -> Iterator[str]:
     """What stands at a version is what its item made of the record."""
     item, result = claim.item, claim.result
-    if item is None:
-        right = True  # a person's decision
-    elif result.data is not msgspec.UNSET:
+    if result.data is not msgspec.UNSET:
         right = data == result.data
-    elif result.status != "applied":
-        right = True  # the answer was too large to say
+    elif item.op == _BY_HAND or result.status != "applied":
+        right = True  # a person's decision, or the answer was too large to say
     elif item.op == "delete":
         right = data is None
     elif data is None or item.data is None:
@@ -120,32 +209,25 @@ def _content(name: str, claim: Claim, data: Data) -> Iterator[str]:
 
 def _seqs(account: Account, tables: Tables) -> Iterator[str]:
     """A tenant's seqs are 1 to n, each taken by one version."""
-    taken: dict[str, Counter[int]] = defaultdict(Counter)
-    for where, versions in account.claims.items():
-        for claims in versions.values():
-            taken[where[0]].update(claim.seq for claim in claims)
-    for tenant in sorted(tables.counters.keys() | taken.keys()):
-        counter = tables.counters.get(tenant, 0)
-        for seq, times in sorted(taken[tenant].items()):
-            if times > 1:
-                yield f"{tenant}: seq {seq} was acknowledged {times} times"
+    for tenant in sorted(tables.counters.keys() | account.seqs.keys()):
+        counter, taken = tables.counters.get(tenant, 0), account.seqs.get(tenant, {})
+        for seq, claims in sorted(taken.items()):
+            if len(claims) > 1:
+                yield f"{tenant}: seq {seq} was acknowledged {len(claims)} times"
             if not 1 <= seq <= counter:
                 yield f"{tenant}: seq {seq} was acknowledged, the counter stands at {counter}"
-        skipped = set(range(1, counter + 1)) - taken[tenant].keys()
+        skipped = set(range(1, counter + 1)) - taken.keys()
         yield from (f"{tenant}: seq {seq} was acknowledged to nobody" for seq in sorted(skipped))
 
 
 def _events(account: Account, tables: Tables) -> Iterator[str]:
     """Each event that was acknowledged is there once, applied once, and no other."""
-    known: dict[tuple[str, str, str], Data] = {}
-    applied: Counter[tuple[str, str, str]] = Counter()
-    for (device, _), answers in account.answers.items():
-        for item, result in account.told(device, answers[0]):
-            if item.op != "append" or result.status == "rejected":
-                continue
-            where = (account.tenants[device], item.domain, item.id)
-            known[where] = item.data
-            applied[where] += result.status == "applied"
+    known: dict[Where, Data] = {}
+    applied: Counter[Where] = Counter()
+    for one in account.told:
+        if one.item.op == "append" and one.result.status != "rejected":
+            known[one.where] = one.item.data
+            applied[one.where] += one.result.status == "applied"
     for where in sorted(known.keys() | tables.events.keys()):
         name, rows = "/".join(where), tables.events.get(where, [])
         if where not in known:
@@ -176,58 +258,48 @@ def key_hash(device: str, key: str) -> str:
 
 def _queues(account: Account, tables: Tables) -> Iterator[str]:
     """Every rejected item is in quarantine, every held one in the conflict queue, and none besides."""
-    rejected: Counter[tuple[str, str]] = Counter()
-    held: set[tuple[str, str, str]] = set()
-    for (device, _), answers in account.answers.items():
-        for _, result in account.told(device, answers[0]):
-            if result.status == "rejected":
-                rejected[account.tenants[device], device] += 1
-            elif result.status == "conflict":
-                held.add((account.tenants[device], device, result.conflict_id or ""))
+    rejected = Counter((one.tenant, one.device) for one in account.told if one.result.status == "rejected")
     for owner in sorted(rejected.keys() | tables.rejected.keys()):
         if rejected[owner] != tables.rejected[owner]:
             there = tables.rejected[owner]
             yield f"{owner[1]}: {rejected[owner]} items were rejected, {there} are in quarantine"
-    for one in sorted(held ^ tables.conflicts.keys()):
-        what = "told of and not there" if one in held else "there and nobody was told"
-        yield f"{one[1]}: conflict {one[2]} is {what}"
+    held = {
+        (one.tenant, one.device, one.result.conflict_id or "")
+        for one in account.told
+        if one.result.status == "conflict"
+    }
+    for conflict in sorted(held ^ tables.conflicts.keys()):
+        what = "told of and not there" if conflict in held else "there and nobody was told"
+        yield f"{conflict[1]}: conflict {conflict[2]} is {what}"
 
 
 def _logged(account: Account, tables: Tables) -> Iterator[str]:
     """The conflict log has each conflict that a policy settled, and each change that is held for a person."""
-    settled: Counter[tuple[str, str, str, str, str]] = Counter()
-    waiting: Counter[tuple[str, str, str, str]] = Counter()
-    for (device, _), answers in account.answers.items():
-        for item, result in account.told(device, answers[0]):
-            where = (account.tenants[device], device, item.domain, item.id)
-            if result.status == "resolved":
-                settled[(*where, result.winner or "")] += 1
-            elif result.status == "conflict":
-                waiting[where] += 1
-    for one in sorted(settled.keys() | tables.settled.keys()):
-        if settled[one] != tables.settled[one]:
-            kept = tables.settled[one]
-            yield f"{'/'.join(one)}: {settled[one]} changes were told as settled, the log has {kept}"
-    for held in sorted(waiting.keys() | tables.waiting.keys()):
-        if waiting[held] != tables.waiting[held]:
-            kept = tables.waiting[held]
-            yield f"{'/'.join(held)}: {waiting[held]} changes were told as held, the log has {kept}"
+    settled: Counter[tuple[str, ...]] = Counter()
+    waiting: Counter[tuple[str, ...]] = Counter()
+    for tenant, device, _, item, result in account.told:
+        where = (tenant, device, item.domain, item.id)
+        if result.status == "resolved":
+            settled[*where, result.winner or ""] += 1
+        elif result.status == "conflict":
+            waiting[where] += 1
+    for what, told, log in (("settled", settled, tables.settled), ("held", waiting, tables.waiting)):
+        for one in sorted(told.keys() | log.keys()):
+            if told[one] != log[one]:
+                yield f"{'/'.join(one)}: {told[one]} changes were told as {what}, the log has {log[one]}"
 
 
 def _pages(account: Account) -> Iterator[str]:
     """No page goes back, shows another tenant's data, or shows what was not written."""
-    by_seq: dict[str, dict[int, Claim]] = defaultdict(dict)
-    for where, versions in account.claims.items():
-        for claims in versions.values():
-            by_seq[where[0]].update({claim.seq: claim for claim in claims})
-    for device, pages in account.pages.items():
+    for device, seen in account.seen.items():
         tenant = account.tenants[device]
         last = {"live": 0, "whole": 0}
         newest: dict[tuple[str, str], int] = {}
-        for page in pages:
+        for page in seen:
             if isinstance(page, Rewound):
                 last["live"] = 0
                 newest.clear()
+            if not isinstance(page, Paged):
                 continue
             for change in page.changes:
                 name = f"{device} at {page.at_s:.2f} s: {change.domain}/{change.id} version {change.version}"
@@ -239,20 +311,20 @@ def _pages(account: Account) -> Iterator[str]:
                     if change.version <= known:
                         yield f"{name}: came after version {known}"
                     newest[change.domain, change.id] = max(change.version, known)
-                yield from _shown(name, tenant, change, by_seq[tenant].get(change.seq))
+                yield from _shown(name, tenant, change, account.seqs[tenant].get(change.seq, []))
 
 
-def _shown(name: str, tenant: str, change: Change, claim: Claim | None) -> Iterator[str]:
+def _shown(name: str, tenant: str, change: Change, claims: Sequence[Told]) -> Iterator[str]:
     """A change in a page is the tenant's, and the one that was acknowledged with its seq."""
     if change.data is not None and change.data.get(MARK, tenant) != tenant:
         yield f"{name}: is data of {change.data.get(MARK)}"
     if change.deleted is not (change.data is None):
         yield f"{name}: deleted with data, or not and without"
-    written = None if claim is None else (claim.result.domain, claim.result.id, claim.result.version)
-    if claim is None or written != (change.domain, change.id, change.version):
-        yield f"{name}: seq {change.seq} was acknowledged for {written}"
+    written = [(one.result.domain, one.result.id, one.result.version) for one in claims[-1:]]
+    if written != [(change.domain, change.id, change.version)]:
+        yield f"{name}: seq {change.seq} was acknowledged for {written[0] if written else None}"
     else:
-        yield from _content(name, claim, change.data)
+        yield from _content(name, claims[-1], change.data)
 
 
 _UNKNOWN: Final[Any] = object()
@@ -262,10 +334,10 @@ def _replicas(account: Account, tables: Tables) -> Iterator[str]:
     """Pages and the device's own answers together lead every device to what the tables hold."""
     for device, tenant in account.tenants.items():
         held: dict[tuple[str, str], tuple[int, Any]] = {}
-        for event in account.heard[device]:
+        for event in account.seen[device]:
             if isinstance(event, Answered):
-                _take_answer(account, device, event, held)
-            elif event.feed == "live":
+                _take_answer(account, event, held)
+            elif isinstance(event, Paged) and event.feed == "live":
                 for change in event.changes:
                     where = (change.domain, change.id)
                     version, data = held.get(where, (0, None))
@@ -282,10 +354,8 @@ def _replicas(account: Account, tables: Tables) -> Iterator[str]:
                 yield f"{name} is known with other data than the table's"
 
 
-def _take_answer(
-    account: Account, device: str, answer: Answered, held: dict[tuple[str, str], tuple[int, Any]]
-) -> None:
-    for item, result in account.told(device, answer):
+def _take_answer(account: Account, answer: Answered, held: dict[tuple[str, str], tuple[int, Any]]) -> None:
+    for item, result in account.pairs(answer):
         version, data = held.get((item.domain, item.id), (0, None))
         if not wrote(item, result) or result.version is None or result.version <= version:
             continue
@@ -308,7 +378,7 @@ def _patched(data: Data, patch: Data) -> Data:
 def _whole(account: Account, tables: Tables) -> Iterator[str]:
     """A pull from null at the end gives exactly the tenant's table."""
     for device, tenant in account.tenants.items():
-        pulled = [page for page in account.pages[device] if isinstance(page, Paged) and page.feed == "whole"]
+        pulled = [page for page in account.seen[device] if isinstance(page, Paged) and page.feed == "whole"]
         if not pulled:
             yield f"{device}: did not pull from null at the end"
             continue

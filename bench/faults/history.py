@@ -1,4 +1,4 @@
-"""What happened in a run with faults, as the devices saw it: the environment that the checker judges on.
+"""What happened in a run with faults, as the devices saw it: all that the checker judges on.
 
 Times are seconds since the run began.
 """
@@ -6,7 +6,7 @@ Times are seconds since the run began.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ import msgspec
 
 #: A record's data or an event's; None for a tombstone.
 Data = dict[str, Any] | None
-Feed = Literal["live", "whole"]
 
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,18 +52,18 @@ class Change(msgspec.Struct, frozen=True):
     data: Data
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
     at_s: float
 
 
-class Joined(_Event, frozen=True, kw_only=True, tag="joined"):
+class Joined(_Event, frozen=True, kw_only=True):
     """A device and whose it is; comes before all else of it."""
 
     device: str
     tenant: str
 
 
-class Sent(_Event, frozen=True, kw_only=True, tag="sent"):
+class Sent(_Event, frozen=True, kw_only=True):
     """A sync left under its key, for the ``attempt``-th time; only the first names its items."""
 
     device: str
@@ -73,7 +72,7 @@ class Sent(_Event, frozen=True, kw_only=True, tag="sent"):
     items: list[Item]
 
 
-class Answered(_Event, frozen=True, kw_only=True, tag="answered"):
+class Answered(_Event, frozen=True, kw_only=True):
     """A sync was acknowledged."""
 
     device: str
@@ -82,21 +81,21 @@ class Answered(_Event, frozen=True, kw_only=True, tag="answered"):
     results: list[Result]
 
 
-class Paged(_Event, frozen=True, kw_only=True, tag="paged"):
+class Paged(_Event, frozen=True, kw_only=True):
     """A page came: ``live`` of what the device follows, ``whole`` of the pull from null at the end."""
 
     device: str
-    feed: Feed
+    feed: Literal["live", "whole"]
     changes: list[Change]
 
 
-class Rewound(_Event, frozen=True, kw_only=True, tag="rewound"):
+class Rewound(_Event, frozen=True, kw_only=True):
     """The device reads its feed again from an earlier cursor, since it could not tell an outcome."""
 
     device: str
 
 
-class SettledByHand(_Event, frozen=True, kw_only=True, tag="settled_by_hand"):
+class SettledByHand(_Event, frozen=True, kw_only=True):
     """A person settled a conflict on the device, which wrote a version."""
 
     device: str
@@ -105,7 +104,7 @@ class SettledByHand(_Event, frozen=True, kw_only=True, tag="settled_by_hand"):
     seq: int
 
 
-class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
+class Refused(_Event, frozen=True, kw_only=True):
     """The server answered with an error; ``key`` is the sync's, None for any other message."""
 
     device: str
@@ -114,14 +113,14 @@ class Refused(_Event, frozen=True, kw_only=True, tag="refused"):
     retryable: bool
 
 
-class Closed(_Event, frozen=True, kw_only=True, tag="closed"):
+class Closed(_Event, frozen=True, kw_only=True):
     """A connection ended or did not come about: with a close code, 1006 without one."""
 
     device: str
     code: int
 
 
-class Fault(_Event, frozen=True, kw_only=True, tag="fault"):
+class Fault(_Event, frozen=True, kw_only=True):
     """Where a round stands."""
 
     round: int
@@ -129,13 +128,14 @@ class Fault(_Event, frozen=True, kw_only=True, tag="fault"):
     phase: Literal["begins", "over", "answered", "abandoned"]
 
 
-class Logged(_Event, frozen=True, kw_only=True, tag="logged"):
+class Logged(_Event, frozen=True, kw_only=True):
     """A warning of the server, or worse."""
 
     entry: dict[str, Any]
 
 
 Event = Joined | Sent | Answered | Paged | Rewound | SettledByHand | Refused | Closed | Fault | Logged
+_decode_change = msgspec.json.Decoder(Change).decode
 
 
 class History:
@@ -143,26 +143,24 @@ class History:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self._changes: dict[bytes, Change] = {}
         self._began_s = time.monotonic()
 
     def now_s(self) -> float:
         """Return the time of an event that happens now."""
         return round(time.monotonic() - self._began_s, 4)
 
-    def logged(self, entry: dict[str, Any]) -> None:
-        """Note a warning of the server."""
-        self.events.append(Logged(at_s=self.now_s(), entry=entry))
+    def note(self, kind: Callable[..., Event], **fields: Any) -> None:
+        """Add an event that happens now."""
+        self.events.append(kind(at_s=self.now_s(), **fields))
+
+    def change(self, text: msgspec.Raw) -> Change:
+        """Decode a change, once for all: most of a tenant's devices get the same ones."""
+        raw = bytes(text)
+        if raw not in self._changes:
+            self._changes[raw] = _decode_change(raw)
+        return self._changes[raw]
 
     def write(self, path: Path) -> None:
         """Write it as lines of JSON. Raises OSError."""
-        path.write_bytes(encoded(self.events))
-
-
-def encoded(events: Sequence[Event]) -> bytes:
-    """Write events as lines of JSON."""
-    return msgspec.json.Encoder().encode_lines(events)
-
-
-def decoded(lines: bytes) -> list[Event]:
-    """Read them again. Raises msgspec.DecodeError."""
-    return msgspec.json.Decoder(Event).decode_lines(lines)
+        path.write_bytes(msgspec.json.Encoder().encode_lines(self.events))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -35,31 +36,39 @@ class Site(msgspec.Struct, frozen=True):
     proxies: list[Proxy]
     random: Random
 
+    @asynccontextmanager
+    async def without_redis(self) -> AsyncIterator[None]:
+        """Kill Redis, and start it again in the end."""
+        redis = servers(self.home).redis
+        await asyncio.to_thread(redis.stop, signal.SIGKILL)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(redis.start)
+
+    async def freeze(self, pid: int, for_s: float) -> None:
+        """Stop a worker's process for a while, its connections being open."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
 
 async def kill_worker(site: Site) -> None:
     """Kill a worker as the kernel does when memory is short."""
     os.kill(site.random.choice(site.server.pids()), signal.SIGKILL)
-    await site.server.ready()
 
 
 async def freeze_worker(site: Site) -> None:
-    """Stop a worker's process for a while, its connections being open."""
-    pid = site.random.choice(site.server.pids())
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        await asyncio.sleep(site.random.uniform(*_FROZEN_S))
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    await site.server.ready()
+    """Stop one of the workers for a while."""
+    await site.freeze(site.random.choice(site.server.pids()), site.random.uniform(*_FROZEN_S))
 
 
 async def restart_redis(site: Site) -> None:
     """Kill Redis and start it again."""
-    redis = servers(site.home).redis
-    await asyncio.to_thread(redis.stop, signal.SIGKILL)
-    await asyncio.sleep(site.random.uniform(*_AWAY_S))
-    await asyncio.to_thread(redis.start)
-    await site.server.ready()
+    async with site.without_redis():
+        await asyncio.sleep(site.random.uniform(*_AWAY_S))
 
 
 async def end_connections(site: Site) -> None:
@@ -73,7 +82,6 @@ async def end_connections(site: Site) -> None:
             )
 
     await asyncio.to_thread(end)
-    await site.server.ready()
 
 
 async def crash_postgres(site: Site) -> None:
@@ -81,7 +89,6 @@ async def crash_postgres(site: Site) -> None:
     await asyncio.to_thread(site.postgres.stop, signal.SIGQUIT)
     await asyncio.sleep(site.random.uniform(*_AWAY_S))
     await asyncio.to_thread(site.postgres.start)
-    await site.server.ready()
 
 
 async def renew_workers(site: Site) -> None:

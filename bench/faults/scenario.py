@@ -6,46 +6,54 @@ The seed decides which faults come, how, and what devices send; when they send i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from random import Random
+from statistics import median
 from typing import Any, Final
 
 import msgspec
-from aiohttp import ClientSession
+from aiohttp import ClientError
 
-from bench.faults.account import Account
-from bench.faults.check import check
-from bench.faults.device import Changes, Device, Way
-from bench.faults.history import Answered, Closed, Event, Fault, History, Refused
+from bench.client.crew import DOMAINS, Crew, Member, Setting, crew, pull_all
+from bench.faults.check import MARK, Account, check
+from bench.faults.device import FaultsDevice
+from bench.faults.history import Answered, Closed, Event, Fault, History, Logged, Paged, Refused, Sent
 from bench.faults.inject import FAULTS, Site
-from bench.faults.reference import ReferenceDevice
 from bench.faults.tables import read_tables
-from bench.faults.workload import POLICIES
 from bench.harness.audit import Audit
 from bench.harness.child import progress
 from bench.harness.clusters import Cluster
-from bench.harness.environment import Environment, administer, fresh_on_tcp
+from bench.harness.environment import Environment, fresh_on_tcp
 from bench.harness.load_run import Target
 from bench.harness.product import product
-from bench.harness.server import Server
 from bench.harness.stage import Options, add_tenants
 from bench.load.proxy import Chances, proxied
 from bench.report.results import Figure, Report
 from engine.model.domains import DomainPolicy, Domains
-from storage.postgres.pool import Database
+from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
 
 ROUNDS: Final = 50
 WORKERS: Final = 2
 DEVICES: Final = 40
-#: Reference devices, one of each tenant, with their own store and backoff.
+#: Devices that nobody does harm to, one of each tenant; the others hold syncs back, double and lose them.
 REFERENCES: Final = 4
 TENANTS: Final = ("fault-a", "fault-b", "fault-c", "fault-d")
+#: Policies by domain, of every second tenant in turn; what is missing stands as delivered.
+POLICIES: Final = (
+    {"work_order": ("field_merge", "most_recent_wins")},
+    {"journal": ("manual", "most_recent_wins"), "task": ("field_merge", "manual")},
+)
 PER_S: Final = 2.0
+_MOST_AT_ONCE: Final = 5
+#: Records of each domain that a tenant's devices share.
+_POOL: Final = 12
 #: Devices on each worker's own port, and proxies; every third of the others is behind one.
 _OWN: Final = 2
 _PROXIES: Final = 2
@@ -55,46 +63,36 @@ CALM_S: Final = (1.0, 2.0)
 #: How long devices may take until all that they made during a fault is acknowledged, and to agree at the end.
 PATIENCE_S: Final = 60.0
 _LOOK_S: Final = 0.05
+_PAGE_RECORDS: Final = 50
 _NAMED: Final = 20
+#: Two waits are measured once in so many rounds: for a tenant that a stopped worker holds, which is stopped
+#: for longer than anybody may have to wait for it, and for a policy to be in force.
+_ROUNDS_A_WAIT: Final = 10
+_STOPPED_S: Final = 4.0
+_BUSY_PER_S: Final = 10.0
+_POLICY_DOMAIN: Final = "ticket"
+_POLICIES_IN_TURN: Final = ("manual", "client_wins")
 
 
 async def faults(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError, OSError."""
     rounds = options.rounds or ROUNDS
-    report = Report(scenario="faults", work=_work(rounds, options.seed))
-    history = History()
+    work = (
+        f"{rounds} rounds, seed {options.seed}; {DEVICES} devices of {len(TENANTS)} tenants, each"
+        f" {PER_S:g} times a second with 1 to {_MOST_AT_ONCE} edits of records that all share; 5 % of syncs"
+        f" delayed, 1 % doubled, 0.1 % lost, 0.1 % cut in half; beside them {REFERENCES} devices without that"
+    )
+    report = Report(scenario="faults", work=work)
     with fresh_on_tcp(options.settings) as (environment, postgres):
-        dsn = environment.database("product")
-        _prepare(dsn, options)
-        run = _Run(options, environment, postgres, dsn, history, report)
+        run = _Run(options, environment, postgres, report)
+        add_tenants(run.dsn, list(TENANTS))
         try:
             await run.rounds(rounds)
             report.audit = run.judge()
         finally:
             if options.history is not None:
-                history.write(options.history)
+                run.history.write(options.history)
     return report
-
-
-def _work(rounds: int, seed: int) -> str:
-    return (
-        f"{rounds} rounds, seed {seed}; {DEVICES} devices of {len(TENANTS)} tenants, each with {PER_S:g}"
-        " syncs a second of 1 to 5 edits of records that all share; 5 % of messages delayed, 1 % doubled,"
-        f" 0.1 % dropped, 0.1 % malformed; beside them {REFERENCES} reference devices"
-    )
-
-
-def _prepare(dsn: str, options: Options) -> None:
-    add_tenants(dsn, list(TENANTS))
-
-    async def choose(database: Database) -> None:
-        policies = PostgresPolicies(database, Domains(options.settings.domains).default_policies)
-        for index, tenant in enumerate(TENANTS):
-            for domain, (policy, fallback) in POLICIES[index % len(POLICIES)].items():
-                chosen = {"policy": policy, "fallback": fallback}
-                await policies.set(tenant, domain, msgspec.convert(chosen, DomainPolicy))
-
-    administer(dsn, choose)
 
 
 def order(random: Random, count: int) -> list[str]:
@@ -106,181 +104,210 @@ def order(random: Random, count: int) -> list[str]:
 
 
 class _Run:
-    def __init__(
-        self,
-        options: Options,
-        environment: Environment,
-        postgres: Cluster,
-        dsn: str,
-        history: History,
-        report: Report,
-    ) -> None:
+    site: Site
+    crew: Crew
+
+    def __init__(self, options: Options, environment: Environment, postgres: Cluster, report: Report) -> None:
+        self.dsn = environment.database("product")
+        self.history = History()
         self._options = options
         self._environment = environment
         self._postgres = postgres
-        self._dsn = dsn
-        self._history = history
         self._report = report
         self._random = Random(options.seed)
-        self._changes = Changes()
-        self._devices: list[Device | ReferenceDevice] = []
         self._found: list[str] = []
+
+    def _warned(self, entry: dict[str, Any]) -> None:
+        self.history.note(Logged, entry=entry)
 
     async def rounds(self, count: int) -> None:
         """Inject ``count`` faults, then let all devices finish."""
-        secret = secrets.token_urlsafe(48)
+        await self._set_policies(
+            (tenant, domain, {"policy": policy, "fallback": fallback})
+            for index, tenant in enumerate(TENANTS)
+            for domain, (policy, fallback) in POLICIES[index % len(POLICIES)].items()
+        )
+        secret, config = secrets.token_urlsafe(48), self._options.config
         async with AsyncExitStack() as stack:
-            config = self._options.config
-            server = product(
-                *(self._environment, self._dsn, secret, config, WORKERS), on_warning=self._history.logged
-            )
+            server = product(self._environment, self.dsn, secret, config, WORKERS, on_warning=self._warned)
             await stack.enter_async_context(server)
             await server.ready()
+            chances = Chances(delayed=_DELAYED, swallowed=_SWALLOWED)
+            randoms = [Random(f"{self._options.seed} line {index}") for index in range(_PROXIES)]
             proxies = [
-                await stack.enter_async_context(
-                    proxied(
-                        *("127.0.0.1", server.port, Random(f"{self._options.seed} line {index}")),
-                        Chances(delayed=_DELAYED, swallowed=_SWALLOWED),
-                    )
-                )
-                for index in range(_PROXIES)
+                await stack.enter_async_context(proxied("127.0.0.1", server.port, random, chances))
+                for random in randoms
             ]
-            ways = _ways(server, [proxy.port for proxy in proxies])
-            target = Target(
-                port=server.port,
-                secret=secret,
-                tenants=TENANTS,
-                audience=self._options.settings.auth.audience,
-            )
-            session = await stack.enter_async_context(ClientSession())
-            addresses = [proxies[0].url, f"http://127.0.0.1:{server.port}"]
-            self._devices = [*self._made(target, ways), *self._references(target, addresses, session)]
+            home = self._environment.home
+            self.site = Site(home, self._postgres, self.dsn, server, proxies, self._random)
+            audience = self._options.settings.auth.audience
+            target = Target(port=server.port, secret=secret, tenants=TENANTS, audience=audience)
+            self.crew = await stack.enter_async_context(crew(dict(self._settings(target))))
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            running = [group.create_task(device.run()) for device in self._devices]
-            site = Site(self._environment.home, self._postgres, self._dsn, server, proxies, self._random)
-            try:
-                await asyncio.sleep(CALM_S[1])
-                names = order(self._random, count)
-                for number, name in enumerate(names, 1):
-                    await self._round(number, name, site)
-                await self._finish()
-            finally:
-                for task in running:
-                    task.cancel()
+            working = [group.create_task(one.work(float("inf"), iter(()))) for one in self.crew.members]
+            await asyncio.sleep(CALM_S[1])
+            for number, name in enumerate(order(self._random, count), 1):
+                await self._round(number, name)
+            times = max(1, count // _ROUNDS_A_WAIT)
+            self._add_waits("behind a stopped worker", [await self._behind_stopped_s() for _ in range(times)])
+            for task in working:
+                task.cancel()
+            await self._finish(times)
         self._report.logged = dict(server.logged)
-        self._report.remarks.append(
-            f"{sum(proxy.cuts for proxy in proxies)} connections were cut in mid-frame"
-        )
+        cuts = sum(proxy.cuts for proxy in proxies)
+        self._report.remarks.append(f"{cuts} connections were cut in mid-frame")
 
-    def _made(self, target: Target, ways: list[Way]) -> list[Device]:
-        devices = []
-        for index in range(DEVICES):
-            name, tenant = f"device-{index:02}", TENANTS[index % len(TENANTS)]
-            way = ways[index % len(ways)]
-            seed = f"{self._options.seed} {name}"
-            device = Device(name, tenant, target.token(tenant, name), way, self._history, self._changes, seed)
-            device.per_s = PER_S
-            devices.append(device)
-        return devices
+    async def _set_policies(self, chosen: Iterable[tuple[str, str, dict[str, str]]]) -> None:
+        """Set policies of tenants' domains past the server."""
+        async with command_database(self.dsn) as database:
+            policies = PostgresPolicies(database, Domains(self._options.settings.domains).default_policies)
+            for tenant, domain, policy in chosen:
+                await policies.set(tenant, domain, msgspec.convert(policy, DomainPolicy))
 
-    def _references(
-        self, target: Target, addresses: Sequence[str], session: ClientSession
-    ) -> Iterator[ReferenceDevice]:
-        home = self._environment.home / "reference"
+    def _settings(self, target: Target) -> Iterator[tuple[str, Setting]]:
+        """Say where each device connects to, and what goes wrong there."""
+        server, seed = self.site.server, self._options.seed
+        home = self._environment.home / "devices"
         home.mkdir()
-        for index in range(REFERENCES):
-            name, tenant = f"reference-{index}", TENANTS[index % len(TENANTS)]
-            device = ReferenceDevice(
-                name,
-                tenant,
-                target.token(tenant, name),
-                addresses[index % len(addresses)],
-                self._history,
-                self._changes,
-                f"{self._options.seed} {name}",
-                home,
-                session,
+        own = [f"http://127.0.0.1:{port}" for port in server.own_ports]
+        shared = [
+            self.site.proxies[index % _PROXIES].url if index % 3 == 0 else f"http://127.0.0.1:{server.port}"
+            for index in range(DEVICES - _OWN * WORKERS)
+        ]
+        urls = [*own * _OWN, *shared, *(own[index % WORKERS] for index in range(REFERENCES))]
+        for index, url in enumerate(urls):
+            tenant, harmed = TENANTS[index % len(TENANTS)], index < DEVICES
+            setting = Setting(
+                url=url,
+                sign=partial(target.token, tenant),
+                home=home,
+                seed=seed,
+                domains=DOMAINS,
+                pool=_POOL,
+                edits_per_minute=PER_S * 60,
+                most_at_once=_MOST_AT_ONCE,
+                mark={MARK: tenant},
+                make=partial(FaultsDevice, self.history, tenant, f"{seed}" if harmed else None),
             )
-            device.per_s = PER_S
-            yield device
+            yield f"device-{index:02}" if harmed else f"reference-{index - DEVICES}", setting
 
-    async def _round(self, number: int, name: str, site: Site) -> None:
+    async def _round(self, number: int, name: str) -> None:
         """Inject one fault, and report how long devices take after it."""
         began_s = time.monotonic()
-        self._mark(number, name, "begins")
+        mark = partial(self.history.note, Fault, round=number, name=name)
+        mark(phase="begins")
         try:
-            await FAULTS[name](site)
+            await FAULTS[name](self.site)
+            await self.site.server.ready()
         except TimeoutError:
             self._found.append(f"round {number}, {name}: the server did not come back")
-            self._mark(number, name, "abandoned")
+            mark(phase="abandoned")
             return
         over_s = time.monotonic()
-        self._mark(number, name, "over")
-        due = [(device, device.last) for device in self._devices]
-        if not await _within(lambda: not any(device.waits(last) for device, last in due)):
-            late = ", ".join(device.name for device, last in due if device.waits(last))
+        mark(phase="over")
+        due = [(member, member.made) for member in self.crew.members]
+        if not await _within(lambda: all(len(member.settled) >= made for member, made in due)):
+            late = ", ".join(member.name for member, made in due if len(member.settled) < made)
             self._found.append(f"round {number}, {name}: not acknowledged after {PATIENCE_S:.0f} s: {late}")
-        answered_s = time.monotonic()
-        self._mark(number, name, "answered")
-        figure = Figure(
+        mark(phase="answered")
+        self._add(
             f"round {number}: {name}",
-            answered_s - over_s,
+            time.monotonic() - over_s,
             "s until all was acknowledged",
             f"the fault took {over_s - began_s:.1f} s",
         )
-        self._report.figures.append(figure)
-        progress(f"{figure.name}: {figure.beside}, {figure.value:.2f} {figure.unit}")
         await asyncio.sleep(self._random.uniform(*CALM_S))
 
-    def _mark(self, number: int, name: str, phase: str) -> None:
-        fault = Fault(at_s=self._history.now_s(), round=number, name=name, phase=phase)  # type: ignore[arg-type]
-        self._history.events.append(fault)
+    def _add(self, name: str, value: float, unit: str, beside: str) -> None:
+        self._report.figures.append(Figure(name, value, unit, beside))
+        progress(f"{name}: {beside}, {value:.2f} {unit}")
 
-    async def _finish(self) -> None:
-        """Wait until queues are empty and devices agree with the tables, then let them pull everything."""
+    def _add_waits(self, name: str, waits_s: list[float]) -> None:
+        self._add(name, median(waits_s), "s", f"median of {len(waits_s)}, the longest {max(waits_s):.2f} s")
+
+    async def _behind_stopped_s(self) -> float:
+        """Stop the first worker under load. Returns the longest wait of undisturbed devices of the other."""
+        server, members, events = self.site.server, self.crew.members, self.history.events
+        for member in members:
+            member.edits_per_minute = _BUSY_PER_S * 60
+        await asyncio.sleep(0.5 + self._random.random() * 0.1)
+        first, began_s = len(events), self.history.now_s()
+        await self.site.freeze(server.workers[min(server.workers)], _STOPPED_S)
+        over_s = self.history.now_s()
+        for member in members:
+            member.edits_per_minute = member.setting.edits_per_minute
+        far = {member.name for member in members[DEVICES:] if str(server.own_ports[-1]) in member.setting.url}
+        sent_s: dict[str, float] = {}
+        waits_s = [0.0]
+        for event in events[first:]:
+            if isinstance(event, Sent) and event.device in far:
+                sent_s[event.key] = event.at_s
+            elif isinstance(event, Answered) and event.device in far:
+                waits_s.append(event.at_s - sent_s.pop(event.key, began_s))
+        waits_s += [over_s - at_s for at_s in sent_s.values()]
+        await server.ready()
+        return max(waits_s)
+
+    async def _in_force_s(self, policy: str) -> float:
+        """Set a policy, telling no worker. Returns the seconds until devices of both are told."""
+        await self._set_policies((tenant, _POLICY_DOMAIN, {"policy": policy}) for tenant in TENANTS)
         began_s = time.monotonic()
-        for device in self._devices:
-            device.per_s = 0
-        if not await _within(lambda: not any(device.waits(device.last) for device in self._devices)):
+        devices = [member.device for member in self.crew.members[DEVICES:]]
+        if not await _within(lambda: all(one.policies.get(_POLICY_DOMAIN) == policy for one in devices)):
+            self._found.append(f"not told of a policy after {PATIENCE_S:.0f} s")
+        return time.monotonic() - began_s
+
+    async def _finish(self, times: int) -> None:
+        """Wait until queues are empty and devices agree with the tables, then let them pull everything."""
+        began_s, members = time.monotonic(), self.crew.members
+        if not await _within(lambda: not any(member.waiting for member in members)):
             self._found.append(f"queues are not empty {PATIENCE_S:.0f} s after the last fault")
         stands: dict[str, dict[tuple[str, str], int]] = {tenant: {} for tenant in TENANTS}
-        tables = await asyncio.to_thread(read_tables, self._dsn, TENANTS)
+        tables = await asyncio.to_thread(read_tables, self.dsn, TENANTS)
         for (tenant, domain, record_id), row in tables.records.items():
             stands[tenant][domain, record_id] = row.version
-        if not await _within(lambda: all(one.versions == stands[one.tenant] for one in self._devices)):
-            behind = [one.name for one in self._devices if one.versions != stands[one.tenant]]
-            names = ", ".join(behind)
+
+        def behind() -> list[str]:
+            return [one.name for one in members if _versions(one) != stands[one.setting.mark[MARK]]]
+
+        if not await _within(lambda: not behind()):
+            names = ", ".join(behind())
             self._found.append(f"not up to date {PATIENCE_S:.0f} s after the last answer: {names}")
         progress(f"all queues empty and all devices up to date after {time.monotonic() - began_s:.2f} s")
-        for device in self._devices:
-            device.pull_whole()
-        await _within(lambda: all(device.pulled.is_set() for device in self._devices))
+        turns = itertools.cycle(_POLICIES_IN_TURN)
+        self._add_waits("a policy in force", [await self._in_force_s(next(turns)) for _ in range(times)])
+        async with self.site.without_redis():
+            self._add_waits("a policy in force without Redis", [await self._in_force_s(next(turns))])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.gather(*map(self._pull_whole, members))
+
+    async def _pull_whole(self, member: Member) -> None:
+        """Pull everything from null."""
+        while True:
+            url, token = member.setting.url, member.setting.sign(member.name)
+            try:
+                texts = await pull_all(self.crew.session, url, token, _PAGE_RECORDS)
+            except (ClientError, OSError, TimeoutError):
+                await asyncio.sleep(_LOOK_S)
+                continue
+            changes = [self.history.change(text) for text in texts]
+            self.history.note(Paged, device=member.name, feed="whole", changes=changes)
+            return
 
     def judge(self) -> Audit:
         """Compare the history with the tables."""
         progress("check")
-        tables = read_tables(self._dsn, TENANTS)
-        events = self._history.events
+        tables = read_tables(self.dsn, TENANTS)
+        events = self.history.events
         account = Account(events)
         found = [*self._found, *check(events, tables)]
         self._report.remarks += _remarks(events)
-        items = sum(len(account.sent[where]) for where in account.answers if where in account.sent)
-        return Audit(items, len(tables.records), len(TENANTS), len(found), found[:_NAMED])
+        return Audit(len(account.told), len(tables.records), len(TENANTS), len(found), found[:_NAMED])
 
 
-def _ways(server: Server, proxy_ports: list[int]) -> list[Way]:
-    """Return where each device connects to, in turn."""
-
-    def to(port: int) -> Way:
-        return lambda: ("127.0.0.1", port)
-
-    own = [to(port) for port in server.own_ports for _ in range(_OWN)]
-    others = DEVICES - len(own)
-    shared = [
-        to(proxy_ports[index % len(proxy_ports)] if index % 3 == 0 else server.port)
-        for index in range(others)
-    ]
-    return [*own, *shared]
+def _versions(member: Member) -> dict[tuple[str, str], int]:
+    return {(domain, name): version for domain, name, version, _ in member.store.replica()}
 
 
 async def _within(done: Callable[[], bool]) -> bool:
@@ -297,10 +324,9 @@ def _remarks(events: list[Event]) -> Iterator[str]:
     """Write what devices met that is no fault by itself."""
     refused = Counter(event.code for event in events if isinstance(event, Refused))
     closed = Counter(event.code for event in events if isinstance(event, Closed))
-    statuses = Counter(
-        result.status for event in events if isinstance(event, Answered) for result in event.results
-    )
-    replayed = sum(event.replayed for event in events if isinstance(event, Answered))
+    answers = [event for event in events if isinstance(event, Answered)]
+    statuses = Counter(result.status for event in answers for result in event.results)
+    replayed = sum(event.replayed for event in answers)
     yield f"results of items: {_counts(statuses)}; {replayed} answers were given again"
     yield f"errors that asked to come back: {_counts(refused)}"
     yield f"connections ended, by close code: {_counts(closed)}"

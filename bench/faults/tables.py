@@ -1,17 +1,44 @@
-"""Reads what PostgreSQL holds after a run with faults, past the server (``storage/migrations``)."""
+"""What PostgreSQL holds after a run with faults, read past the server (``storage/migrations``)."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from bench.faults.account import Stored, Tables
+from bench.faults.history import Data
 from storage.postgres.blocking import connected
 
-_decode = msgspec.json.Decoder(dict[str, Any] | None).decode
+#: Tenant, domain, id.
+Where = tuple[str, str, str]
+_decode = msgspec.json.Decoder(Data).decode
+
+
+class Stored(NamedTuple):
+    """A record as the table has it."""
+
+    version: int
+    seq: int
+    data: Data
+
+
+class Tables(NamedTuple):
+    """What PostgreSQL holds at the end. ``keys`` are (tenant, key hash), ``rejected`` (tenant, device).
+
+    ``settled`` are the conflicts that a policy settled, by tenant, device, domain, id and winner; ``waiting``
+    the changes that were held for a person, also those that joined another one.
+    """
+
+    records: dict[Where, Stored]
+    counters: dict[str, int]
+    events: dict[Where, list[Data]]
+    keys: Counter[tuple[str, str]]
+    rejected: Counter[tuple[str, str]]
+    conflicts: Counter[tuple[str, str, str]]
+    settled: Counter[tuple[str, ...]]
+    waiting: Counter[tuple[str, ...]]
 
 
 def read_tables(dsn: str, tenants: Sequence[str]) -> Tables:

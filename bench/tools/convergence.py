@@ -12,26 +12,24 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
 
 import click
-import jwt
 import msgspec
 
-from bench.client.crew import Crew, Outcome, Setting, State, crew
+from bench.client.crew import DOMAINS, Crew, Outcome, Setting, State, crew
 from bench.client.device import Decision
 from bench.client.edits import Held
 from bench.client.messages import canonical
-from bench.client.persona import DOMAINS
-from bench.faults.account import Tables
 from bench.faults.check import check
-from bench.faults.device import Changes
+from bench.faults.device import FaultsDevice
 from bench.faults.history import History
-from bench.faults.recorder import Recorder
-from bench.faults.tables import read_tables
+from bench.faults.tables import Tables, read_tables
 from bench.harness.environment import fresh, read_settings
+from bench.harness.load_run import Target
 from bench.harness.product import product
 from bench.harness.stage import add_tenants
 from bench.load.proxy import Chances, proxied
@@ -69,21 +67,17 @@ class Report(msgspec.Struct, frozen=True):
     faults: list[str]
 
 
-def spells(longest_s: float) -> Callable[[Random], Iterator[float]]:
-    """Return spells offline and online by turns, each of a random length up to this one."""
-
-    def drawn(random: Random) -> Iterator[float]:
-        while True:
-            yield random.uniform(0, longest_s)
-
-    return drawn
+def _spells_s(longest_s: float, random: Random) -> Iterator[float]:
+    """Yield the lengths of spells offline and online by turns."""
+    while True:
+        yield random.uniform(0, longest_s)
 
 
 async def converge(
     asked: Asked, dsn: str, port: int, sign: Callable[[str], str], home: Path, tenant: str
 ) -> Report:
     """Run a crew against a server on loopback that has the domains ``EDITED``, then audit its database."""
-    random, history, changes = Random(asked.seed), History(), Changes()
+    random, history = Random(asked.seed), History()
     async with proxied("127.0.0.1", port, random, Chances(lost=_LOSS)) as proxy:
         setting = Setting(
             url=proxy.url,
@@ -94,11 +88,11 @@ async def converge(
             pool=asked.pool,
             edits_per_minute=asked.edits_per_minute,
             skew_s=_SKEW_S,
-            observe=lambda name: Recorder(name, tenant, history, changes),
+            make=partial(FaultsDevice, history, tenant, None),
         )
         names = [f"device-{index:03}" for index in range(asked.devices)]
-        async with crew(names, setting) as working:
-            await working.work(asked.duration_s, spells(min(30.0, asked.duration_s / 4)))
+        async with crew(dict.fromkeys(names, setting)) as working:
+            await working.work(asked.duration_s, partial(_spells_s, min(30.0, asked.duration_s / 4)))
             proxy.chances.lost = 0.0
             began_s = time.monotonic()
             agreed = await working.converge(_PATIENCE_S)
@@ -131,8 +125,8 @@ def faults(working: Crew, history: History, tables: Tables) -> list[str]:
     for member in working.members:
         if member.state() != records:
             found.append(f"{member.name} holds other records than the server")
-        if member.waiting or len({settled.edit for settled in member.settled}) != member.made:
-            told = len({settled.edit for settled in member.settled})
+        told = len({settled.edit for settled in member.settled})
+        if member.waiting or told != member.made:
             found.append(f"{member.name} made {member.made} edits and was told of {told}")
     return found
 
@@ -164,13 +158,9 @@ async def _run(asked: Asked) -> Report:
         config.write_text(POLICIES, "utf-8")
         devices = environment.home / "devices"
         devices.mkdir()
-
-        def sign(device: str) -> str:
-            claims = {"aud": chosen.auth.audience, "exp": int(time.time()) + 86_400, "jti": device}
-            return jwt.encode({**claims, "tid": TENANT, "did": device}, secret, algorithm="HS256")
-
         async with product(environment, dsn, secret, config) as server:
-            return await converge(asked, dsn, server.port, sign, devices, TENANT)
+            target = Target(port=server.port, secret=secret, tenants=[TENANT], audience=chosen.auth.audience)
+            return await converge(asked, dsn, server.port, partial(target.token, TENANT), devices, TENANT)
 
 
 @click.command(epilog="Example: python -m bench.tools.convergence --devices 50 --minutes 10 --seed 7")

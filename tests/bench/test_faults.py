@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import msgspec
 import pytest
+from aiohttp import ClientSession
 from click.testing import CliRunner
 
 from bench.cli import bench
+from bench.client.crew import DOMAINS, Member, Setting
 from bench.faults import inject, scenario
-from bench.faults.account import Tables
-from bench.faults.history import Answered, Fault, Paged, decoded
+from bench.faults.history import Answered, Event, Fault, Paged
 from bench.faults.inject import FAULTS, crash_postgres, cut_lines, end_connections
-from bench.faults.tables import read_tables
-from bench.faults.workload import Worker
+from bench.faults.tables import Tables, read_tables
 from bench.load.proxy import Chances, proxied
 from storage.embedded.servers import Services
 from tests.harness.services import data_dir
@@ -30,6 +31,7 @@ def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(scenario, "DEVICES", 8)
     monkeypatch.setattr(scenario, "PER_S", 10.0)
     monkeypatch.setattr(scenario, "CALM_S", (0.1, 0.2))
+    monkeypatch.setattr(scenario, "_STOPPED_S", 0.3)
     monkeypatch.setattr(inject, "_AWAY_S", (0.0, 0.1))
     monkeypatch.setattr(inject, "_CUTTING_S", 0.3)
     cheap = {
@@ -52,12 +54,11 @@ def test_faults_lose_nothing_and_write_the_history(home: Path, tmp_path: Path) -
     assert status == 0, text
     (report,) = msgspec.json.decode((tmp_path / "r.json").read_bytes())["reports"]
     assert report["audit"]["items"] > 20
-    assert sorted(figure["name"].partition(": ")[2] for figure in report["figures"]) == [
-        "crash",
-        "cut",
-        "end",
-    ]
-    history = decoded((tmp_path / "r.json.history.jsonl").read_bytes())
+    names = [figure["name"].rpartition(": ")[2] for figure in report["figures"]]
+    assert sorted(names[:3]) == ["crash", "cut", "end"]
+    assert names[3:] == ["behind a stopped worker", "a policy in force", "a policy in force without Redis"]
+    lines = (tmp_path / "r.json.history.jsonl").read_bytes()
+    history = msgspec.json.Decoder(Event).decode_lines(lines)
     assert [one.phase for one in history if isinstance(one, Fault)] == ["begins", "over", "answered"] * 3
     assert any(isinstance(event, Answered) for event in history)
     assert (
@@ -114,14 +115,22 @@ async def test_proxy_cuts_in_the_middle() -> None:
         await writer.wait_closed()
 
 
-def test_workload_seed_decides_what_devices_send() -> None:
-    def drawn(seed: str) -> list[tuple[object, ...]]:
-        worker = Worker("d", "t", Random(seed))
-        made = [item for _ in range(50) for item in worker.items({("task", "r1"): 3})]
-        return [(item.domain, item.id, item.op, item.base) for item in made]
+def test_workload_seed_decides_what_devices_send(tmp_path: Path) -> None:
+    def drawn(seed: int, name: str) -> list[tuple[object, ...]]:
+        (tmp_path / name).mkdir()
+        setting = Setting("", str, tmp_path / name, seed, DOMAINS, 4, 60.0, mark={"tenant": "t"})
+        member = Member("d", setting, cast(ClientSession, None))
+        for _ in range(200):
+            member.edit()
+        message = member.store.message(200, 1 << 20, 1 << 20)
+        member.store.close()
+        assert message is not None
+        made = [msgspec.json.decode(item) for item in message.items]
+        assert all(one["data"]["tenant"] == "t" for one in made if one["op"] == "put")
+        return [(one["domain"], one["id"].partition("-")[2], one["op"], one.get("data")) for one in made]
 
-    assert drawn("1") == drawn("1") != drawn("2")
-    assert {op for _, _, op, _ in drawn("1")} == {"put", "patch", "delete", "append"}
+    assert drawn(1, "a") == drawn(1, "b") != drawn(2, "c")
+    assert {op for _, _, op, _ in drawn(1, "d")} == {"put", "patch", "delete", "append"}
 
 
 def test_order_has_every_fault_once_before_one_comes_again() -> None:

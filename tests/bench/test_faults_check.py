@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.faults.account import Stored, Tables
 from bench.faults.check import check, key_hash
 from bench.faults.history import (
     Answered,
     Change,
     Event,
     Fault,
+    History,
     Item,
     Joined,
     Paged,
@@ -27,9 +28,8 @@ from bench.faults.history import (
     Result,
     Rewound,
     Sent,
-    decoded,
-    encoded,
 )
+from bench.faults.tables import Stored, Tables
 
 AT = "2026-01-02T03:04:05Z"
 
@@ -129,9 +129,11 @@ def test_check_right_history_passes(world: World) -> None:
     assert check(world.history, world.tables) == []
 
 
-def test_history_is_written_and_read_again(world: World) -> None:
-    world.history.append(Fault(at_s=5, round=1, name="none", phase="over"))
-    assert decoded(encoded(world.history)) == world.history
+def test_history_is_written_and_read_again(world: World, tmp_path: Path) -> None:
+    history = History()
+    history.events = [*world.history, Fault(at_s=5, round=1, name="none", phase="over")]
+    history.write(tmp_path / "lines")
+    assert msgspec.json.Decoder(Event).decode_lines((tmp_path / "lines").read_bytes()) == history.events
 
 
 def _place(world: World, kind: type, device: str, **fields: Any) -> int:

@@ -120,7 +120,7 @@ def test_store_data_nested_too_deep_refused(store: Store) -> None:
     for _ in range(28):
         data = {"in": data}
     store.edit("task", "a", "put", data, 0)
-    with pytest.raises(ValueError, match="too deep"):
+    with pytest.raises(ValueError, match="nested deeper"):
         store.edit("task", "a", "put", {"in": data}, 0)
 
 

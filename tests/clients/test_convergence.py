@@ -12,13 +12,10 @@ import msgspec
 from aiohttp import ClientSession
 from click.testing import CliRunner
 
-from bench.client.crew import Crew, Member, Setting, crew
-from bench.client.persona import DOMAINS
-from bench.client.progress import status_table
-from bench.client.simulate import Access, simulate
-from bench.faults.device import Changes
+from bench.client.crew import DOMAINS, Crew, Member, Setting, crew
+from bench.client.simulate import Access, simulate, status_table
+from bench.faults.device import FaultsDevice
 from bench.faults.history import History
-from bench.faults.recorder import Recorder
 from bench.faults.tables import read_tables
 from bench.tools.convergence import Asked, converge, faults
 from tests.harness.in_process_server import ON_SHARED, Running
@@ -48,10 +45,10 @@ async def _worked(working: Crew, name: str) -> None:
 
 
 async def test_convergence_check_missing_edit_found(shared: Running, tmp_path: Path) -> None:
-    history, changes, tenant = History(), Changes(), shared.tenant()
+    history, tenant = History(), shared.tenant()
     setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 60.0)
-    setting = setting._replace(observe=lambda name: Recorder(name, tenant, history, changes))
-    async with crew(["one", "two"], setting) as working:
+    setting = setting._replace(make=partial(FaultsDevice, history, tenant, None))
+    async with crew({"one": setting, "two": setting}) as working:
         await _worked(working, "a")
         tables = read_tables(shared.dsn, [tenant])
         assert faults(working, history, tables) == []
@@ -73,7 +70,7 @@ async def test_convergence_check_missing_edit_found(shared: Running, tmp_path: P
 
 async def test_convergence_check_replica_behind_is_no_agreement(shared: Running, tmp_path: Path) -> None:
     setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 60.0)
-    async with crew(["one", "two"], setting) as working:
+    async with crew({"one": setting, "two": setting}) as working:
         await _worked(working, "a")
         execute(shared.dsn, f"UPDATE records SET data = '{{}}' WHERE tenant_id = {_tenant(shared)}")
         assert not await working.converge(0.5)

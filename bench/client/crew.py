@@ -56,8 +56,8 @@ class Setting(NamedTuple):
     """Where and how members work. ``sign`` signs a device's token; ``domains`` are edited.
 
     ``pool`` is how many records of each domain all of them edit, ``most_at_once`` how many edits a person
-    makes without a pause. ``skew_s`` is how far a device's clock is off at most. ``mark`` is in all data.
-    ``make`` makes a device.
+    makes without a pause. ``skew_s`` is how far a device's clock is off at most. All data names ``tenant``
+    unless it is empty. ``make`` makes a device.
     """
 
     url: str
@@ -69,7 +69,7 @@ class Setting(NamedTuple):
     edits_per_minute: float
     most_at_once: int = 1
     skew_s: float = 0.0
-    mark: Mapping[str, str] = {}
+    tenant: str = ""
     make: Callable[..., Device] = Device
 
 
@@ -177,20 +177,21 @@ class Member:
     def edit(self) -> None:
         """Make one edit of any kind; no two edits of a crew have the same content."""
         draw, edit, setting = self.random, self.device.edit, self.setting
+        mark = {"tenant": setting.tenant} if setting.tenant else {}
         self.made += 1
         tag, chance = f"{self.name} {self.made}", draw.random()
         if chance < 0.03:
             metric = {"metric_name": "edits", "value": self.made, "timestamp": "2026-01-01T00:00:00Z"}
-            edit("metrics", f"{self.name}-{self.made}", "append", {**metric, "by": tag, **setting.mark})
+            edit("metrics", f"{self.name}-{self.made}", "append", {**metric, "by": tag, **mark})
             return
         domain, record_id = draw.choice(setting.domains), f"sim{setting.seed}-{draw.randrange(setting.pool)}"
         shown = self.device.record(domain, record_id).data
         field = draw.choice(["note", "place", "count"])
         value = f"{draw.randrange(1000)} by {tag}" if field == "count" else tag
-        patch: dict[str, Any] = {field: value, **setting.mark}
+        patch: dict[str, Any] = {field: value, **mark}
         if shown is None:
             status = {"status": _STATUSES[domain][0]} if domain in _STATUSES else {}
-            edit(domain, record_id, "put", {"title": "Check the pump", "note": tag, **status, **setting.mark})
+            edit(domain, record_id, "put", {"title": "Check the pump", "note": tag, **status, **mark})
         elif chance < 0.05:
             edit(domain, record_id, "patch", {"status": "NO SUCH STATUS", "note": tag})
         elif chance < 0.12:
@@ -211,35 +212,28 @@ class Member:
 
 
 class Crew:
-    """All devices of a run; those of one tenant, on one server, can be asked whether they agree."""
+    """All devices of a run."""
 
     def __init__(self, members: list[Member], session: ClientSession) -> None:
         self.members = members
         self.session = session
-        self._setting = members[0].setting
-
-    async def reach(self) -> None:
-        """Make sure that a server answers. Raises CrewError."""
-        try:
-            async with self.session.get(f"{self._setting.url}/healthz", timeout=_HTTP):
-                pass
-        except (ClientError, OSError, TimeoutError):
-            raise CrewError(
-                f"no server answers at {self._setting.url}: start `run.py serve`, or give --url"
-            ) from None
 
     async def catch_up(self, patience_s: float) -> None:
         """Connect all and wait until each has taken in what there is. Raises CrewError."""
+        url = self.members[0].setting.url
+        try:
+            async with self.session.get(f"{url}/healthz", timeout=_HTTP):
+                pass
+        except (ClientError, OSError, TimeoutError):
+            raise CrewError(f"no server answers at {url}: start `run.py serve`, or give --url") from None
         for member in self.members:
             member.go_online()
         try:
             async with asyncio.timeout(patience_s):
                 await self._all_settled()
         except TimeoutError:
-            raise CrewError(
-                f"the devices have not caught up with {self._setting.url} after {patience_s:.0f} s:"
-                " see what the server logs, then try again"
-            ) from None
+            late = f"the devices have not caught up with {url} after {patience_s:.0f} s"
+            raise CrewError(f"{late}: see what the server logs, then try again") from None
 
     async def work(self, duration_s: float, spells_s: Callable[[Random], Iterator[float]]) -> None:
         """Let everybody work for so long. Raises CrewError."""
@@ -273,14 +267,23 @@ class Crew:
                 settled.cancel()
 
     async def _agree(self) -> bool:
-        """Compare all replicas with the server's records. Raises CrewError."""
-        token = self._setting.sign(self.members[0].name)
+        """Compare all replicas with what the first device of their tenant pulls. Raises CrewError."""
+        served: dict[str, State] = {}
+        for member in self.members:
+            tenant = member.setting.tenant
+            if tenant not in served:
+                served[tenant] = await self._served(member)
+            if member.state() != served[tenant]:
+                return False
+        return True
+
+    async def _served(self, member: Member) -> State:
         try:
-            changes = map(_decode_change, await pull_all(self.session, self._setting.url, token))
+            texts = await pull_all(self.session, member.setting.url, member.setting.sign(member.name))
         except ClientError as error:
             raise CrewError(f"the server's records cannot be pulled: {error}") from None
-        served = {(one.domain, one.id): (one.version, canonical(payload(one.data))) for one in changes}
-        return all(member.state() == served for member in self.members)
+        changes = map(_decode_change, texts)
+        return {(one.domain, one.id): (one.version, canonical(payload(one.data))) for one in changes}
 
     @property
     def made(self) -> int:

@@ -30,16 +30,12 @@ _PING_S: Final = 20.0
 _LARGEST_FRAME_BYTES: Final = 1 << 24
 _CONFLICTS: Final = 50
 
-#: What a refused handshake says, and the close code that asks for the same.
+#: Of a refused handshake, the close code that asks for the same, and what it says.
 _REFUSALS: Final = {
-    401: "the token does not count here",
-    403: "the tenant does not exist, or the device is not let in",
-    422: "the server does not speak this version",
+    401: (4401, "the token does not count here"),
+    403: (4403, "the tenant does not exist, or the device is not let in"),
+    422: (4400, "the server does not speak this version"),
 }
-_LIKE_CLOSE: Final = {401: 4401, 403: 4403, 422: 4400}
-
-#: Signs or fetches a token that is fresh enough.
-Token = Callable[[], str]
 
 
 class Decision(NamedTuple):
@@ -47,10 +43,6 @@ class Decision(NamedTuple):
 
     choice: Choice
     data: Fields | None = None
-
-
-#: Shown both sides, decides; None leaves the conflict for later.
-Choose = Callable[[Held], Decision | None]
 
 
 class StoppedError(Exception):
@@ -64,7 +56,8 @@ class OfflineError(Exception):
 class Device:
     """One device: its store and, while ``run`` is running, its connection.
 
-    ``clock_us`` is its own clock, which may be wrong; ``unit`` draws from [0, 1).
+    ``token`` gives a token that is fresh enough. ``clock_us`` is its own clock, which may be wrong; ``unit``
+    draws from [0, 1).
     """
 
     #: The window of permessage-deflate in bits, 0 for none.
@@ -74,7 +67,7 @@ class Device:
         self,
         store: Store,
         url: str,
-        token: Token,
+        token: Callable[[], str],
         session: ClientSession,
         *,
         unit: Callable[[], float],
@@ -146,23 +139,18 @@ class Device:
                 self.store.remember(found, before)
                 return self.store.conflicts
 
-    async def resolve(self, choose: Choose) -> int:
-        """Let a person settle the open conflicts. Returns how many were settled. Raises OfflineError."""
-        settled = 0
-        for held in await self.list_conflicts():
-            settled += await self._resolve(held, choose)
-        return settled
+    async def resolve(self, choose: Callable[[Held], Decision | None]) -> int:
+        """Let a person settle the open conflicts: shown both sides, it decides, or leaves one for later.
 
-    async def _resolve(self, held: Held, choose: Choose) -> bool:
+        Returns how many were settled. Raises OfflineError.
+        """
+        return sum([await self._resolve(held, choose) for held in await self.list_conflicts()])
+
+    async def _resolve(self, held: Held, choose: Callable[[Held], Decision | None]) -> bool:
         while (decision := choose(held)) is not None:
-            answer = await self._ask(
-                "resolve",
-                conflict_id=held.conflict_id,
-                choice=decision.choice,
-                version=held.version,
-                changes=held.changes,
-                **({} if decision.data is None else {"data": decision.data}),
-            )
+            seen = {"conflict_id": held.conflict_id, "version": held.version, "changes": held.changes}
+            data = {} if decision.data is None else {"data": decision.data}
+            answer = await self._ask("resolve", choice=decision.choice, **seen, **data)
             if isinstance(answer, Resolved):
                 self.store.drop(held.conflict_id)
                 return True
@@ -237,8 +225,8 @@ class Device:
                 with suppress(ClientError, ConnectionError):
                     await socket.close()
         except WSServerHandshakeError as error:
-            code = _LIKE_CLOSE.get(error.status)
-            sentence = _REFUSALS.get(error.status, f"the handshake was answered with {error.status}")
+            unknown = None, f"the handshake was answered with {error.status}"
+            code, sentence = _REFUSALS.get(error.status, unknown)
             retry_after_ms = _retry_after_ms(error)
         except (ClientError, OSError, TimeoutError, ProtocolError, msgspec.DecodeError) as error:
             sentence = str(error) or type(error).__name__

@@ -65,36 +65,32 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, tag_field="type", tag="changes"):
-    """A page of the feed: answer to ``pull``, and again and again to ``subscribe``; no ``id`` over HTTP."""
+    """A page of the feed: answer to ``pull``, and again and again to ``subscribe``."""
 
     cursor: str
     more: bool
     changes: list[Change]
-    id: str = ""
+    id: str
 
 
-class ServerSide(msgspec.Struct, frozen=True):
-    """The record that stands."""
-
+class _ServerSide(msgspec.Struct, frozen=True):
     version: int
     data: Raw
 
 
-class ClientSide(msgspec.Struct, frozen=True):
-    """What waits; ``data`` is the record as it would stand if it won, ``changes`` how many they are."""
-
+class _ClientSide(msgspec.Struct, frozen=True):
     data: Raw
     changes: int = 1
 
 
 class OpenConflict(msgspec.Struct, frozen=True):
-    """A conflict that waits for a person."""
+    """A conflict that waits for a person: the record as it stands, and as the device wants it."""
 
     conflict_id: str
     domain: str
     record_id: str
-    server: ServerSide
-    client: ClientSide
+    server: _ServerSide
+    client: _ClientSide
 
 
 class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
@@ -127,6 +123,7 @@ _decode = msgspec.json.Decoder(Heard).decode
 _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_any = json_decoder().decode
 _encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(Heard))
 
 
@@ -159,11 +156,8 @@ def hello(clock: str, server_time: str) -> bytes:
 
 def sync(request_id: str, key: str, items: Sequence[bytes]) -> bytes:
     """Push items, byte for byte as they were written down."""
-    return b'{"type":"sync","id":%b,"key":%b,"items":[%b]}' % (
-        _encode(request_id),
-        _encode(key),
-        b",".join(items),
-    )
+    message = b'{"type":"sync","id":%b,"key":%b,"items":[%b]}'
+    return message % (_encode(request_id), _encode(key), b",".join(items))
 
 
 def asked(kind: str, request_id: str, **fields: Any) -> bytes:
@@ -180,13 +174,10 @@ def item(domain: str, record_id: str, op: str, base: int | None, at: str, more: 
 
     Raises ValueError for data that would make the whole message malformed or come out as other data.
     """
-    fault = value_fault([more.get("data")])
-    text = (
-        b""
-        if fault
-        else _encode({"domain": domain, "id": record_id, "op": op, "base": base, "at": at, **more})
-    )
-    fault = fault or json_nesting_fault(b'{"items":[%b]}' % text)
+    fault, text = value_fault([more.get("data")]), b""
+    if fault is None:
+        text = _encode({"domain": domain, "id": record_id, "op": op, "base": base, "at": at, **more})
+        fault = json_nesting_fault(b'{"items":[%b]}' % text)
     if fault is not None:
         raise ValueError(f"data holds what no message carries: {fault}")
     return text
@@ -195,6 +186,3 @@ def item(domain: str, record_id: str, op: str, base: int | None, at: str, more: 
 def canonical(data: bytes | None) -> bytes:
     """Write a record's data so that equal contents are equal bytes."""
     return _NULL if data is None else _encode_sorted(_decode_any(data))
-
-
-_encode_sorted = msgspec.json.Encoder(order="sorted").encode

@@ -71,7 +71,6 @@ class DeviceProtocol:
         self.policies: dict[str, str] = {}
         self.goodbye: Goodbye | None = None
         self.refused: Failed | None = None
-        self.health_score: int | None = None
         self.live = False
         self.answered = False
 
@@ -87,14 +86,7 @@ class DeviceProtocol:
         return self.live and self._pushing is None and not self._asked and not self._store.waiting
 
     def hear(self, text: bytes | str) -> list[bytes]:
-        """Process a message of the server.
-
-        Returns:
-            The frames to send, in order.
-
-        Raises:
-            ProtocolError: The message breaks the contract; msgspec.DecodeError if it is no message.
-        """
+        """Process a message of the server. Returns the frames to send. Raises ProtocolError, DecodeError."""
         heard = messages.read(text)
         match heard:
             case Welcome():
@@ -144,13 +136,12 @@ class DeviceProtocol:
         self._spent()
         return messages.asked(kind, request_id, **fields)
 
-    def heartbeat(self, **facts: Any) -> bytes:
+    def heartbeat(self) -> bytes:
         """Write a heartbeat."""
-        return self.ask("heartbeat", self._alive, queue_depth=self._store.waiting, **facts)
+        return self.ask("heartbeat", self._alive, queue_depth=self._store.waiting)
 
     def _alive(self, heard: Heard) -> None:
         if isinstance(heard, HeartbeatAck):
-            self.health_score = heard.health_score
             self._server_time = heard.server_time
 
     def _next_id(self) -> str:

@@ -18,9 +18,7 @@ QUIET_S: Final = 60.0
 
 
 def remedy(code: int | None, reason: str | None = None) -> Remedy:
-    """Return what to do after a close with ``code``, None for a connection that was cut.
-
-    ``reason`` is that of the goodbye, if the server said one.
+    """Return what to do after a close with ``code``, None if it was cut, and the ``reason`` of a goodbye.
 
     4408 is put right by sending heartbeats, which this client does: that it came nevertheless says that the
     device slept. Two devices that share an id would replace each other (4409) for ever.
@@ -33,10 +31,7 @@ def remedy(code: int | None, reason: str | None = None) -> Remedy:
 
 
 class Backoff:
-    """Exponential, with full jitter: devices that were cut off together do not come back together.
-
-    ``unit`` draws from [0, 1).
-    """
+    """Exponential, with full jitter: devices that were cut off together do not come back together."""
 
     FIRST_S: Final = 0.5
     LONGEST_S: Final = 60.0

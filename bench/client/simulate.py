@@ -113,7 +113,6 @@ async def _write_lines(crew: Crew) -> None:
 
 async def _simulate(setting: Setting, names: list[str], offline_s: float, duration_s: float) -> Summary:
     async with crew(dict.fromkeys(names, setting)) as working:
-        await working.reach()
         show = _show_table if sys.stderr.isatty() else _write_lines
         watching = asyncio.create_task(show(working))
         try:

@@ -59,14 +59,11 @@ class StoreError(Exception):
     """The file cannot be used as it is asked to; one sentence says why."""
 
 
-#: Whether a disk that loses power may forget the latest transactions; a killed process loses none either way.
-Durability = Literal["FULL", "NORMAL"]
-
-
 class Store:
     """One device's file. ``domains`` is the set of domains that it follows, None all of them.
 
-    Raises StoreError for the file of another device.
+    With NORMAL ``durability`` a disk that loses power may forget the latest transactions; a killed process
+    loses none either way. Raises StoreError for the file of another device.
     """
 
     def __init__(
@@ -74,7 +71,7 @@ class Store:
         path: Path,
         device_id: str,
         domains: Sequence[str] | None = None,
-        durability: Durability = "FULL",
+        durability: Literal["FULL", "NORMAL"] = "FULL",
     ) -> None:
         self.device_id = device_id
         self.domains = None if domains is None else sorted(domains)

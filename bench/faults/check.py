@@ -47,9 +47,7 @@ def check(history: Sequence[Event], tables: Tables, *, whole: bool = True) -> li
         *_versions(account, tables),
         *_seqs(account, tables),
         *_events(account, tables),
-        *_keys(account, tables),
-        *_queues(account, tables),
-        *_logged(account, tables),
+        *_counts(account, tables),
         *_pages(account),
         *_replicas(account, tables),
         *(_whole(account, tables) if whole else ()),
@@ -238,55 +236,33 @@ def _events(account: Account, tables: Tables) -> Iterator[str]:
             yield f"{name}: the event was acknowledged and stands {len(rows)} times, or with other data"
 
 
-def _keys(account: Account, tables: Tables) -> Iterator[str]:
-    """Each message is kept once under its key, and nothing else is."""
-    expected = {
-        (account.tenants[device], key_hash(device, key)): f"{device}: {key}" for device, key in account.sent
+def _counts(account: Account, tables: Tables) -> Iterator[str]:
+    """Each message, rejected item and conflict is stored once, as is what the conflict log has of them.
+
+    That is each conflict that a policy settled, and each change that is held for a person; none besides.
+    """
+    keys: dict[tuple[str, ...], str] = {
+        (account.tenants[device], key_hash(device, key)): f"{device} {key}" for device, key in account.sent
     }
-    for kept, name in expected.items():
-        if tables.keys[kept] != 1:
-            yield f"{name} is kept {tables.keys[kept]} times"
-    strangers = sum(1 for kept in tables.keys if kept not in expected)
-    if strangers:
-        yield f"{strangers} keys are kept that no device sent"
+    told: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter, {"keys": Counter(keys.keys())})
+    for tenant, device, _, item, result in account.told:
+        if result.status == "rejected":
+            told["rejected items"][tenant, device] += 1
+        elif result.status == "resolved":
+            told["settled changes"][tenant, device, item.domain, item.id, result.winner or ""] += 1
+        elif result.status == "conflict":
+            told["held changes"][tenant, device, item.domain, item.id] += 1
+            told["conflicts"][tenant, device, result.conflict_id or ""] = 1
+    for what, stored in tables.counts.items():
+        for one in sorted(told[what].keys() | stored.keys()):
+            if told[what][one] != stored[one]:
+                name = keys.get(one, "/".join(one))
+                yield f"{name}: {told[what][one]} {what} as the device knows, {stored[one]} in the tables"
 
 
 def key_hash(device: str, key: str) -> str:
     """Hash a key as the server stores it, bound to its device."""
     return hashlib.blake2b(f"{device}\0{key}".encode(), digest_size=16).hexdigest()
-
-
-def _queues(account: Account, tables: Tables) -> Iterator[str]:
-    """Every rejected item is in quarantine, every held one in the conflict queue, and none besides."""
-    rejected = Counter((one.tenant, one.device) for one in account.told if one.result.status == "rejected")
-    for owner in sorted(rejected.keys() | tables.rejected.keys()):
-        if rejected[owner] != tables.rejected[owner]:
-            there = tables.rejected[owner]
-            yield f"{owner[1]}: {rejected[owner]} items were rejected, {there} are in quarantine"
-    held = {
-        (one.tenant, one.device, one.result.conflict_id or "")
-        for one in account.told
-        if one.result.status == "conflict"
-    }
-    for conflict in sorted(held ^ tables.conflicts.keys()):
-        what = "told of and not there" if conflict in held else "there and nobody was told"
-        yield f"{conflict[1]}: conflict {conflict[2]} is {what}"
-
-
-def _logged(account: Account, tables: Tables) -> Iterator[str]:
-    """The conflict log has each conflict that a policy settled, and each change that is held for a person."""
-    settled: Counter[tuple[str, ...]] = Counter()
-    waiting: Counter[tuple[str, ...]] = Counter()
-    for tenant, device, _, item, result in account.told:
-        where = (tenant, device, item.domain, item.id)
-        if result.status == "resolved":
-            settled[*where, result.winner or ""] += 1
-        elif result.status == "conflict":
-            waiting[where] += 1
-    for what, told, log in (("settled", settled, tables.settled), ("held", waiting, tables.waiting)):
-        for one in sorted(told.keys() | log.keys()):
-            if told[one] != log[one]:
-                yield f"{'/'.join(one)}: {told[one]} changes were told as {what}, the log has {log[one]}"
 
 
 def _pages(account: Account) -> Iterator[str]:

@@ -20,8 +20,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import ClientError
 
-from bench.client.crew import DOMAINS, Crew, Member, Setting, crew, pull_all
-from bench.faults.check import MARK, Account, check
+from bench.client.crew import DOMAINS, Crew, CrewError, Member, Setting, crew, pull_all
+from bench.faults.check import Account, check
 from bench.faults.device import FaultsDevice
 from bench.faults.history import Answered, Closed, Event, Fault, History, Logged, Paged, Refused, Sent
 from bench.faults.inject import FAULTS, Site
@@ -144,7 +144,7 @@ class _Run:
             target = Target(port=server.port, secret=secret, tenants=TENANTS, audience=audience)
             self.crew = await stack.enter_async_context(crew(dict(self._settings(target))))
             group = await stack.enter_async_context(asyncio.TaskGroup())
-            working = [group.create_task(one.work(float("inf"), iter(()))) for one in self.crew.members]
+            working = [group.create_task(self._work(member)) for member in self.crew.members]
             await asyncio.sleep(CALM_S[1])
             for number, name in enumerate(order(self._random, count), 1):
                 await self._round(number, name)
@@ -186,10 +186,16 @@ class _Run:
                 pool=_POOL,
                 edits_per_minute=PER_S * 60,
                 most_at_once=_MOST_AT_ONCE,
-                mark={MARK: tenant},
+                tenant=tenant,
                 make=partial(FaultsDevice, self.history, tenant, f"{seed}" if harmed else None),
             )
             yield f"device-{index:02}" if harmed else f"reference-{index - DEVICES}", setting
+
+    async def _work(self, member: Member) -> None:
+        try:
+            await member.work(float("inf"), iter(()))
+        except CrewError as error:
+            self._found.append(str(error))
 
     async def _round(self, number: int, name: str) -> None:
         """Inject one fault, and report how long devices take after it."""
@@ -260,19 +266,13 @@ class _Run:
     async def _finish(self, times: int) -> None:
         """Wait until queues are empty and devices agree with the tables, then let them pull everything."""
         began_s, members = time.monotonic(), self.crew.members
-        if not await _within(lambda: not any(member.waiting for member in members)):
-            self._found.append(f"queues are not empty {PATIENCE_S:.0f} s after the last fault")
-        stands: dict[str, dict[tuple[str, str], int]] = {tenant: {} for tenant in TENANTS}
-        tables = await asyncio.to_thread(read_tables, self.dsn, TENANTS)
-        for (tenant, domain, record_id), row in tables.records.items():
-            stands[tenant][domain, record_id] = row.version
-
-        def behind() -> list[str]:
-            return [one.name for one in members if _versions(one) != stands[one.setting.mark[MARK]]]
-
-        if not await _within(lambda: not behind()):
-            names = ", ".join(behind())
-            self._found.append(f"not up to date {PATIENCE_S:.0f} s after the last answer: {names}")
+        try:
+            if not await self.crew.converge(PATIENCE_S):
+                behind = ", ".join(member.name for member in members if member.waiting) or "none"
+                late = f"devices do not agree {PATIENCE_S:.0f} s after the last fault"
+                self._found.append(f"{late}; with edits that are not acknowledged: {behind}")
+        except CrewError as error:
+            self._found.append(str(error))
         progress(f"all queues empty and all devices up to date after {time.monotonic() - began_s:.2f} s")
         turns = itertools.cycle(_POLICIES_IN_TURN)
         self._add_waits("a policy in force", [await self._in_force_s(next(turns)) for _ in range(times)])
@@ -304,10 +304,6 @@ class _Run:
         found = [*self._found, *check(events, tables)]
         self._report.remarks += _remarks(events)
         return Audit(len(account.told), len(tables.records), len(TENANTS), len(found), found[:_NAMED])
-
-
-def _versions(member: Member) -> dict[tuple[str, str], int]:
-    return {(domain, name): version for domain, name, version, _ in member.store.replica()}
 
 
 async def _within(done: Callable[[], bool]) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -25,53 +25,51 @@ class Stored(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What PostgreSQL holds at the end. ``keys`` are (tenant, key hash), ``rejected`` (tenant, device).
-
-    ``settled`` are the conflicts that a policy settled, by tenant, device, domain, id and winner; ``waiting``
-    the changes that were held for a person, also those that joined another one.
-    """
+    """What PostgreSQL holds at the end. ``counts`` say how many there are of what, by tenant and more."""
 
     records: dict[Where, Stored]
     counters: dict[str, int]
     events: dict[Where, list[Data]]
-    keys: Counter[tuple[str, str]]
-    rejected: Counter[tuple[str, str]]
-    conflicts: Counter[tuple[str, str, str]]
-    settled: Counter[tuple[str, ...]]
-    waiting: Counter[tuple[str, ...]]
+    counts: dict[str, Counter[tuple[str, ...]]]
+
+
+#: A changed record's row in the log waits for a person, or did until one settled it.
+_BY_PERSON: Final = "(x.outcome IN ('open', 'held') OR x.settled_by IS NOT NULL)"
+#: Columns besides the tenant that are counted by, table and rows. A held change may join an open conflict.
+COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
+    "keys": ("replace(x.key_hash::text, '-', '')", "sync_idempotency_record", "true"),
+    "rejected items": ("x.device_id", "quarantine", "true"),
+    "conflicts": (
+        *("x.device_id, x.conflict_id", "conflict_resolution_log"),
+        f"x.outcome <> 'held' AND {_BY_PERSON}",
+    ),
+    "settled changes": (
+        *("x.device_id, x.domain, x.record_id, x.outcome", "conflict_resolution_log"),
+        f"NOT {_BY_PERSON}",
+    ),
+    "held changes": ("x.device_id, x.domain, x.record_id", "conflict_resolution_log", _BY_PERSON),
+}
 
 
 def read_tables(dsn: str, tenants: Sequence[str]) -> Tables:
     """Read all that there is of some tenants. Raises StoreError."""
-    tables = Tables({}, {}, {}, Counter(), Counter(), Counter(), Counter(), Counter())
     with connected(dsn) as connection, connection.cursor() as cursor:
 
-        def rows(columns: str, table: str, besides: str = "") -> list[tuple[Any, ...]]:
+        def rows(columns: str, table: str, condition: str = "true") -> list[tuple[Any, ...]]:
             cursor.execute(
                 f"SELECT t.name, {columns} FROM {table} AS x JOIN tenants AS t USING (tenant_id)"
-                f" WHERE t.name = ANY(%s) {besides}",
+                f" WHERE t.name = ANY(%s) AND {condition}",
                 (list(tenants),),
             )
             return cursor.fetchall()
 
-        for tenant, domain, record_id, version, seq, data in rows(
-            "x.domain, x.id, x.version, x.seq, coalesce(x.data::text, 'null')", "records"
-        ):
-            tables.records[tenant, domain, record_id] = Stored(version, seq, _decode(data))
-        tables.counters.update(rows("x.seq", "tenant_counters"))
+        records = rows("x.domain, x.id, x.version, x.seq, coalesce(x.data::text, 'null')", "records")
+        events: dict[Where, list[Data]] = defaultdict(list)
         for tenant, domain, event_id, data in rows("x.domain, x.id, x.data::text", "events"):
-            tables.events.setdefault((tenant, domain, event_id), []).append(_decode(data))
-        for tenant, key_hash in rows("x.key_hash::text", "sync_idempotency_record"):
-            tables.keys[tenant, key_hash.replace("-", "")] += 1
-        tables.rejected.update(rows("x.device_id", "quarantine"))
-        columns = "x.device_id, x.conflict_id, x.domain, x.record_id, x.outcome, x.settled_by IS NOT NULL"
-        for tenant, device, conflict_id, domain, record_id, outcome, by_person in rows(
-            columns, "conflict_resolution_log"
-        ):
-            if outcome not in {"open", "held"} and not by_person:
-                tables.settled[tenant, device, domain, record_id, outcome] += 1
-                continue
-            tables.waiting[tenant, device, domain, record_id] += 1
-            if outcome != "held":
-                tables.conflicts[tenant, device, conflict_id] += 1
-    return tables
+            events[tenant, domain, event_id].append(_decode(data))
+        return Tables(
+            records={row[:3]: Stored(row[3], row[4], _decode(row[5])) for row in records},
+            counters=dict(rows("x.seq", "tenant_counters")),
+            events=dict(events),
+            counts={what: Counter(rows(*source)) for what, source in COUNTED.items()},
+        )

@@ -11,16 +11,15 @@ import asyncio
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
 
-from bench.client.crew import DOMAINS, Crew, Outcome, Setting, State, crew
+from bench.client.crew import DOMAINS, Crew, Setting, State, crew
 from bench.client.device import Decision
 from bench.client.edits import Held
 from bench.client.messages import canonical
@@ -38,33 +37,10 @@ TENANT: Final = "convergence"
 #: One domain for each policy: those as delivered, and two more.
 POLICIES: Final = '[domains.note]\npolicy = "manual"\n\n[domains.form]\npolicy = "field_merge"\n'
 EDITED: Final = (*DOMAINS, "note", "form")
-_SKEW_S: Final = 7200.0
+#: How far a device's clock is off at most: two hours.
+SKEW_S: Final = 7200.0
 _LOSS: Final = 0.1
 _PATIENCE_S: Final = 120.0
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """One run."""
-
-    devices: int
-    duration_s: float
-    seed: int
-    edits_per_minute: float
-    pool: int
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What came of it; ``faults`` is empty if all is well."""
-
-    seed: int
-    devices: int
-    edits: int
-    outcomes: dict[Outcome, int]
-    resolved_by_person: int
-    answers_lost: int
-    records: int
-    converge_s: float
-    faults: list[str]
 
 
 def _spells_s(longest_s: float, random: Random) -> Iterator[float]:
@@ -74,25 +50,19 @@ def _spells_s(longest_s: float, random: Random) -> Iterator[float]:
 
 
 async def converge(
-    asked: Asked, dsn: str, port: int, sign: Callable[[str], str], home: Path, tenant: str
-) -> Report:
-    """Run a crew against a server on loopback that has the domains ``EDITED``, then audit its database."""
-    random, history = Random(asked.seed), History()
+    devices: int, duration_s: float, setting: Setting, dsn: str, tenant: str
+) -> dict[str, Any]:
+    """Run a crew against a server that has the domains ``EDITED``, then audit its database.
+
+    Returns what came of it; ``faults`` is empty if all is well.
+    """
+    random, history = Random(setting.seed), History()
+    port = int(setting.url.rpartition(":")[2])
     async with proxied("127.0.0.1", port, random, Chances(lost=_LOSS)) as proxy:
-        setting = Setting(
-            url=proxy.url,
-            sign=sign,
-            home=home,
-            seed=asked.seed,
-            domains=EDITED,
-            pool=asked.pool,
-            edits_per_minute=asked.edits_per_minute,
-            skew_s=_SKEW_S,
-            make=partial(FaultsDevice, history, tenant, None),
-        )
-        names = [f"device-{index:03}" for index in range(asked.devices)]
+        setting = setting._replace(url=proxy.url, make=partial(FaultsDevice, history, tenant, None))
+        names = [f"device-{index:03}" for index in range(devices)]
         async with crew(dict.fromkeys(names, setting)) as working:
-            await working.work(asked.duration_s, partial(_spells_s, min(30.0, asked.duration_s / 4)))
+            await working.work(duration_s, partial(_spells_s, min(30.0, duration_s / 4)))
             proxy.chances.lost = 0.0
             began_s = time.monotonic()
             agreed = await working.converge(_PATIENCE_S)
@@ -100,19 +70,18 @@ async def converge(
             agreed = agreed and await working.converge(_PATIENCE_S)
             converge_s = time.monotonic() - began_s
             tables = read_tables(dsn, [tenant])
-            found = [] if agreed else ["the devices did not come to agree"]
-            found += faults(working, history, tables)
-            return Report(
-                seed=asked.seed,
-                devices=asked.devices,
-                edits=working.made,
-                outcomes=working.outcomes,
-                resolved_by_person=by_person,
-                answers_lost=proxy.cuts,
-                records=len(tables.records),
-                converge_s=converge_s,
-                faults=found,
-            )
+            disagreed = [] if agreed else ["the devices did not come to agree"]
+            return {
+                "seed": setting.seed,
+                "devices": devices,
+                "edits": working.made,
+                "outcomes": working.outcomes,
+                "resolved_by_person": by_person,
+                "answers_lost": proxy.cuts,
+                "records": len(tables.records),
+                "converge_s": converge_s,
+                "faults": [*disagreed, *faults(working, history, tables)],
+            }
 
 
 def faults(working: Crew, history: History, tables: Tables) -> list[str]:
@@ -135,32 +104,26 @@ async def _settle_some(working: Crew, random: Random) -> int:
     """Settle about half of the open conflicts by hand; the rest stays in the queue."""
 
     def choose(held: Held) -> Decision | None:
-        match random.randrange(6):
-            case 0:
-                return Decision("server")
-            case 1:
-                return Decision("client")
-            case 2:
-                return Decision("merged", {"settled": held.conflict_id})
-            case _:
-                return None
+        merged = Decision("merged", {"settled": held.conflict_id})
+        return random.choice([Decision("server"), Decision("client"), merged, None, None, None])
 
     return sum([await member.device.resolve(choose) for member in working.members])
 
 
-async def _run(asked: Asked) -> Report:
+async def _run(devices: int, duration_s: float, seed: int) -> dict[str, Any]:
     chosen = read_settings(None, None)
     with fresh(chosen) as environment:
         dsn = environment.database("convergence")
         add_tenants(dsn, [TENANT])
         secret = secrets.token_urlsafe(48)
-        config = environment.home / "domains.toml"
+        config, home = environment.home / "domains.toml", environment.home / "devices"
         config.write_text(POLICIES, "utf-8")
-        devices = environment.home / "devices"
-        devices.mkdir()
+        home.mkdir()
         async with product(environment, dsn, secret, config) as server:
             target = Target(port=server.port, secret=secret, tenants=[TENANT], audience=chosen.auth.audience)
-            return await converge(asked, dsn, server.port, partial(target.token, TENANT), devices, TENANT)
+            url, sign, pool = f"http://127.0.0.1:{server.port}", partial(target.token, TENANT), devices // 2
+            setting = Setting(url, sign, home, seed, EDITED, max(4, pool), 30.0, skew_s=SKEW_S)
+            return await converge(devices, duration_s, setting, dsn, TENANT)
 
 
 @click.command(epilog="Example: python -m bench.tools.convergence --devices 50 --minutes 10 --seed 7")
@@ -173,10 +136,9 @@ def main(devices: int, minutes: float, seed: int | None) -> None:
     """Run a crew and audit every edit; exit status 1 if one is not accounted for or devices disagree."""
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     click.echo(f"seed {seed}", err=True)
-    asked = Asked(devices, minutes * 60, seed, edits_per_minute=30.0, pool=max(4, devices // 2))
-    report = asyncio.run(_run(asked))
+    report = asyncio.run(_run(devices, minutes * 60, seed))
     click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
-    sys.exit(1 if report.faults else 0)
+    sys.exit(1 if report["faults"] else 0)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ async def test_proxy_cuts_in_the_middle() -> None:
 def test_workload_seed_decides_what_devices_send(tmp_path: Path) -> None:
     def drawn(seed: int, name: str) -> list[tuple[object, ...]]:
         (tmp_path / name).mkdir()
-        setting = Setting("", str, tmp_path / name, seed, DOMAINS, 4, 60.0, mark={"tenant": "t"})
+        setting = Setting("", str, tmp_path / name, seed, DOMAINS, 4, 60.0, tenant="t")
         member = Member("d", setting, cast(ClientSession, None))
         for _ in range(200):
             member.edit()

@@ -29,7 +29,7 @@ from bench.faults.history import (
     Rewound,
     Sent,
 )
-from bench.faults.tables import Stored, Tables
+from bench.faults.tables import COUNTED, Stored, Tables
 
 AT = "2026-01-02T03:04:05Z"
 
@@ -40,7 +40,9 @@ class World:
     def __init__(self, tenants: dict[str, str]) -> None:
         self.tenants = tenants
         self.history: list[Event] = []
-        self.tables = Tables({}, dict.fromkeys(tenants.values(), 0), {}, *(Counter() for _ in range(5)))
+        self.tables = Tables(
+            {}, dict.fromkeys(tenants.values(), 0), {}, {what: Counter() for what in COUNTED}
+        )
         self.changes: dict[str, list[Change]] = {tenant: [] for tenant in tenants.values()}
         self._pushed: Counter[str] = Counter()
         self._read: Counter[str] = Counter()
@@ -52,7 +54,7 @@ class World:
         self._pushed[device] += 1
         key = f"{device}-{self._pushed[device]}"
         results = [self._apply(tenant, device, item) for item in items]
-        self.tables.keys[tenant, key_hash(device, key)] += 1
+        self.tables.counts["keys"][tenant, key_hash(device, key)] += 1
         self.history.append(Sent(at_s=1, device=device, key=key, attempt=1, items=list(items)))
         for number in range(answers):
             self.history.append(
@@ -64,13 +66,13 @@ class World:
             self.tables.events[tenant, item.domain, item.id] = [item.data]
             return Result("applied", item.domain, item.id)
         if item.op == "refuse":
-            self.tables.rejected[tenant, device] += 1
+            self.tables.counts["rejected items"][tenant, device] += 1
             return Result("rejected", item.domain, item.id, error={"code": "invalid_item", "message": ""})
         row = self.tables.records.get((tenant, item.domain, item.id))
         if item.op == "hold":
             held = f"{device} {item.id}"
-            self.tables.conflicts[tenant, device, held] = 1
-            self.tables.waiting[tenant, device, item.domain, item.id] += 1
+            self.tables.counts["conflicts"][tenant, device, held] = 1
+            self.tables.counts["held changes"][tenant, device, item.domain, item.id] += 1
             return Result("conflict", item.domain, item.id, conflict_id=held, version=1, seq=1, data=None)
         self.tables.counters[tenant] += 1
         seq, version = self.tables.counters[tenant], (row.version if row else 0) + 1
@@ -82,7 +84,7 @@ class World:
         self.changes[tenant].append(Change(item.domain, item.id, version, seq, data is None, data))
         if item.base is not None and item.base != version - 1:
             winner = {"winner": "client", "data": data}
-            self.tables.settled[tenant, device, item.domain, item.id, "client"] += 1
+            self.tables.counts["settled changes"][tenant, device, item.domain, item.id, "client"] += 1
             return Result("resolved", item.domain, item.id, version=version, seq=seq, **winner)  # type: ignore[arg-type]
         return Result("applied", item.domain, item.id, version=version, seq=seq)
 
@@ -202,15 +204,15 @@ def _answer_of_other_items(world: World) -> None:
 
 
 def _key_kept_twice(world: World) -> None:
-    world.tables.keys["a", key_hash("a1", "a1-1")] += 1
+    world.tables.counts["keys"]["a", key_hash("a1", "a1-1")] += 1
 
 
 def _key_not_kept(world: World) -> None:
-    del world.tables.keys["a", key_hash("a1", "a1-1")]
+    del world.tables.counts["keys"]["a", key_hash("a1", "a1-1")]
 
 
 def _unknown_key(world: World) -> None:
-    world.tables.keys["a", key_hash("a1", "of nobody")] += 1
+    world.tables.counts["keys"]["a", key_hash("a1", "of nobody")] += 1
 
 
 def _event_twice(world: World) -> None:
@@ -226,15 +228,15 @@ def _event_of_nobody(world: World) -> None:
 
 
 def _not_in_quarantine(world: World) -> None:
-    del world.tables.rejected["a", "a1"]
+    del world.tables.counts["rejected items"]["a", "a1"]
 
 
 def _conflict_of_nobody(world: World) -> None:
-    world.tables.conflicts["a", "a2", "of nobody"] = 1
+    world.tables.counts["conflicts"]["a", "a2", "of nobody"] = 1
 
 
 def _conflict_lost(world: World) -> None:
-    world.tables.conflicts.clear()
+    world.tables.counts["conflicts"].clear()
 
 
 def _last_live(world: World, device: str) -> tuple[int, list[Change]]:
@@ -312,15 +314,15 @@ PLANTED: dict[Callable[[World], None], str] = {
     _other_answer_to_a_retry: "a1: a1-1 was answered differently",
     _never_answered: "a1: a1-3 was never answered",
     _answer_of_other_items: "a1: a1-2 was answered with results of other items",
-    _key_kept_twice: "a1: a1-1 is kept 2 times",
-    _key_not_kept: "a1: a1-1 is kept 0 times",
-    _unknown_key: "1 keys are kept that no device sent",
+    _key_kept_twice: "a1 a1-1: 1 keys as the device knows, 2 in the tables",
+    _key_not_kept: "a1 a1-1: 1 keys as the device knows, 0 in the tables",
+    _unknown_key: f"a/{key_hash('a1', 'of nobody')}: 0 keys as the device knows, 1 in the tables",
     _event_twice: "a/metrics/m: the event was acknowledged and stands 2 times",
     _event_lost: "a/metrics/m: the event was acknowledged and stands 0 times",
     _event_of_nobody: "a/metrics/n: an event that nobody was told of",
-    _not_in_quarantine: "a1: 1 items were rejected, 0 are in quarantine",
-    _conflict_of_nobody: "a2: conflict of nobody is there and nobody was told",
-    _conflict_lost: "a1: conflict a1 r is told of and not there",
+    _not_in_quarantine: "a/a1: 1 rejected items as the device knows, 0 in the tables",
+    _conflict_of_nobody: "a/a2/of nobody: 0 conflicts as the device knows, 1 in the tables",
+    _conflict_lost: "a/a1/a1 r: 1 conflicts as the device knows, 0 in the tables",
     _foreign_item: "b1 at 3.00 s: task/r version 2: is data of a",
     _foreign_tombstone: "b1 at 3.00 s: task/s version 2: seq 5 was acknowledged for None",
     _page_goes_back: "came after version",

@@ -17,7 +17,7 @@ from bench.client.simulate import Access, simulate, status_table
 from bench.faults.device import FaultsDevice
 from bench.faults.history import History
 from bench.faults.tables import read_tables
-from bench.tools.convergence import Asked, converge, faults
+from bench.tools.convergence import EDITED, SKEW_S, converge, faults
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.services import execute
 from tests.harness.ws_device import token
@@ -28,12 +28,11 @@ pytestmark = ON_SHARED
 async def test_convergence_fifty_devices_agree_and_no_edit_missing(shared: Running, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1_000_000)
     print(f"seed {seed}")  # noqa: T201  # to run it again
-    asked = Asked(devices=50, duration_s=12.0, seed=seed, edits_per_minute=40.0, pool=12)
-    port = int(shared.url.rpartition(":")[2])
-    report = await converge(asked, shared.dsn, port, shared.token, tmp_path, shared.tenant())
-    assert report.faults == []
-    assert report.edits == sum(report.outcomes.values()) > 100
-    assert report.answers_lost > 0
+    setting = Setting(shared.url, shared.token, tmp_path, seed, EDITED, 12, 40.0, skew_s=SKEW_S)
+    report = await converge(50, 12.0, setting, shared.dsn, shared.tenant())
+    assert report["faults"] == []
+    assert report["edits"] == sum(report["outcomes"].values()) > 100
+    assert report["answers_lost"] > 0
 
 
 async def _worked(working: Crew, name: str) -> None:
@@ -58,11 +57,16 @@ async def test_convergence_check_missing_edit_found(shared: Running, tmp_path: P
         assert f"{'/'.join(where)}: version 3 was written by no acknowledged item" in found
         assert any("holds other records" in fault for fault in found)
         tables = read_tables(shared.dsn, [tenant])
-        tables.settled.clear()
-        assert any("told as settled, the log has 0" in fault for fault in faults(working, history, tables))
+        tables.counts["settled changes"].clear()
+        assert any(
+            "1 settled changes as the device knows, 0 in" in fault
+            for fault in faults(working, history, tables)
+        )
         tables = read_tables(shared.dsn, [tenant])
-        tables.waiting[tenant, "one", "note", "a"] += 1
-        assert any("told as held, the log has 1" in fault for fault in faults(working, history, tables))
+        tables.counts["held changes"][tenant, "one", "note", "a"] += 1
+        assert any(
+            "0 held changes as the device knows, 1 in" in fault for fault in faults(working, history, tables)
+        )
         working.members[0].made += 1
         tables = read_tables(shared.dsn, [tenant])
         assert faults(working, history, tables) == ["one made 2 edits and was told of 1"]

@@ -46,19 +46,6 @@ class Access(msgspec.Struct, frozen=True):
 Open = Callable[[Path | None, str | None], Access]
 
 
-class Summary(msgspec.Struct, frozen=True):
-    """What a simulation came to; ``outcomes`` counts edits."""
-
-    devices: int
-    seed: int
-    made: int
-    outcomes: dict[Outcome, int]
-    waiting: int
-    records: int
-    converge_s: float
-    converged: bool
-
-
 def status_table(members: list[Member], lines: int) -> list[str]:
     """Make a table of at most so many lines: the heading, devices while there is room, all together."""
     numbers = [
@@ -111,7 +98,10 @@ async def _write_lines(crew: Crew) -> None:
         await asyncio.sleep(_LINE_S)
 
 
-async def _simulate(setting: Setting, names: list[str], offline_s: float, duration_s: float) -> Summary:
+async def _simulate(
+    setting: Setting, names: list[str], offline_s: float, duration_s: float
+) -> dict[str, Any]:
+    """Let a crew catch up, work and agree. Returns what it came to, with the outcomes of edits."""
     async with crew(dict.fromkeys(names, setting)) as working:
         show = _show_table if sys.stderr.isatty() else _write_lines
         watching = asyncio.create_task(show(working))
@@ -124,29 +114,28 @@ async def _simulate(setting: Setting, names: list[str], offline_s: float, durati
         finally:
             watching.cancel()
             await asyncio.wait([watching])
-        return Summary(
-            devices=len(names),
-            seed=setting.seed,
-            made=working.made,
-            outcomes=working.outcomes,
-            waiting=sum(member.waiting for member in working.members),
-            records=working.members[0].store.count,
-            converge_s=round(converge_s, 3),
-            converged=converged,
-        )
+        return {
+            "devices": len(names),
+            "seed": setting.seed,
+            "made": working.made,
+            "outcomes": working.outcomes,
+            "waiting": sum(member.waiting for member in working.members),
+            "records": working.members[0].store.count,
+            "converge_s": round(converge_s, 3),
+            "converged": converged,
+        }
 
 
-def _text(summary: Summary) -> str:
-    lines = [f"{summary.made:>7}  edits made by {summary.devices} devices (seed {summary.seed})"]
-    lines += [f"{summary.outcomes[outcome]:>7}  {meaning}" for outcome, meaning in _MEANINGS.items()]
-    if summary.waiting:
-        lines.append(f"{summary.waiting:>7}  not answered")
-    verdict = (
-        f"All replicas equal the server's {summary.records} records {summary.converge_s:.1f} s after the end."
-        if summary.converged
-        else f"The replicas do not equal the server's records after {summary.converge_s:.0f} s."
-    )
-    return "\n".join([*lines, verdict])
+def _text(made: int, waiting: int, outcomes: dict[Outcome, int], **summary: Any) -> str:
+    lines = [f"{made:>7}  edits made by {summary['devices']} devices (seed {summary['seed']})"]
+    lines += [f"{outcomes[outcome]:>7}  {meaning}" for outcome, meaning in _MEANINGS.items()]
+    if waiting:
+        lines.append(f"{waiting:>7}  not answered")
+    if summary["converged"]:
+        verdict = "All replicas equal the server's {records} records {converge_s:.1f} s after the end."
+    else:
+        verdict = "The replicas do not equal the server's records after {converge_s:.0f} s."
+    return "\n".join([*lines, verdict.format(**summary)])
 
 
 @click.command(
@@ -217,5 +206,5 @@ def simulate(
     if json_:
         click.echo(msgspec.json.format(msgspec.json.encode(summary)).decode())
     else:
-        click.echo(_text(summary))
-    sys.exit(0 if summary.converged else 1)
+        click.echo(_text(**summary))
+    sys.exit(0 if summary["converged"] else 1)

@@ -27,6 +27,7 @@ from bench.faults.history import (
     Rewound,
     Sent,
     SettledByHand,
+    only,
 )
 from bench.faults.tables import Stored, Tables, Where
 
@@ -76,29 +77,16 @@ class Account:
     """
 
     def __init__(self, history: Sequence[Event]) -> None:
-        self.tenants: dict[str, str] = {}
-        self.sent: dict[tuple[str, str], list[Item]] = {}
+        self.tenants = {one.device: one.tenant for one in only(Joined, history)}
+        self.sent = {(one.device, one.key): one.items for one in only(Sent, history) if one.attempt == 1}
+        self.refused = only(Refused, history)
         self.answers: dict[tuple[str, str], list[Answered]] = defaultdict(list)
         self.seen: dict[str, list[Answered | Paged | Rewound]] = defaultdict(list)
-        self.refused: list[Refused] = []
-        by_hand: list[SettledByHand] = []
         for event in history:
-            match event:
-                case Joined():
-                    self.tenants[event.device] = event.tenant
-                case Sent(attempt=1):
-                    self.sent[event.device, event.key] = event.items
-                case Answered():
-                    self.answers[event.device, event.key].append(event)
-                    self.seen[event.device].append(event)
-                case Paged() | Rewound():
-                    self.seen[event.device].append(event)
-                case SettledByHand():
-                    by_hand.append(event)
-                case Refused():
-                    self.refused.append(event)
-                case _:
-                    pass
+            if isinstance(event, Answered):
+                self.answers[event.device, event.key].append(event)
+            if isinstance(event, Answered | Paged | Rewound):
+                self.seen[event.device].append(event)
         self.told = [
             Told(self.tenants[device], device, key, item, result)
             for (device, key), answers in self.answers.items()
@@ -106,7 +94,7 @@ class Account:
         ]
         self.claims: dict[Where, dict[int, list[Told]]] = defaultdict(lambda: defaultdict(list))
         self.seqs: dict[str, dict[int, list[Told]]] = defaultdict(lambda: defaultdict(list))
-        for one in [*self.told, *self._by_hand(by_hand)]:
+        for one in [*self.told, *self._by_hand(only(SettledByHand, history))]:
             if wrote(one.item, one.result):
                 self.claims[one.where][one.result.version or 0].append(one)
                 self.seqs[one.tenant][one.result.seq or 0].append(one)

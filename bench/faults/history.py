@@ -6,9 +6,9 @@ Times are seconds since the run began.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -135,7 +135,13 @@ class Logged(_Event, frozen=True, kw_only=True):
 
 
 Event = Joined | Sent | Answered | Paged | Rewound | SettledByHand | Refused | Closed | Fault | Logged
+OneEvent = TypeVar("OneEvent", bound=_Event)
 _decode_change = msgspec.json.Decoder(Change).decode
+
+
+def only(kind: type[OneEvent], events: Sequence[Event]) -> list[OneEvent]:
+    """Return the events of a kind."""
+    return [event for event in events if isinstance(event, kind)]
 
 
 class History:

@@ -23,7 +23,7 @@ from aiohttp import ClientError
 from bench.client.crew import DOMAINS, Crew, CrewError, Member, Setting, crew, pull_all
 from bench.faults.check import Account, check
 from bench.faults.device import FaultsDevice
-from bench.faults.history import Answered, Closed, Event, Fault, History, Logged, Paged, Refused, Sent
+from bench.faults.history import Answered, Closed, Event, Fault, History, Logged, Paged, Refused, Sent, only
 from bench.faults.inject import FAULTS, Site
 from bench.faults.tables import read_tables
 from bench.harness.audit import Audit
@@ -318,9 +318,9 @@ async def _within(done: Callable[[], bool]) -> bool:
 
 def _remarks(events: list[Event]) -> Iterator[str]:
     """Write what devices met that is no fault by itself."""
-    refused = Counter(event.code for event in events if isinstance(event, Refused))
-    closed = Counter(event.code for event in events if isinstance(event, Closed))
-    answers = [event for event in events if isinstance(event, Answered)]
+    refused = Counter(event.code for event in only(Refused, events))
+    closed = Counter(event.code for event in only(Closed, events))
+    answers = only(Answered, events)
     statuses = Counter(result.status for event in answers for result in event.results)
     replayed = sum(event.replayed for event in answers)
     yield f"results of items: {_counts(statuses)}; {replayed} answers were given again"

@@ -33,7 +33,7 @@ class Site(msgspec.Struct, frozen=True):
     postgres: Cluster
     dsn: str
     server: Server
-    proxies: list[Proxy]
+    proxy: Proxy
     random: Random
 
     @asynccontextmanager
@@ -98,13 +98,9 @@ async def renew_workers(site: Site) -> None:
 
 async def cut_lines(site: Site) -> None:
     """Cut connections in the middle of frames, in both directions."""
-    for proxy in site.proxies:
-        proxy.chances.cut = _CUT
-    try:
-        await asyncio.sleep(_CUTTING_S)
-    finally:
-        for proxy in site.proxies:
-            proxy.chances.cut = 0.0
+    site.proxy.chances.cut = _CUT
+    await asyncio.sleep(_CUTTING_S)
+    site.proxy.chances.cut = 0.0
 
 
 FAULTS: Final[Mapping[str, Callable[[Site], Awaitable[None]]]] = {

@@ -54,10 +54,9 @@ PER_S: Final = 2.0
 _MOST_AT_ONCE: Final = 5
 #: Records of each domain that a tenant's devices share.
 _POOL: Final = 12
-#: Devices on each worker's own port, and proxies; every third of the others is behind one.
+#: Devices on each worker's own port; every third of the others is behind a proxy.
 _OWN: Final = 2
-_PROXIES: Final = 2
-#: The share of chunks that a proxy holds back or swallows with their connection.
+#: The share of chunks that the proxy holds back or swallows with their connection.
 _DELAYED, _SWALLOWED = 0.05, 0.001
 CALM_S: Final = (1.0, 2.0)
 #: How long devices may take until all that they made during a fault is acknowledged, and to agree at the end.
@@ -133,13 +132,10 @@ class _Run:
             await stack.enter_async_context(server)
             await server.ready()
             chances = Chances(delayed=_DELAYED, swallowed=_SWALLOWED)
-            randoms = [Random(f"{self._options.seed} line {index}") for index in range(_PROXIES)]
-            proxies = [
-                await stack.enter_async_context(proxied("127.0.0.1", server.port, random, chances))
-                for random in randoms
-            ]
+            random = Random(f"{self._options.seed} line")
+            proxy = await stack.enter_async_context(proxied("127.0.0.1", server.port, random, chances))
             home = self._environment.home
-            self.site = Site(home, self._postgres, self.dsn, server, proxies, self._random)
+            self.site = Site(home, self._postgres, self.dsn, server, proxy, self._random)
             audience = self._options.settings.auth.audience
             target = Target(port=server.port, secret=secret, tenants=TENANTS, audience=audience)
             self.crew = await stack.enter_async_context(crew(dict(self._settings(target))))
@@ -154,8 +150,7 @@ class _Run:
                 task.cancel()
             await self._finish(times)
         self._report.logged = dict(server.logged)
-        cuts = sum(proxy.cuts for proxy in proxies)
-        self._report.remarks.append(f"{cuts} connections were cut in mid-frame")
+        self._report.remarks.append(f"{proxy.cuts} connections were cut in mid-frame")
 
     async def _set_policies(self, chosen: Iterable[tuple[str, str, dict[str, str]]]) -> None:
         """Set policies of tenants' domains past the server."""
@@ -171,7 +166,7 @@ class _Run:
         home.mkdir()
         own = [f"http://127.0.0.1:{port}" for port in server.own_ports]
         shared = [
-            self.site.proxies[index % _PROXIES].url if index % 3 == 0 else f"http://127.0.0.1:{server.port}"
+            self.site.proxy.url if index % 3 == 0 else f"http://127.0.0.1:{server.port}"
             for index in range(DEVICES - _OWN * WORKERS)
         ]
         urls = [*own * _OWN, *shared, *(own[index % WORKERS] for index in range(REFERENCES))]

@@ -231,13 +231,14 @@ class _Run:
         server, members, events = self.site.server, self.crew.members, self.history.events
         for member in members:
             member.edits_per_minute = _BUSY_PER_S * 60
-        await asyncio.sleep(0.5 + self._random.random() * 0.1)
+        await asyncio.sleep(1.0 + self._random.random() * 0.1)
         first, began_s = len(events), self.history.now_s()
         await self.site.freeze(server.workers[min(server.workers)], _STOPPED_S)
         over_s = self.history.now_s()
         for member in members:
             member.edits_per_minute = member.setting.edits_per_minute
-        far = {member.name for member in members[DEVICES:] if str(server.own_ports[-1]) in member.setting.url}
+        far_port = f":{server.own_ports[-1]}"
+        far = {member.name for member in members[DEVICES:] if member.setting.url.endswith(far_port)}
         sent_s: dict[str, float] = {}
         waits_s = [0.0]
         for event in events[first:]:

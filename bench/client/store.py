@@ -199,24 +199,22 @@ class Store:
         if under_way is not None:
             return under_way
         with self._transaction() as run:
-            taken, size_bytes, last = 0, 0, 0
+            size_bytes, last = 0, 0
             oldest = run("SELECT edit, item FROM outbox ORDER BY edit LIMIT ?", (max_items,)).fetchall()
             for edit, item in oldest:
                 if len(item) + messages.ENVELOPE_BYTES > frame_bytes:
-                    if not taken:
-                        self._reject(edit, item, "too_large", f"larger than a frame of {frame_bytes} bytes")
-                        continue
-                    break
+                    self._reject(edit, item, "too_large", f"larger than a frame of {frame_bytes} bytes")
+                    continue
                 size_bytes += len(item) + 1
-                if taken and size_bytes > max_bytes:
+                if last and size_bytes > max_bytes:
                     break
-                taken, last = taken + 1, edit
-            if taken:
+                last = edit
+            if last:
                 key = uuid.uuid4().hex
                 run("UPDATE outbox SET key = ? WHERE edit <= ?", (key, last))
                 before = "INSERT INTO message SELECT ?, scope, cursor FROM cursors WHERE scope = ?"
                 run(before, (key, self._scope))
-        if oldest and not taken:
+        if oldest and not last:
             return self.message(max_items, max_bytes, frame_bytes)
         return self._under_way()
 
@@ -244,7 +242,7 @@ class Store:
                     " WHERE m.scope = cursors.scope) WHERE scope = ?",
                     (self._scope,),
                 )
-            self._forget_message(key)
+            run("DELETE FROM message WHERE key = ?", (key,))
             run("DELETE FROM outbox WHERE key = ?", (key,))
         return settled, not all(told)
 
@@ -293,14 +291,11 @@ class Store:
                 edit, item = sent[0]
                 self._reject(edit, item, code, sentence)
             run("UPDATE outbox SET key = NULL WHERE key = ?", (key,))
-            self._forget_message(key)
+            run("DELETE FROM message WHERE key = ?", (key,))
 
     def _reject(self, edit: int, item: bytes, code: str, sentence: str) -> None:
         self._connection.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", (edit, item, code, sentence))
         self._connection.execute("DELETE FROM outbox WHERE edit = ?", (edit,))
-
-    def _forget_message(self, key: str) -> None:
-        self._connection.execute("DELETE FROM message WHERE key = ?", (key,))
 
     @property
     def rejected(self) -> list[Rejected]:

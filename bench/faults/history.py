@@ -56,67 +56,62 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=s
     at_s: float
 
 
-class Joined(_Event, frozen=True, kw_only=True):
+class _OfDevice(_Event, frozen=True, kw_only=True):
+    device: str
+
+
+class Joined(_OfDevice, frozen=True, kw_only=True):
     """A device and whose it is; comes before all else of it."""
 
-    device: str
     tenant: str
 
 
-class Sent(_Event, frozen=True, kw_only=True):
+class Sent(_OfDevice, frozen=True, kw_only=True):
     """A sync left under its key, for the ``attempt``-th time; only the first names its items."""
 
-    device: str
     key: str
     attempt: int
     items: list[Item]
 
 
-class Answered(_Event, frozen=True, kw_only=True):
+class Answered(_OfDevice, frozen=True, kw_only=True):
     """A sync was acknowledged."""
 
-    device: str
     key: str
     replayed: bool
     results: list[Result]
 
 
-class Paged(_Event, frozen=True, kw_only=True):
+class Paged(_OfDevice, frozen=True, kw_only=True):
     """A page came: ``live`` of what the device follows, ``whole`` of the pull from null at the end."""
 
-    device: str
     feed: Literal["live", "whole"]
     changes: list[Change]
 
 
-class Rewound(_Event, frozen=True, kw_only=True):
+class Rewound(_OfDevice, frozen=True, kw_only=True):
     """The device reads its feed again from an earlier cursor, since it could not tell an outcome."""
 
-    device: str
 
-
-class SettledByHand(_Event, frozen=True, kw_only=True):
+class SettledByHand(_OfDevice, frozen=True, kw_only=True):
     """A person settled a conflict on the device, which wrote a version."""
 
-    device: str
     conflict_id: str
     version: int
     seq: int
 
 
-class Refused(_Event, frozen=True, kw_only=True):
+class Refused(_OfDevice, frozen=True, kw_only=True):
     """The server answered with an error; ``key`` is the sync's, None for any other message."""
 
-    device: str
     key: str | None
     code: str
     retryable: bool
 
 
-class Closed(_Event, frozen=True, kw_only=True):
+class Closed(_OfDevice, frozen=True, kw_only=True):
     """A connection ended or did not come about: with a close code, 1006 without one."""
 
-    device: str
     code: int
 
 

@@ -6,7 +6,6 @@ Another's photo is uploaded before its record, which then comes, and is attached
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 import ssl
 from collections import Counter
@@ -15,7 +14,6 @@ from time import perf_counter
 from typing import Any, Final
 
 import msgspec
-from aiohttp import ClientError, ClientSession
 
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
@@ -24,6 +22,8 @@ from bench.load.simple_device import Message, SimpleDevice
 from bench.load.workload import data_of
 from bench.report.results import Felt
 from bench.report.statistics import latency_of
+from bench.uploads.device import FailedError, Uploader, session_at
+from bench.uploads.workload import Album
 from storage.postgres.blocking import connected
 
 DEVICES: Final = 5
@@ -32,7 +32,7 @@ PER_S: Final = {"heartbeat": 100.0, "sync": 30.0, "pull": 30.0}
 #: How long an answer may take; one that is missing then counts with this.
 _GRACE_S: Final = 20.0
 _DATA: Final = msgspec.json.decode(data_of(0, 0))
-_PHOTO: Final = bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffda0008010100003f00") + bytes(20_000)
+_PHOTO_BYTES: Final = 20_000
 _LOOK_S: Final = 0.02
 #: A photo that is not attached after this counts with it.
 _PATIENCE_S: Final = 60.0
@@ -103,7 +103,9 @@ class Others:
         """Send one message, and count how long it took from when it was due."""
         fields: dict[str, Any] = {"cursor": self._cursors[place], "limit": 100} if kind == "pull" else {}
         if kind == "sync":
-            fields = _sync(secrets.token_hex(8))
+            name = secrets.token_hex(8)
+            item = {"domain": "task", "id": name, "op": "put", "base": None, "data": _DATA}
+            fields = {"key": name, "items": [item]}
         try:
             answer = await self._devices[place].ask(kind, **fields)
         except TimeoutError:
@@ -116,38 +118,25 @@ class Others:
         self._cursors[place] = answer.get("cursor") or self._cursors[place]
 
 
-def _sync(name: str) -> Message:
-    item = {"domain": "task", "id": name, "op": "put", "base": None, "data": _DATA}
-    return {"key": name, "items": [item]}
-
-
 async def photo_s(target: Target, dsn: str, tenant: str) -> float:
     """Upload a photo and send its record. Returns the seconds from the record's answer until it is attached.
 
     Raises BenchError.
     """
-    name = secrets.token_hex(6)
-    said = {"filename": "photo.jpg", "filetype": "image/jpeg", "domain": "task", "record_id": name}
-    tus = {
-        "Tus-Resumable": "1.0.0",
-        "Upload-Length": str(len(_PHOTO)),
-        "Upload-Metadata": ",".join(f"{k} {base64.b64encode(v.encode()).decode()}" for k, v in said.items()),
-        "Content-Type": "application/offset+octet-stream",
-    }
-    signed = {"Authorization": f"Bearer {target.token(tenant, f'photo-{name}')}"}
-    url = f"http://{target.host}:{target.port}/v1/"
-    try:
-        async with ClientSession(url, headers=signed, raise_for_status=True) as session:
-            async with session.post("uploads", headers=tus, data=_PHOTO) as created:
-                upload_id = created.headers["Location"].rpartition("/")[2]
-            async with session.post("sync", json={"type": "sync", **_sync(name)}):
-                came_s = perf_counter()
-    except (ClientError, OSError) as error:
-        raise BenchError(f"a photo was not uploaded: {error}") from None
+    mark = secrets.token_hex(6)
+    picture = Album(mark, 1, _PHOTO_BYTES).picture(0, 0)
+    async with session_at(target.host, target.port) as session:
+        uploader = Uploader(session, target.token(tenant, f"photo-{mark}"), _PHOTO_BYTES)
+        try:
+            stored = await uploader.upload(picture)
+            await uploader.make_record(picture.record_id)
+        except (FailedError, OSError) as error:
+            raise BenchError(f"a photo was not uploaded: {error}") from None
+    came_s = perf_counter()
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):
             # Only the database shows it.
-            while await asyncio.to_thread(_state, dsn, upload_id) != "attached":  # noqa: ASYNC110
+            while await asyncio.to_thread(_state, dsn, stored.file_id) != "attached":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
     return perf_counter() - came_s
 

@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from engine.model.minutes import TenantMinutes
-from engine.operate.monitor.judge import DevicesSeen, Facts, judge, judge_all, judgement
+from engine.model.minutes import MINUTE_US, TenantMinutes
+from engine.operate.monitor.judge import DevicesSeen, Facts, Window, judge, judge_all, judgement
 from engine.operate.monitor.report import Judgement
 from engine.operate.ports import MinuteReads, MonitorReads
 from engine.operate.rows import UploadsEnded
@@ -46,15 +46,18 @@ class HealthCheck:
             StoreError: The database is away.
         """
         now_us = self._clock.now_us()
-        minutes = await self._minutes.windows(tenant, now_us - window_s * 1_000_000, now_us)
+        since_us = now_us - window_s * 1_000_000
+        since_us -= since_us % MINUTE_US
+        minutes = await self._minutes.windows(tenant, since_us, now_us)
         ended = await self._reads.uploads_ended(tenant, now_us - _DAY_US)
         devices = await self._reads.devices_seen(tenant)
         facts = gathered(tenant, minutes, ended, devices)
-        judged_at = _EPOCH + timedelta(microseconds=now_us)
+        ends_at = _EPOCH + timedelta(microseconds=now_us)
+        window = Window(ends_at, window_s, (now_us - since_us) / 1_000_000)
         if tenant is not None:
-            return judgement([judge(facts[0], self._monitor.thresholds(tenant), judged_at, window_s)])
+            return judgement([judge(facts[0], self._monitor.thresholds(tenant), window)])
         # Of a thousand tenants this takes a tenth of a second, which no event loop has.
-        return await asyncio.to_thread(judge_all, facts, self._monitor, judged_at, window_s)
+        return await asyncio.to_thread(judge_all, facts, self._monitor, window)
 
 
 def gathered(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import reduce
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -93,21 +93,32 @@ class Facts(msgspec.Struct, frozen=True):
         )
 
 
-def judge_all(facts: Iterable[Facts], monitor: Monitor, judged_at: datetime, window_s: int) -> Judgement:
+class Window(NamedTuple):
+    """The time that is judged.
+
+    Attributes:
+        ends_at: Its end, the time of the judgement.
+        length_s: Its length, as it was asked for.
+        covered_s: The length that the minutes cover: the first of them begins up to a minute earlier.
+    """
+
+    ends_at: datetime
+    length_s: int
+    covered_s: float
+
+
+def judge_all(facts: Iterable[Facts], monitor: Monitor, window: Window) -> Judgement:
     """Judge all tenants together, and each by itself.
 
     Args:
         facts: Those of each tenant, and of no tenant.
         monitor: The thresholds.
-        judged_at: The end of the window.
-        window_s: The length of the window.
+        window: The window.
     """
     each = list(facts)
     together = reduce(Facts.plus, each, Facts(None))
     tenants = sorted((one for one in each if one.tenant is not None), key=lambda one: one.tenant or "")
-    return judgement(
-        [judge(one, monitor.thresholds(one.tenant), judged_at, window_s) for one in (together, *tenants)]
-    )
+    return judgement([judge(one, monitor.thresholds(one.tenant), window) for one in (together, *tenants)])
 
 
 def judgement(reports: list[Report]) -> Judgement:
@@ -117,13 +128,13 @@ def judgement(reports: list[Report]) -> Judgement:
     return Judgement(status=worst, reports=reports)
 
 
-def judge(facts: Facts, thresholds: Thresholds, judged_at: datetime, window_s: int) -> Report:
-    """Judge one tenant, or all together. ``window_s`` is the length of the window, which ends now."""
-    values = values_of(facts, window_s)
+def judge(facts: Facts, thresholds: Thresholds, window: Window) -> Report:
+    """Judge one tenant, or all together."""
+    values = values_of(facts, window)
     findings: list[Finding] = []
     unjudged: list[MetricName] = []
     reasons: list[str] = []
-    doubts: list[str] = [] if values.syncs else [f"no syncs within {_span(window_s)}"]
+    doubts: list[str] = [] if values.syncs else [f"no syncs within {_span(window.length_s)}"]
     lost = 0
     for rule in RULES:
         limit = _passed(rule, values, thresholds)
@@ -148,8 +159,8 @@ def judge(facts: Facts, thresholds: Thresholds, judged_at: datetime, window_s: i
     unknown = status == "unknown"
     return Report(
         tenant=facts.tenant,
-        judged_at=judged_at,
-        window_s=window_s,
+        judged_at=window.ends_at,
+        window_s=window.length_s,
         status=status,
         score=None if unknown else max(0, 100 - lost),
         reasons=doubts + reasons if unknown else reasons,
@@ -159,7 +170,7 @@ def judge(facts: Facts, thresholds: Thresholds, judged_at: datetime, window_s: i
     )
 
 
-def values_of(facts: Facts, window_s: int) -> Values:
+def values_of(facts: Facts, window: Window) -> Values:
     """Return the figures of a window."""
     minutes, devices = facts.minutes, facts.devices
     failed = minutes.failed + minutes.refused
@@ -181,7 +192,7 @@ def values_of(facts: Facts, window_s: int) -> Values:
         conflict_rate=_ratio(minutes.conflicts, minutes.items),
         sync_duration_ms=minutes.durations.mean_ms(),
         sync_duration_p95_ms=minutes.durations.percentile_ms(0.95),
-        failed_per_minute=60 * failed / window_s if minutes.syncs else None,
+        failed_per_minute=60 * failed / window.covered_s if minutes.syncs else None,
         upload_abandonment=_ratio(facts.uploads_abandoned, ended),
         device_health=_ratio(devices.score_sum, devices.devices),
     )

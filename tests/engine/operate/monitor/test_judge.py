@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.minutes import Durations, Minute
-from engine.operate.monitor.judge import DevicesSeen, Facts, judge, judge_all
+from engine.operate.monitor.judge import DevicesSeen, Facts, Window, judge, judge_all
 from engine.operate.monitor.report import Judgement, Report
 from engine.runtime.settings import TenantThresholds, Thresholds
 from tests.engine.runtime.test_settings import load
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MONITOR = load().monitor
-WINDOW_S = 900
+WINDOW = Window(NOW, 900, 930)
 
 
 def minute(
@@ -41,7 +41,7 @@ def minute(
 
 def report_of(facts: Facts, **changes: float) -> Report:
     """Judge by the defaults with some changes."""
-    return judge(facts, msgspec.structs.replace(MONITOR, **changes), NOW, WINDOW_S)
+    return judge(facts, msgspec.structs.replace(MONITOR, **changes), WINDOW)
 
 
 # -- the model: every sentence of the specification as one line of a table, in exact numbers ------------
@@ -66,7 +66,7 @@ def model(facts: Facts, of: Thresholds) -> dict[str, Any]:
     conflicts = share(m.conflicts, m.items)
     mean_ms = share(Fraction(m.durations.sum_us) / 1000, m.durations.count)
     p95_ms = m.durations.percentile_ms(0.95)
-    a_minute = Fraction(failed * 60, WINDOW_S) if m.syncs else None
+    a_minute = Fraction(failed * 60, 930) if m.syncs else None
     abandoned = share(facts.uploads_abandoned, ended)
     health = share(seen.score_sum, seen.devices)
     several_syncs = m.syncs >= of.min_syncs or failed >= of.min_failures
@@ -190,7 +190,7 @@ thresholds = st.just(MONITOR) | st.builds(
 
 @given(facts_of("acme"), thresholds)
 def test_judge_any_window_as_the_model(facts: Facts, of: Thresholds) -> None:
-    report = judge(facts, of, NOW, WINDOW_S)
+    report = judge(facts, of, WINDOW)
     expected = model(facts, of)
     assert {one.metric: one.severity for one in report.findings} == expected["found"]
     assert set(report.unjudged) == expected["unjudged"]
@@ -220,15 +220,13 @@ def test_judge_more_failures_never_raise_the_score(syncs: int, data: st.DataObje
 @given(st.lists(st.sampled_from(["acme", "globex", "umbrella"]), unique=True), st.data())
 def test_judge_all_together_is_the_sum_and_each_tenant_itself(names: list[str], data: st.DataObject) -> None:
     each = [data.draw(facts_of(name)) for name in [*names, None]]
-    found = judge_all(each, MONITOR, NOW, WINDOW_S)
+    found = judge_all(each, MONITOR, WINDOW)
     together, *own = found.reports
     assert together.tenant is None
     assert together.values.syncs == sum(one.minutes.syncs for one in each)
     assert together.values.devices == sum(one.devices.devices for one in each)
     assert together.values.stalled == ()
-    assert own == [
-        judge(one, MONITOR, NOW, WINDOW_S) for one in sorted(each[:-1], key=lambda f: f.tenant or "")
-    ]
+    assert own == [judge(one, MONITOR, WINDOW) for one in sorted(each[:-1], key=lambda f: f.tenant or "")]
     statuses = {report.status for report in found.reports}
     if "critical" in statuses:
         assert found.status == "critical"
@@ -313,7 +311,7 @@ def test_judge_all_thresholds_of_a_tenant_are_its_own() -> None:
         MONITOR, tenants={"acme": TenantThresholds(success_rate_critical=0.5, success_rate_early=0.6)}
     )
     each = [Facts(name, minute(90, failed=10)) for name in ("globex", "acme")]
-    found: Judgement = judge_all(each, own, NOW, WINDOW_S)
+    found: Judgement = judge_all(each, own, WINDOW)
     assert [(one.tenant, one.status) for one in found.reports] == [
         (None, "critical"),
         ("acme", "healthy"),
@@ -323,7 +321,7 @@ def test_judge_all_thresholds_of_a_tenant_are_its_own() -> None:
 
 
 def test_judge_all_idle_tenants_do_not_make_all_unknown() -> None:
-    found = judge_all([Facts("acme", minute(30)), Facts("globex")], MONITOR, NOW, WINDOW_S)
+    found = judge_all([Facts("acme", minute(30)), Facts("globex")], MONITOR, WINDOW)
     assert [one.status for one in found.reports] == ["healthy", "healthy", "unknown"]
     assert found.status == "healthy"
 
@@ -336,6 +334,6 @@ def test_judge_early_warning_of_too_few_syncs_is_no_doubt() -> None:
 
 def test_judge_all_critical_tenant_outweighs_degraded_ones() -> None:
     slow, failing = Facts("acme", minute(100, ms=600)), Facts("globex", minute(90, failed=10))
-    found = judge_all([slow, failing], MONITOR, NOW, WINDOW_S)
+    found = judge_all([slow, failing], MONITOR, WINDOW)
     assert [one.status for one in found.reports[1:]] == ["degraded", "critical"]
     assert found.status == "critical"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Final
 
 from engine.operate.monitor.judge import DevicesSeen
+from engine.operate.monitor.stalled import STALLED_HOURS, STALLED_ITEMS, DeviceHour, is_stalled
 from engine.operate.rows import UploadsEnded
 from storage.postgres.pool import Database
 from storage.stores.admin_reads import OF_TENANT, list_of_tenant
@@ -29,6 +31,22 @@ _SEEN: Final = (
     " AND greatest(d.last_seen_at, h.last_sync_at) > now() - interval '7 days'"
     " GROUP BY t.name"
 )
+#: Devices that may be stalled, with their hours in order; ``is_stalled`` decides. These are few. In the hour
+#: that goes on the device may not have told its queue yet: so one hour more is read.
+_GROWING: Final = (
+    "SELECT t.name, h.device_id, array_agg(h.syncs - h.failed ORDER BY h.hour_start),"
+    " array_agg(h.queue_depth ORDER BY h.hour_start)"
+    " FROM tenants AS t JOIN sync_device_hours AS h USING (tenant_id)"
+    " JOIN devices AS d USING (tenant_id, device_id)"
+    f" WHERE {OF_TENANT} AND d.revoked_at IS NULL AND h.queue_depth IS NOT NULL"
+    f" AND h.hour_start >= date_trunc('hour', now(), 'UTC') - interval '{STALLED_HOURS} hours'"
+    " GROUP BY t.name, h.device_id HAVING"
+    " (array_agg(h.queue_depth ORDER BY h.hour_start DESC))[1]"
+    f" - (array_agg(h.queue_depth ORDER BY h.hour_start DESC))[{STALLED_HOURS}] >= {STALLED_ITEMS}"
+    " ORDER BY t.name, h.device_id"
+)
+#: Stalled devices of a tenant that are named.
+_MOST_NAMED: Final = 20
 
 
 class PostgresMonitorReads:
@@ -41,7 +59,16 @@ class PostgresMonitorReads:
     async def devices_seen(self, tenant: str | None) -> dict[str, DevicesSeen]:
         """Sum up devices."""
         rows = await list_of_tenant(self._database, _SEEN, tenant)
-        return {name: DevicesSeen(*sums) for name, *sums in rows}
+        stalled = defaultdict[str, list[str]](list)
+        for name, device_id, succeeded, depths in await self._database.query(_GROWING, {"tenant": tenant}):
+            if is_stalled([*map(DeviceHour, succeeded, depths)]):
+                stalled[name].append(device_id)
+        return {
+            name: DevicesSeen(
+                devices, score_sum, syncs, failed, len(stalled[name]), tuple(stalled[name][:_MOST_NAMED])
+            )
+            for name, devices, score_sum, syncs, failed in rows
+        }
 
     async def uploads_ended(self, tenant: str | None, since_us: int) -> list[UploadsEnded]:
         """Count uploads."""

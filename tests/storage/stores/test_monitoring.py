@@ -91,6 +91,50 @@ async def test_devices_seen_sums_those_of_a_week_that_are_not_revoked(database: 
         await reads.devices_seen("nobody")
 
 
+def add_hours(tenant_id: int, device: str, *hours: tuple[int, int, int | None]) -> str:
+    """Return a statement that stores a device's last hours, the last one going on: syncs, failed, queue."""
+    rows = ", ".join(
+        f"({tenant_id}, '{device}', date_trunc('hour', now(), 'UTC') - interval '{ago} hours',"
+        f" {syncs}, {failed}, 0, {'NULL' if depth is None else depth})"
+        for ago, (syncs, failed, depth) in enumerate(reversed(hours))
+    )
+    columns = "tenant_id, device_id, hour_start, syncs, failed, conflicts, queue_depth"
+    return f"INSERT INTO sync_device_hours ({columns}) VALUES {rows}"
+
+
+async def test_devices_seen_names_those_whose_queue_grows_while_they_sync(
+    database: Database, dsn: str
+) -> None:
+    devices: dict[str, list[tuple[int, int, int | None]]] = {
+        "stalled": [(3, 0, 5), (3, 1, 20), (1, 0, 30)],
+        "hour-goes-on": [(3, 0, 5), (3, 1, 20), (1, 0, 30), (1, 0, None)],
+        "new-hour": [(3, 0, 900), (3, 0, 5), (3, 1, 20), (1, 0, 30)],
+        "works": [(3, 0, 30), (3, 1, 20), (1, 0, 5)],
+        "fails": [(3, 0, 5), (3, 3, 20), (1, 0, 30)],
+        "tells-no-queue": [(3, 0, None), (3, 0, None), (1, 0, None)],
+        "long-ago": [(3, 0, 5), (3, 1, 20), (1, 0, 30), (1, 0, None), (1, 0, None)],
+        "revoked": [(3, 0, 5), (3, 1, 20), (1, 0, 30)],
+    }
+    statements = ["INSERT INTO tenants (name) VALUES ('acme'), ('globex')", add_device(2, "phone")]
+    for device, hours in devices.items():
+        statements += [add_device(1, device), add_hours(1, device, *hours)]
+    execute(dsn, *statements, "UPDATE devices SET revoked_at = now() WHERE device_id = 'revoked'")
+    found = await PostgresMonitorReads(database).devices_seen(None)
+    assert found["acme"].stalled == ("hour-goes-on", "new-hour", "stalled")
+    assert (found["acme"].stalled_devices, found["globex"].stalled_devices) == (3, 0)
+    assert (await PostgresMonitorReads(database).devices_seen("globex"))["globex"].stalled == ()
+
+
+async def test_devices_seen_names_twenty_stalled_ones_at_most(database: Database, dsn: str) -> None:
+    statements = ["INSERT INTO tenants (name) VALUES ('acme')"]
+    for number in range(22):
+        device = f"phone-{number:02}"
+        statements += [add_device(1, device), add_hours(1, device, (1, 0, 0), (1, 0, 9), (1, 0, 10))]
+    execute(dsn, *statements)
+    acme = (await PostgresMonitorReads(database).devices_seen("acme"))["acme"]
+    assert (acme.stalled_devices, len(acme.stalled), acme.stalled[-1]) == (22, 20, "phone-19")
+
+
 async def test_health_last_is_the_one_that_replaced_others(database: Database) -> None:
     store = PostgresHealth(database)
     assert await store.last() is None

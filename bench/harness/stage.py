@@ -92,25 +92,22 @@ async def staged(options: Options, logged: Logged, workers: int = 1) -> AsyncIte
 
 @asynccontextmanager
 async def product_stage(
-    environment: Environment, options: Options, database: str, logged: Logged, workers: int = 1
-) -> AsyncIterator[Stage]:
-    """Run the product on a fresh database that has its tenants. Raises BenchError, StoreError."""
-    dsn = environment.database(database)
-    add_tenants(dsn, options.tenant_names)
-    async with serving(environment, options, dsn, logged, workers) as stage:
-        yield stage
-
-
-@asynccontextmanager
-async def serving(
     environment: Environment,
     options: Options,
-    dsn: str,
+    database: str,
     logged: Logged,
     workers: int = 1,
     version: Version = HERE,
+    records: int = 0,
 ) -> AsyncIterator[Stage]:
-    """Run the product on a database that is ready. Raises BenchError."""
+    """Run the product on a fresh database that has its tenants, and so many records of theirs.
+
+    Raises BenchError, StoreError.
+    """
+    dsn = await version.database(environment, database)
+    add_tenants(dsn, options.tenant_names)
+    if records:
+        fill(dsn, options.tenant_names, records)
     secret = secrets.token_urlsafe(48)
     async with product(environment, dsn, secret, options.config, workers, version) as server:
         target = Target(

@@ -112,7 +112,7 @@ def check_files(connections: int, processes: int, workers: int, own: int) -> Non
 
 
 def _parts(count: int, processes: int) -> list[slice]:
-    size = -(-count // processes)
+    size = -(-count // processes) or 1
     return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 

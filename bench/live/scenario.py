@@ -16,7 +16,6 @@ from typing import Final
 import msgspec
 
 from bench.harness.child import progress
-from bench.harness.load_run import Run, Target
 from bench.harness.meter import Trees
 from bench.harness.stage import Options, Stage, add_tenants, staged
 from bench.live.delivery import Delivered, check_files, delivered, tables_of, watching
@@ -66,63 +65,43 @@ async def live(options: Options) -> Report:
         f" loop of {options.rate_per_s:g} syncs/s of {PUSHERS} other devices; {workers} workers, those who"
         f" push on the first one and subscribers on the others; {MIX}",
     )
+    alone: list[tuple[Row, Delivered]] = []
+    beside: list[tuple[Row, Delivered]] = []
     async with staged(options, report.logged, workers) as stage:
-        await _Live(options, stage, report).run()
+        for number in range(1, (options.rounds or _ROUNDS) + 1):
+            for told in (False, True) if number % 2 else (True, False):
+                name = f"subscribers over {WIDE} tenants" if told else "no subscribers"
+                subscribers = options.connections if told else 0
+                found = await _push(options, stage, report, f"{name}, round {number}", WIDE, subscribers)
+                (beside if told else alone).append(found)
+        name = f"subscribers over {DENSE} tenants"
+        dense = await _push(options, stage, report, name, DENSE, options.connections)
+    rows, seen = zip(*beside, strict=True)
+    judge(report, options, [row for row, _ in alone], rows, seen, *dense)
     if workers == 1:
         report.remarks.append("one worker: what is pushed does not cross over to another one")
     return report
 
 
-class _Live:
-    def __init__(self, options: Options, stage: Stage, report: Report) -> None:
-        self._options = options
-        self._stage = stage
-        self._report = report
-
-    async def run(self) -> None:
-        """Measure all of it and judge."""
-        alone: list[Row] = []
-        beside: list[Row] = []
-        seen: list[Delivered] = []
-        for number in range(1, (self._options.rounds or _ROUNDS) + 1):
-            for told in (False, True) if number % 2 else (True, False):
-                if told:
-                    row, sums = await self._watched(f"subscribers over {WIDE} tenants, round {number}", WIDE)
-                    beside.append(row)
-                    seen.append(sums)
-                else:
-                    _, target = self._tenants(WIDE)
-                    _, row = await self._push(f"no subscribers, round {number}", target)
-                    alone.append(row)
-        row, dense = await self._watched(f"subscribers over {DENSE} tenants", DENSE)
-        judge(self._report, self._options, alone, beside, seen, row, dense)
-
-    def _tenants(self, count: int) -> tuple[list[str], Target]:
-        """Make tenants that nobody used before, and give whom to push to."""
-        made = len(self._report.rows)
-        tenants = [f"live-{made}-{index:03}" for index in range(count)]
-        add_tenants(self._stage.dsn, tenants)
-        target = self._stage.target
-        return tenants, msgspec.structs.replace(target, tenants=tenants, ports=target.ports[:1])
-
-    async def _push(self, name: str, target: Target) -> tuple[Run, Row]:
+async def _push(
+    options: Options, stage: Stage, report: Report, name: str, tenants: int, subscribers: int
+) -> tuple[Row, Delivered]:
+    """Push to tenants that nobody used before, beside so many subscribers on the other workers."""
+    names = [f"live-{len(report.rows)}-{index:03}" for index in range(tenants)]
+    add_tenants(stage.dsn, names)
+    target = msgspec.structs.replace(stage.target, tenants=names, ports=stage.target.ports[:1])
+    elsewhere = msgspec.structs.replace(target, ports=stage.target.ports[1:])
+    progress(f"{name}: subscribe")
+    async with watching(elsewhere, names, subscribers, _PROCESSES) as watchers:
+        watchers.begin()
         run, row = await audited(
-            *(self._stage.dsn, name, target, "open", PUSHERS, self._options.duration_s or DURATION_S),
-            per_s=self._options.rate_per_s,
+            *(stage.dsn, name, watchers.watched(target), "open", PUSHERS, options.duration_s or DURATION_S),
+            per_s=options.rate_per_s,
         )
-        self._report.rows.append(row)
-        return run, row
-
-    async def _watched(self, name: str, count: int) -> tuple[Row, Delivered]:
-        tenants, target = self._tenants(count)
-        elsewhere = msgspec.structs.replace(target, ports=self._stage.target.ports[1:])
-        progress(f"{name}: subscribe")
-        async with watching(elsewhere, tenants, self._options.connections, _PROCESSES) as watchers:
-            watchers.begin()
-            run, row = await self._push(name, watchers.watched(target))
-            tables = tables_of(self._stage.dsn, tenants)
-            seen = await watchers.finish(tables.seqs)
-        return row, delivered(run, seen, watchers.tenants, tables)
+        tables = tables_of(stage.dsn, names)
+        seen = await watchers.finish(tables.seqs)
+    report.rows.append(row)
+    return row, delivered(run, seen, watchers.tenants, tables)
 
 
 def judge(

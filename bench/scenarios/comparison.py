@@ -19,7 +19,7 @@ from bench.baselines.compare import LEAST_MS
 from bench.harness.environment import BenchError, fresh
 from bench.harness.load_run import Target, run_tasks
 from bench.harness.product import HERE, checked_out
-from bench.harness.stage import Options, add_tenants, serving
+from bench.harness.stage import Options, product_stage
 from bench.load.plan import Loop
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, lost_bar, reports_of
@@ -61,10 +61,8 @@ async def compare(options: Options) -> Report:
                 versions[BEFORE] = await asyncio.to_thread(checked_out, options.compare, tree)
             targets: dict[str, Target] = {}
             for name, version in versions.items():
-                dsn = await version.database(environment, name)
-                add_tenants(dsn, options.tenant_names)
                 logged = report.logged if name == NOW else {}
-                stage = serving(environment, options, dsn, logged, version=version)
+                stage = product_stage(environment, options, name, logged, version=version)
                 targets[name] = (await stack.enter_async_context(stage)).target
             for number in range(1, (options.rounds or _ROUNDS) + 1):
                 for name, target in targets.items() if number % 2 else reversed(targets.items()):

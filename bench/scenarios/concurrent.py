@@ -11,7 +11,7 @@ from typing import Final
 
 from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
 from bench.harness.environment import Environment, fresh
-from bench.harness.stage import Options, Stage, add_tenants, fill, product_stage, serving, staged
+from bench.harness.stage import Options, Stage, product_stage, staged
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
 from bench.report.summary import audited
@@ -78,17 +78,15 @@ async def _own(environment: Environment, options: Options, report: Report) -> No
 
 
 async def _filled(environment: Environment, options: Options, report: Report) -> None:
-    empty, filled = (environment.database(name) for name in ("empty", "filled"))
-    for dsn in (empty, filled):
-        add_tenants(dsn, options.tenant_names)
-    fill(filled, options.tenant_names, options.fill_records)
     rows: dict[str, list[Row]] = {"empty": [], "filled": []}
     workers = options.workers or 1
     async with (
-        serving(environment, options, empty, report.logged, workers) as before,
-        serving(environment, options, filled, report.logged, workers) as after,
+        product_stage(environment, options, "empty", report.logged, workers) as empty,
+        product_stage(
+            environment, options, "filled", report.logged, workers, records=options.fill_records
+        ) as filled,
     ):
-        stages = [("empty", before), ("filled", after)]
+        stages = [("empty", empty), ("filled", filled)]
         for number in range(1, (options.rounds or _FILL_ROUNDS) + 1):
             for name, stage in stages if number % 2 else reversed(stages):
                 rows[name].append(await _round(f"{name}, round {number}", stage, options))

@@ -14,7 +14,7 @@ from bench.harness.load_run import Run
 from bench.harness.meter import Usage
 from bench.load.plan import Outcome, Plan, Ready, Step
 from bench.load.workload import ONLINE
-from bench.overload.criteria import back_to_normal_s, judge, oddities
+from bench.overload.scenario import back_to_normal_s, judge, oddities
 from bench.report.html import html_of
 from bench.report.results import Report, Row, Window, as_json
 from bench.report.statistics import Latency, percentile

@@ -163,7 +163,7 @@ async def abuse(options: Options) -> Report:
         if options.url is not None:
             one = msgspec.structs.replace(options, tenants=1)
             there = stack.enter_context(remote(one, options.url))
-            sites = [Site(there.target, there.target, there.dsn)]
+            sites = [Site(there, there, there.dsn)]
         else:
             environment = stack.enter_context(fresh(options.settings))
             commits = [None] if options.before is None or before is not None else [None, options.before]

@@ -11,7 +11,7 @@ import msgspec
 
 from bench.harness.environment import Environment
 from bench.harness.load_run import Target
-from bench.harness.stage import Options, Stage, bare_stage
+from bench.harness.stage import Options, bare_stage
 from bench.report.results import Figure, Row
 from bench.report.statistics import listed
 from bench.report.summary import audited
@@ -39,7 +39,7 @@ def simplest_pipeline(environment: Environment, options: Options) -> AbstractAsy
 
 
 async def by_turns(
-    stage: Stage, rival: Target, sizes: Sequence[int], rounds: int, duration_s: float
+    ours: Target, rival: Target, sizes: Sequence[int], rounds: int, duration_s: float
 ) -> list[Turn]:
     """Let both sides answer a closed loop at each number of connections; who begins changes by round."""
     turns: list[Turn] = []
@@ -48,9 +48,8 @@ async def by_turns(
             sides: list[Literal["c", "product"]] = ["c", "product"]
             for side in sides if number % 2 else reversed(sides):
                 name = f"{side} at {connections}, round {number}"
-                target = rival if side == "c" else stage.target
-                dsn = stage.dsn if side == "product" else None
-                _, row = await audited(dsn, name, target, "closed", connections, duration_s)
+                target = rival if side == "c" else ours
+                _, row = await audited(name, target, "closed", connections, duration_s)
                 turns.append(Turn(side, connections, row))
     return turns
 

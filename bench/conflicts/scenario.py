@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, NamedTuple
 from bench.conflicts.oracle import POLICIES, Item, Outcome, Policy, Record, Server, outcome, patched
 from bench.harness.child import progress
 from bench.harness.environment import BenchError
-from bench.harness.stage import Options, Stage, add_tenants, staged
+from bench.harness.load_run import Target
+from bench.harness.stage import Options, add_tenants, staged
 from bench.load.simple_device import Message, SimpleDevice, statuses
 from bench.report.results import Bar, Figure, Report
 from bench.report.statistics import latency_of
@@ -113,11 +114,11 @@ async def conflicts(options: Options) -> Report:
         work=f"{sizes} conflicts under each policy, {DEVICES} devices with {BATCH} items a sync: patches,"
         " puts and deletes, before and after another's change or deletion, of the same fields or others",
     )
-    async with staged(options, report.logged) as stage:
+    async with staged(options, report.logged) as target:
         for size in SIZES:
             for policy in POLICIES:
                 progress(f"{policy}: {size:,} conflicts")
-                judge(report, policy, size, await _Run(stage, policy, size).run())
+                judge(report, policy, size, await _Run(target, policy, size).run())
     return report
 
 
@@ -140,8 +141,8 @@ def judge(report: Report, policy: Policy, size: int, found: Found) -> None:
 
 
 class _Run:
-    def __init__(self, stage: Stage, policy: Policy, size: int) -> None:
-        self._stage = stage
+    def __init__(self, target: Target, policy: Policy, size: int) -> None:
+        self._target = target
         self._policy = policy
         self._tenant = f"conflicts-{policy.replace('_', '-')}-{size}"
         self._cases = [case_of(number) for number in range(size)]
@@ -151,9 +152,9 @@ class _Run:
 
     async def run(self) -> Found:
         """Make the records, have them conflict, settle some by hand and read the table."""
-        add_tenants(self._stage.dsn, [self._tenant])
+        add_tenants(self._target.dsn, [self._tenant])
         chosen = DomainPolicy(self._policy)
-        async with command_database(self._stage.dsn) as database:
+        async with command_database(self._target.dsn) as database:
             await PostgresPolicies(database, {"task": chosen}).set(self._tenant, "task", chosen)
         office = await self._opened("office")
         await self._made(office, "make", lambda case: Item("put", _MADE_S, case.made), None)
@@ -169,7 +170,7 @@ class _Run:
         return self._found
 
     async def _opened(self, name: str) -> SimpleDevice:
-        target, device = self._stage.target, SimpleDevice()
+        target, device = self._target, SimpleDevice()
         await device.open(target.host, target.port, target.token(self._tenant, name))
         return device
 
@@ -228,7 +229,7 @@ class _Run:
 
     def _tables(self) -> Iterator[str]:
         """Compare what PostgreSQL holds with the oracle."""
-        with connected(self._stage.dsn) as connection, connection.cursor() as cursor:
+        with connected(self._target.dsn) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT id, data FROM records JOIN tenants USING (tenant_id) WHERE name = %s", (self._tenant,)
             )

@@ -31,8 +31,8 @@ _LEAD_S: Final = 0.1
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A server to measure. ``watched`` are the roots of its process trees by name, ``server`` among them.
 
-    ``ports`` are those that its workers have to themselves and ``workers`` their processes; a single worker
-    has neither.
+    ``dsn`` is of the database that is audited, empty of a bare server. ``ports`` are those that its workers
+    have to themselves and ``workers`` their processes; a single worker has neither.
     """
 
     port: int
@@ -41,6 +41,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     audience: str = "tidemark"
     watched: Mapping[str, int] = {}
+    dsn: str = ""
     ports: Sequence[int] = ()
     workers: Sequence[int] = ()
 

@@ -65,29 +65,22 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return [f"bench-{index:02}" for index in range(self.tenants)]
 
 
-class Stage(msgspec.Struct, frozen=True):
-    """The product on one database."""
-
-    target: Target
-    dsn: str
-
-
 Logged = MutableMapping[str, int]
 
 
 @asynccontextmanager
-async def staged(options: Options, logged: Logged, workers: int = 1) -> AsyncIterator[Stage]:
+async def staged(options: Options, logged: Logged, workers: int = 1) -> AsyncIterator[Target]:
     """Run the product alone on services of its own, or take the server at ``--url``.
 
     Its warnings are counted in ``logged``. Raises BenchError, EmbeddedError, StoreError.
     """
     if options.url is not None:
-        with remote(options, options.url) as stage:
-            yield stage
+        with remote(options, options.url) as target:
+            yield target
         return
     with fresh(options.settings) as environment:
-        async with product_stage(environment, options, "product", logged, workers) as stage:
-            yield stage
+        async with product_stage(environment, options, "product", logged, workers) as target:
+            yield target
 
 
 @asynccontextmanager
@@ -99,7 +92,7 @@ async def product_stage(
     workers: int = 1,
     version: Version = HERE,
     records: int = 0,
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[Target]:
     """Run the product on a fresh database that has its tenants, and so many records of theirs.
 
     Raises BenchError, StoreError.
@@ -110,22 +103,22 @@ async def product_stage(
         fill(dsn, options.tenant_names, records)
     secret = secrets.token_urlsafe(48)
     async with product(environment, dsn, secret, options.config, workers, version) as server:
-        target = Target(
+        yield Target(
             port=server.port,
             secret=secret,
             tenants=options.tenant_names,
             audience=options.settings.auth.audience,
             watched={"server": server.pid, "postgres": environment.postgres_pid},
+            dsn=dsn,
             ports=server.own_ports if workers > 1 else (),
             workers=[server.workers[worker] for worker in sorted(server.workers)],
         )
-        yield Stage(target, dsn)
         for event, count in server.logged.items():
             logged[event] = logged.get(event, 0) + count
 
 
 @contextmanager
-def remote(options: Options, url: str) -> Iterator[Stage]:
+def remote(options: Options, url: str) -> Iterator[Target]:
     """Yield a server that runs with the same settings. Raises BenchError, EmbeddedError, StoreError."""
     parts, chosen = urlsplit(url), options.settings
     if parts.scheme != "http" or parts.hostname is None:
@@ -133,14 +126,14 @@ def remote(options: Options, url: str) -> Iterator[Stage]:
     with deployed(chosen) as dsn:
         progress(f"database: {database_name(dsn)}")
         add_tenants(dsn, options.tenant_names)
-        target = Target(
+        yield Target(
             host=parts.hostname,
             port=parts.port or 80,
             secret=secret_of(chosen),
             audience=chosen.auth.audience,
             tenants=options.tenant_names,
+            dsn=dsn,
         )
-        yield Stage(target, dsn)
 
 
 @asynccontextmanager

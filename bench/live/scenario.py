@@ -16,8 +16,9 @@ from typing import Final
 import msgspec
 
 from bench.harness.child import progress
+from bench.harness.load_run import Target
 from bench.harness.meter import Trees
-from bench.harness.stage import Options, Stage, add_tenants, staged
+from bench.harness.stage import Options, add_tenants, staged
 from bench.live.delivery import Delivered, check_files, delivered, tables_of, watching
 from bench.live.subscribers import Seen
 from bench.load.workload import MIX
@@ -67,15 +68,15 @@ async def live(options: Options) -> Report:
     )
     alone: list[tuple[Row, Delivered]] = []
     beside: list[tuple[Row, Delivered]] = []
-    async with staged(options, report.logged, workers) as stage:
+    async with staged(options, report.logged, workers) as product:
         for number in range(1, (options.rounds or _ROUNDS) + 1):
             for told in (False, True) if number % 2 else (True, False):
                 name = f"subscribers over {WIDE} tenants" if told else "no subscribers"
                 subscribers = options.connections if told else 0
-                found = await _push(options, stage, report, f"{name}, round {number}", WIDE, subscribers)
+                found = await _push(options, product, report, f"{name}, round {number}", WIDE, subscribers)
                 (beside if told else alone).append(found)
         name = f"subscribers over {DENSE} tenants"
-        dense = await _push(options, stage, report, name, DENSE, options.connections)
+        dense = await _push(options, product, report, name, DENSE, options.connections)
     rows, seen = zip(*beside, strict=True)
     judge(report, options, [row for row, _ in alone], rows, seen, *dense)
     if workers == 1:
@@ -84,21 +85,21 @@ async def live(options: Options) -> Report:
 
 
 async def _push(
-    options: Options, stage: Stage, report: Report, name: str, tenants: int, subscribers: int
+    options: Options, product: Target, report: Report, name: str, tenants: int, subscribers: int
 ) -> tuple[Row, Delivered]:
     """Push to tenants that nobody used before, beside so many subscribers on the other workers."""
     names = [f"live-{len(report.rows)}-{index:03}" for index in range(tenants)]
-    add_tenants(stage.dsn, names)
-    target = msgspec.structs.replace(stage.target, tenants=names, ports=stage.target.ports[:1])
-    elsewhere = msgspec.structs.replace(target, ports=stage.target.ports[1:])
+    add_tenants(product.dsn, names)
+    target = msgspec.structs.replace(product, tenants=names, ports=product.ports[:1])
+    elsewhere = msgspec.structs.replace(target, ports=product.ports[1:])
     progress(f"{name}: subscribe")
     async with watching(elsewhere, names, subscribers, _PROCESSES) as watchers:
         watchers.begin()
         run, row = await audited(
-            *(stage.dsn, name, watchers.watched(target), "open", PUSHERS, options.duration_s or DURATION_S),
+            *(name, watchers.watched(target), "open", PUSHERS, options.duration_s or DURATION_S),
             per_s=options.rate_per_s,
         )
-        tables = tables_of(stage.dsn, names)
+        tables = tables_of(product.dsn, names)
         seen = await watchers.finish(tables.seqs)
     report.rows.append(row)
     return row, delivered(run, seen, watchers.tenants, tables)
@@ -170,15 +171,15 @@ async def connections(options: Options) -> Report:
         f" workers, idle but for heartbeats as often as the server asks; beside them {SYNCS_PER_S:g}"
         f" syncs/s of {PUSHERS} devices, an open loop; {MIX}",
     )
-    async with staged(options, report.logged, workers) as stage:
-        await _measure(options, stage, report)
+    async with staged(options, report.logged, workers) as target:
+        await _measure(options, target, report)
     return report
 
 
-async def _measure(options: Options, stage: Stage, report: Report) -> None:
-    count, target = options.connections, stage.target
+async def _measure(options: Options, target: Target, report: Report) -> None:
+    count = options.connections
     idle = [f"idle-{index:02}" for index in range(options.tenants)]
-    add_tenants(stage.dsn, idle)
+    add_tenants(target.dsn, idle)
     trees = Trees(target.watched)
     before_bytes = trees.rss_bytes("server")
 
@@ -192,12 +193,12 @@ async def _measure(options: Options, stage: Stage, report: Report) -> None:
         open_kib = grown_kib()
         watchers.begin()
         _, row = await audited(
-            *(stage.dsn, "syncs beside them", watchers.watched(target), "open", PUSHERS),
+            *("syncs beside them", watchers.watched(target), "open", PUSHERS),
             options.duration_s or DURATION_S,
             per_s=SYNCS_PER_S,
         )
         end_kib = grown_kib()
-        seen = await watchers.finish(tables_of(stage.dsn, idle).seqs)
+        seen = await watchers.finish(tables_of(target.dsn, idle).seqs)
     report.rows.append(row)
     report.figures += [
         Figure("connections opened and subscribed", count / opened_s, "a second", f"in {opened_s:.1f} s"),

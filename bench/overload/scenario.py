@@ -71,8 +71,8 @@ async def overload(options: Options) -> Report:
         f" items, {OFFLINE.new_records} new tasks and {OFFLINE.changes} changes of these, as a device sends"
         " that was offline; open loop with Poisson arrivals, after a closed one for capacity",
     )
-    async with staged(options, report.logged) as stage:
-        await _Overload(options, stage.target, report).run(stage.dsn)
+    async with staged(options, report.logged) as target:
+        await _Overload(options, target, report).run()
     return report
 
 
@@ -84,9 +84,9 @@ class _Overload:
         self._duration_s = options.duration_s or DURATION_S
         self._runs: list[Run] = []
 
-    async def run(self, dsn: str) -> None:
+    async def run(self) -> None:
         """Measure all of it, audit, judge."""
-        auditor = Auditor(dsn)
+        auditor = Auditor(self._target.dsn)
         await self._capacity(CAPACITY)
         capacity = self._report.rows[-1].stored_per_s
         for times in LADDER:

@@ -20,10 +20,10 @@ WINDOW_US: Final = 100_000
 
 
 async def audited(
-    dsn: str | None, name: str, target: Target, loop: Loop, connections: int, duration_s: float, **more: Any
+    name: str, target: Target, loop: Loop, connections: int, duration_s: float, **more: Any
 ) -> tuple[Run, Row]:
     """Do as ``run_tasks``, sum up, and audit the database if there is one. Raises BenchError, StoreError."""
-    auditor = Auditor(dsn) if dsn is not None else None
+    auditor = Auditor(target.dsn) if target.dsn else None
     run = await run_tasks(name, target, loop, connections, duration_s, **more)
     return run, row_of(run, auditor.audit(run) if auditor is not None else None)
 

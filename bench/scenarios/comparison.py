@@ -63,7 +63,7 @@ async def compare(options: Options) -> Report:
             for name, version in versions.items():
                 logged = report.logged if name == NOW else {}
                 stage = product_stage(environment, options, name, logged, version=version)
-                targets[name] = (await stack.enter_async_context(stage)).target
+                targets[name] = await stack.enter_async_context(stage)
             for number in range(1, (options.rounds or _ROUNDS) + 1):
                 for name, target in targets.items() if number % 2 else reversed(targets.items()):
                     for loop in _LOOPS:

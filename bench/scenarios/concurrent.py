@@ -11,7 +11,8 @@ from typing import Final
 
 from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
 from bench.harness.environment import Environment, fresh
-from bench.harness.stage import Options, Stage, product_stage, staged
+from bench.harness.load_run import Target
+from bench.harness.stage import Options, product_stage, staged
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
 from bench.report.summary import audited
@@ -31,8 +32,8 @@ async def concurrent(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     report = Report(scenario="concurrent", work=_work(options))
     if options.url is not None:
-        async with staged(options, report.logged) as stage:
-            await _rounds(stage, options, report)
+        async with staged(options, report.logged) as target:
+            await _rounds(target, options, report)
         return report
     with fresh(options.settings) as environment:
         await (_filled if options.fill_records else _own)(environment, options, report)
@@ -49,15 +50,15 @@ def _work(options: Options) -> str:
     return f"{options.connections:,} connections over {options.tenants} tenants{workers}, {loop}; {MIX}"
 
 
-async def _rounds(stage: Stage, options: Options, report: Report) -> None:
+async def _rounds(target: Target, options: Options, report: Report) -> None:
     for number in range(1, (options.rounds or 1) + 1):
-        report.rows.append(await _round(f"round {number}", stage, options))
+        report.rows.append(await _round(f"round {number}", target, options))
     report.bars = _bars(report.rows, options)
 
 
-async def _round(name: str, stage: Stage, options: Options) -> Row:
+async def _round(name: str, target: Target, options: Options) -> Row:
     _, row = await audited(
-        *(stage.dsn, name, stage.target, "closed" if options.saturate else "open", options.connections),
+        *(name, target, "closed" if options.saturate else "open", options.connections),
         options.duration_s or DURATION_S,
         per_s=options.rate_per_s,
         warmup_s=_WARMUP_S,
@@ -67,11 +68,11 @@ async def _round(name: str, stage: Stage, options: Options) -> Row:
 
 async def _own(environment: Environment, options: Options, report: Report) -> None:
     async with (
-        product_stage(environment, options, "product", report.logged, options.workers or 1) as stage,
+        product_stage(environment, options, "product", report.logged, options.workers or 1) as target,
         simplest_pipeline(environment, options) as rival,
     ):
-        await _rounds(stage, options, report)
-        turns = await by_turns(stage, rival, [options.connections], 1, _REFERENCE_S)
+        await _rounds(target, options, report)
+        turns = await by_turns(target, rival, [options.connections], 1, _REFERENCE_S)
     report.rows += [turn.row for turn in turns]
     report.figures = figures(turns)
     report.remarks += remarks(turns)
@@ -86,10 +87,10 @@ async def _filled(environment: Environment, options: Options, report: Report) ->
             environment, options, "filled", report.logged, workers, records=options.fill_records
         ) as filled,
     ):
-        stages = [("empty", empty), ("filled", filled)]
+        sides = [("empty", empty), ("filled", filled)]
         for number in range(1, (options.rounds or _FILL_ROUNDS) + 1):
-            for name, stage in stages if number % 2 else reversed(stages):
-                rows[name].append(await _round(f"{name}, round {number}", stage, options))
+            for name, target in sides if number % 2 else reversed(sides):
+                rows[name].append(await _round(f"{name}, round {number}", target, options))
                 report.rows.append(rows[name][-1])
     report.bars = _bars(rows["empty"], options)
     for name in ("p50", "p95"):

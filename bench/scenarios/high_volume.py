@@ -25,11 +25,11 @@ async def high_volume(options: Options) -> Report:
     items = round(ITEMS * duration_s / DURATION_S)
     work = f"{items:,} items in {duration_s:g} s, {BATCH.items} a sync at even intervals, {DEVICES} devices"
     report = Report(scenario="high_volume", work=work)
-    async with staged(options, report.logged) as stage:
+    async with staged(options, report.logged) as target:
         progress(f"{items:,} items: {duration_s:.0f} s")
-        auditor = Auditor(stage.dsn)
+        auditor = Auditor(target.dsn)
         steps = [Step("high volume", items / BATCH.items / duration_s, duration_s)]
-        (run,) = await run_load(stage.target, planned(stage.target, DEVICES, steps, backlog=BATCH, even=True))
+        (run,) = await run_load(target, planned(target, DEVICES, steps, backlog=BATCH, even=True))
         audit = auditor.audit(run)
     row = row_of(run, audit)
     times_us = zip(run.outcome.due_us, run.outcome.done_us, run.codes, strict=True)

@@ -41,10 +41,10 @@ async def limits(options: Options) -> Report:
         await _decode_only(environment, options, duration_s, report)
         await _commit_only(environment, options, duration_s, report)
         async with (
-            product_stage(environment, options, "product", report.logged) as stage,
+            product_stage(environment, options, "product", report.logged) as product,
             simplest_pipeline(environment, options) as rival,
         ):
-            turns = await by_turns(stage, rival, SIZES, options.rounds or _ROUNDS, duration_s)
+            turns = await by_turns(product, rival, SIZES, options.rounds or _ROUNDS, duration_s)
         report.rows += [turn.row for turn in turns]
         report.figures += figures(turns)
         report.remarks += remarks(turns)
@@ -91,9 +91,9 @@ async def _idle(environment: Environment, options: Options, report: Report, *, d
             f"this account may open {files:,} files: {connections:,} idle connections were measured"
         )
     kind = "with compression" if deflate else "without compression"
-    async with product_stage(environment, options, f"idle_{'deflate' if deflate else 'plain'}", {}) as stage:
+    async with product_stage(environment, options, f"idle_{'deflate' if deflate else 'plain'}", {}) as target:
         run = await run_tasks(
-            *(f"idle {kind}", stage.target, "idle", connections, _IDLE_S), warmup_s=0.0, deflate=deflate
+            *(f"idle {kind}", target, "idle", connections, _IDLE_S), warmup_s=0.0, deflate=deflate
         )
     usage, row = run.usage[-1], row_of(run)
     assert usage.rss_end_bytes is not None

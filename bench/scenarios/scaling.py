@@ -78,7 +78,7 @@ async def scaling(options: Options) -> Report:
     rows: dict[str, list[Row]] = {turn.name: [] for turn in TURNS}
     with fresh(options.settings) as environment:
         async with AsyncExitStack() as stack:
-            stages = {
+            targets = {
                 workers: await stack.enter_async_context(
                     product_stage(environment, options, f"workers_{workers}", report.logged, workers)
                 )
@@ -86,11 +86,11 @@ async def scaling(options: Options) -> Report:
             }
             for number in range(1, (options.rounds or _ROUNDS) + 1):
                 for turn in TURNS if number % 2 else reversed(TURNS):
-                    dsn, target = stages[turn.workers].dsn, stages[turn.workers].target
+                    target = targets[turn.workers]
                     if turn.hot:
                         target = msgspec.structs.replace(target, tenants=target.tenants[:1])
                     _, row = await audited(
-                        *(dsn, f"{turn.name}, round {number}", target, turn.loop, options.connections),
+                        *(f"{turn.name}, round {number}", target, turn.loop, options.connections),
                         options.duration_s or DURATION_S,
                         per_s=options.rate_per_s,
                     )

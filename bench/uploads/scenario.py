@@ -20,7 +20,7 @@ from bench.harness.child import child, progress
 from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import Target
 from bench.harness.meter import Meter, Usage
-from bench.harness.stage import Options, Stage, add_tenants, bare_stage, product_stage
+from bench.harness.stage import Options, add_tenants, bare_stage, product_stage
 from bench.load.workload import MIX
 from bench.report.results import Report, Row, Transfer
 from bench.report.summary import MIB, audited
@@ -54,21 +54,21 @@ async def uploads(options: Options) -> Report:
     with fresh(options.settings) as environment:
         progress("install @tus/server")
         await install(environment.home / "tus")
-        async with product_stage(environment, options, "product", report.logged) as stage:
-            add_tenants(stage.dsn, [_TENANT])
-            idle_mib = psutil.Process(stage.target.watched["server"]).memory_info().rss / MIB
-            sides = await _turns(environment, options, stage, rounds, report)
+        async with product_stage(environment, options, "product", report.logged) as product:
+            add_tenants(product.dsn, [_TENANT])
+            idle_mib = psutil.Process(product.watched["server"]).memory_info().rss / MIB
+            sides = await _turns(environment, options, product, rounds, report)
             alone: list[Row] = []
             beside: list[Row] = []
             goes_on: list[Transfer] = []
             for number in rounds:
                 for uploaded in (False, True) if number % 2 else (True, False):
                     if uploaded:
-                        row, transfer = await _beside(options, stage, number)
+                        row, transfer = await _beside(options, product, number)
                         beside.append(row)
                         goes_on.append(transfer)
                     else:
-                        row = await _sync(options, stage, f"syncs alone, round {number}", {})
+                        row = await _sync(options, product, f"syncs alone, round {number}", {})
                         alone.append(row)
                     report.rows.append(row)
             report.transfers += goes_on
@@ -77,7 +77,7 @@ async def uploads(options: Options) -> Report:
 
 
 async def _turns(
-    environment: Environment, options: Options, stage: Stage, rounds: range, report: Report
+    environment: Environment, options: Options, product: Target, rounds: range, report: Report
 ) -> dict[str, list[Transfer]]:
     """Let the three take turns; who does not wait for the disk has it to itself at the end of its own."""
     sides: dict[str, list[Transfer]] = {PLAIN: [], PRODUCT: [], TUS: []}
@@ -89,7 +89,7 @@ async def _turns(
         watched = {**plain.watched, "server": tus.pid}
         node = msgspec.structs.replace(plain, port=tus.port, watched=watched)
         for number in (0, *rounds):
-            for side, target in ((PLAIN, plain), (PRODUCT, stage.target), (TUS, node)):
+            for side, target in ((PLAIN, plain), (PRODUCT, product), (TUS, node)):
                 name = f"{side}, round {number}" if number else f"{side}, warm-up"
                 progress(name)
                 file_bytes = FILE_BYTES if number else WARMUP_BYTES
@@ -103,24 +103,24 @@ async def _turns(
     return sides
 
 
-async def _sync(options: Options, stage: Stage, name: str, watched: Mapping[str, int]) -> Row:
-    target = msgspec.structs.replace(stage.target, watched={**stage.target.watched, **watched})
+async def _sync(options: Options, product: Target, name: str, watched: Mapping[str, int]) -> Row:
+    target = msgspec.structs.replace(product, watched={**product.watched, **watched})
     _, row = await audited(
-        *(stage.dsn, name, target, "open", options.connections, options.duration_s or DURATION_S),
+        *(name, target, "open", options.connections, options.duration_s or DURATION_S),
         per_s=options.rate_per_s,
     )
     return row
 
 
-async def _beside(options: Options, stage: Stage, number: int) -> tuple[Row, Transfer]:
+async def _beside(options: Options, product: Target, number: int) -> tuple[Row, Transfer]:
     """Send syncs while uploads go on: they are begun before and end after."""
     rows: list[Row] = []
 
     async def sync(pid: int) -> None:
-        rows.append(await _sync(options, stage, f"syncs beside uploads, round {number}", {"uploads": pid}))
+        rows.append(await _sync(options, product, f"syncs beside uploads, round {number}", {"uploads": pid}))
 
     name = f"product beside syncs, round {number}"
-    transfer = await upload(name, stage.target, files=_FILES[PRODUCT], records=True, beside=sync)
+    transfer = await upload(name, product, files=_FILES[PRODUCT], records=True, beside=sync)
     return rows[0], transfer
 
 

@@ -24,30 +24,29 @@ _FROM_ONE_ADDRESS: Final = 10_000
 
 
 class Watchers:
-    """Subscribers that are all connected; connection n is of ``tenants[n]``."""
+    """Subscribers that are all connected, in parts; connection n is of ``tenants[n]``."""
 
-    def __init__(self, tenants: Sequence[str], processes: Sequence[Child]) -> None:
+    def __init__(self, tenants: Sequence[str], processes: Sequence[tuple[Child, slice]]) -> None:
         self.tenants = tenants
         self._processes = processes
 
     def watched(self, target: Target) -> Target:
         """Add their processes to those that are measured."""
-        own = {f"subscribers {place}": one.pid for place, one in enumerate(self._processes, 1)}
+        own = {f"subscribers {place}": one.pid for place, (one, _) in enumerate(self._processes, 1)}
         return msgspec.structs.replace(target, watched={**target.watched, **own})
 
     def begin(self) -> None:
         """Tell them to note what arrives."""
-        for process in self._processes:
+        for process, _ in self._processes:
             process.tell()
 
     async def finish(self, seqs: Mapping[str, int]) -> Seen:
         """Tell each to wait for its tenant's seq. Returns what they saw. Raises BenchError."""
-        parts = _parts(len(self.tenants), len(self._processes))
-        for process, part in zip(self._processes, parts, strict=True):
+        for process, part in self._processes:
             process.tell([seqs[tenant] for tenant in self.tenants[part]])
         seen = Seen()
         errors: Counter[str] = Counter()
-        for process, part in zip(self._processes, parts, strict=True):
+        for process, part in self._processes:
             one = await process.read(Seen)
             seen.pages += [(part.start + connection, *page) for connection, *page in one.pages]
             seen.short += [part.start + connection for connection in one.short]
@@ -73,8 +72,10 @@ async def watching(
     tokens = [target.token(tenant, f"{prefix}-{index}") for index, tenant in enumerate(mine)]
     addresses = sources(connections)
     async with AsyncExitStack() as stack:
-        started: list[Child] = []
-        for part in _parts(connections, processes):
+        started: list[tuple[Child, slice]] = []
+        size = -(-connections // processes) or 1
+        for first in range(0, connections, size):
+            part = slice(first, min(first + size, connections))
             plan = WatchPlan(
                 host=target.host,
                 ports=own_ports[part],
@@ -83,8 +84,8 @@ async def watching(
                 heartbeats=heartbeats,
             )
             running = child("subscribers", "bench.live.subscribers", plan)
-            started.append(await stack.enter_async_context(running))
-        for process in started:
+            started.append((await stack.enter_async_context(running), part))
+        for process, _ in started:
             await process.read(str)
         yield Watchers(mine, started)
 
@@ -109,11 +110,6 @@ def check_files(connections: int, processes: int, workers: int, own: int) -> Non
             f" {connections:,} connections: raise the limit (ulimit -Hn {needed}), or give more --workers"
             " or fewer --connections"
         )
-
-
-def _parts(count: int, processes: int) -> list[slice]:
-    size = -(-count // processes) or 1
-    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 class Tables(msgspec.Struct, frozen=True):

@@ -209,7 +209,7 @@ def _recovery(report: Report) -> None:
     back_s = back_to_normal_s(after.windows, before_ms)
     report.figures.append(Figure(f"p95 of a tenth of a second, {BEFORE}", before_ms, "ms", "median"))
     if back_s is None:
-        back_s = after.windows[-1].at_s
+        back_s = max((window.at_s for window in after.windows), default=0.0)
         report.remarks.append(f"latency was not back to normal within {back_s:.1f} s")
     report.bars.append(Bar("back to normal after", back_s, "at most", BACK_TO_NORMAL_S, "s"))
 

@@ -21,8 +21,8 @@ from engine.runtime.ports import Clock, StoreError, StorePoisonError
 
 #: The pause between two writes; a process that is killed loses so much.
 FLUSH_S: Final = 10.0
-#: Rows of one statement: its values take the event loop half a millisecond.
-_ROWS: Final = 50
+#: Rows of one statement: its values take the event loop a millisecond at most.
+_ROWS: Final = 25
 #: The most rows that wait while the store is away, then the oldest are dropped. A row takes up to 6 KiB.
 _MOST_WAITING: Final = 10_000
 _LAST_ATTEMPTS: Final = 3

@@ -176,7 +176,7 @@ async def test_minutes_of_many_tenants_are_written_in_bounded_statements() -> No
     for tenant_id in range(120):
         process.sync(tenant_id)
     await process.minutes.flush()
-    assert process.store.sizes == [50, 50, 20]
+    assert process.store.sizes == [25, 25, 25, 25, 20]
     assert process.minutes.counters.rows == 120
 
 

@@ -17,7 +17,7 @@ CREATE TABLE sync_device_hours (
     battery real,
     queue_depth integer,
     PRIMARY KEY (tenant_id, device_id, hour_start)
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 50);
 
 -- Hours past a week are found and deleted by it.
 CREATE INDEX sync_device_hours_by_hour ON sync_device_hours (hour_start);

@@ -22,7 +22,7 @@ from bench.load.simple_device import Message, SimpleDevice
 from bench.load.workload import data_of
 from bench.report.results import Felt
 from bench.report.statistics import latency_of
-from bench.uploads.device import FailedError, Uploader, session_at
+from bench.uploads.device import FailedError, Uploader
 from bench.uploads.workload import Album
 from storage.postgres.blocking import connected
 
@@ -125,13 +125,15 @@ async def photo_s(target: Target, dsn: str, tenant: str) -> float:
     """
     mark = secrets.token_hex(6)
     picture = Album(mark, 1, _PHOTO_BYTES).picture(0, 0)
-    async with session_at(target.host, target.port) as session:
-        uploader = Uploader(session, target.token(tenant, f"photo-{mark}"), _PHOTO_BYTES)
-        try:
-            stored = await uploader.upload(picture)
-            await uploader.make_record(picture.record_id)
-        except (FailedError, OSError) as error:
-            raise BenchError(f"a photo was not uploaded: {error}") from None
+    address = target.host, target.port
+    uploader = Uploader(address, target.token(tenant, f"photo-{mark}"), _PHOTO_BYTES)
+    try:
+        stored = await uploader.upload(picture)
+        await uploader.make_record(picture.record_id)
+    except (FailedError, OSError) as error:
+        raise BenchError(f"a photo was not uploaded: {error}") from None
+    finally:
+        uploader.close()
     came_s = perf_counter()
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
-from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
+from bench.uploads.http_client import Answer, HttpConnection, Part
 from bench.uploads.workload import DOMAIN, Picture
 
 #: How long an answer may take.
-_ANSWER: Final = ClientTimeout(total=60.0)
+_ANSWER_S: Final = 60.0
 #: How often something may fail in a row before an upload is given up, and the pause after the first time.
 _TRIES: Final = 8
 _PAUSE_S: Final = 0.1
@@ -27,25 +27,12 @@ class FailedError(Exception):
     """An upload that came to nothing, in one sentence."""
 
 
-class Answer(NamedTuple):
-    """An answer that was read whole."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 class Stored(msgspec.Struct, frozen=True):
     """An upload whose last byte was acknowledged."""
 
     file_id: str
     uploader: int
     picture: Picture
-
-
-def session_at(host: str, port: int) -> ClientSession:
-    """Return a session for any number of uploaders at a server; connections stay open."""
-    return ClientSession(f"http://{host}:{port}", connector=TCPConnector(limit=0), timeout=_ANSWER)
 
 
 class Uploader:
@@ -55,25 +42,44 @@ class Uploader:
     ``retries`` counts by reason what was sent again after a lost connection or an answer that is no success.
     """
 
-    def __init__(self, session: ClientSession, token: str, chunk_bytes: int, number: int = 0) -> None:
-        self._session = session
-        self._headers = {"Authorization": f"Bearer {token}", "Tus-Resumable": "1.0.0"}
+    def __init__(self, address: tuple[str, int], token: str, chunk_bytes: int, number: int = 0) -> None:
+        self._address = address
+        host, port = address
+        self._headers = {
+            "Host": f"{host}:{port}",
+            "Authorization": f"Bearer {token}",
+            "Tus-Resumable": "1.0.0",
+        }
         self._chunk_bytes = chunk_bytes
+        self._connection: HttpConnection | None = None
         self.number = number
         self.chunk_us: list[int] = []
         self.sent_bytes = 0
         self.retries: Counter[str] = Counter()
 
+    async def connect(self) -> HttpConnection:
+        """Return the connection, a new one where the last one was closed. Raises OSError."""
+        if self._connection is None or self._connection.over is not None:
+            loop = asyncio.get_running_loop()
+            _, self._connection = await loop.create_connection(HttpConnection, *self._address)
+        return self._connection
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
     async def ask(
-        self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None
+        self, method: str, path: str, headers: dict[str, str] | None = None, body: Sequence[Part] = ()
     ) -> Answer:
         """Send one request and read the answer. Raises OSError."""
+        connection = await self.connect()
         try:
-            headers = self._headers | (headers or {})
-            async with self._session.request(method, path, headers=headers, data=body) as answer:
-                return Answer(answer.status, answer.headers, await answer.read())
-        except ClientError as error:
-            raise ConnectionError(str(error) or type(error).__name__) from None
+            async with asyncio.timeout(_ANSWER_S):
+                return await connection.ask(method, path, {**self._headers, **(headers or {})}, body)
+        except OSError:
+            connection.close()
+            raise
 
     async def make_record(self, name: str) -> None:
         """Push the record that files are to belong to. Raises OSError where it is not stored."""
@@ -81,14 +87,14 @@ class Uploader:
         item = {"domain": DOMAIN, "id": name, "op": "put", "base": None, "data": data}
         sync = {"type": "sync", "key": f"task-{name}", "items": [item]}
         json = {"Content-Type": "application/json"}
-        answer = await self.ask("POST", "/v1/sync", json, msgspec.json.encode(sync))
+        answer = await self.ask("POST", "/v1/sync", json, [msgspec.json.encode(sync)])
         if answer.status != 200:
             raise ConnectionError(f"the record was not stored: {_refusal(answer)}")
 
     async def upload(self, picture: Picture) -> Stored:
         """Upload one file. Raises FailedError."""
         length = {"Upload-Length": str(picture.size_bytes), "Upload-Metadata": picture.metadata}
-        location = (await self._asked("creation", "POST", "/v1/uploads", length))["Location"]
+        location = (await self._asked("creation", "POST", "/v1/uploads", length))["location"]
         offset = failed = 0
         while offset < picture.size_bytes:
             try:
@@ -97,7 +103,7 @@ class Uploader:
             except OSError as error:
                 failed += 1
                 await self._again(_reason(error), failed)
-                told = int((await self._asked("HEAD", "HEAD", location))["Upload-Offset"])
+                told = int((await self._asked("HEAD", "HEAD", location))["upload-offset"])
                 if told < offset:
                     raise FailedError(f"{offset} bytes were acknowledged and {told} are there") from None
                 offset = told
@@ -112,16 +118,16 @@ class Uploader:
         if answer.status != 204:
             raise _failure(answer)
         took_us = int((perf_counter() - began_s) * 1e6)
-        told, wanted = int(answer.headers.get("Upload-Offset", "-1")), offset + len(chunk)
+        told, wanted = int(answer.headers.get("upload-offset", "-1")), offset + sum(map(len, chunk))
         if told != wanted:
             raise FailedError(f"a chunk was acknowledged with offset {told} instead of {wanted}")
         self.chunk_us.append(took_us)
-        self.sent_bytes += len(chunk)
+        self.sent_bytes += wanted - offset
         return wanted
 
     async def _asked(
         self, what: str, method: str, path: str, headers: dict[str, str] | None = None
-    ) -> Mapping[str, str]:
+    ) -> dict[str, str]:
         """Ask until it goes well, and return the headers of the answer. Raises FailedError."""
         failed = 0
         while True:

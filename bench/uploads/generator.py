@@ -18,12 +18,11 @@ from time import perf_counter
 from typing import Final
 
 import msgspec
-from aiohttp import ClientSession
 
 from bench.load.child_process import Lines, main, say
 from bench.report.results import Transfer
 from bench.report.statistics import latency_of
-from bench.uploads.device import FailedError, Stored, Uploader, session_at
+from bench.uploads.device import FailedError, Stored, Uploader
 from bench.uploads.workload import RECORD_FILES, TYPE, Album, record_id
 
 #: How many devices download at once, each what it uploaded.
@@ -56,11 +55,12 @@ class UploadPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Uploads:
     """All uploaders from the first connection to the last comparison; ``faults`` has a sentence for each."""
 
-    def __init__(self, plan: UploadPlan, session: ClientSession) -> None:
+    def __init__(self, plan: UploadPlan) -> None:
         self._plan = plan
         self._album = Album(plan.prefix, len(plan.tokens), plan.file_bytes)
         self.uploaders = [
-            Uploader(session, token, plan.chunk_bytes, number) for number, token in enumerate(plan.tokens)
+            Uploader((plan.host, plan.port), token, plan.chunk_bytes, number)
+            for number, token in enumerate(plan.tokens)
         ]
         self._begun = 0
         self._stored: list[Stored] = []
@@ -106,10 +106,9 @@ class Uploads:
 
     async def _prepare(self, uploader: Uploader) -> None:
         """Connect, and make the record that this uploader's first files are to belong to."""
+        await uploader.connect()
         if self._plan.records:
             await uploader.make_record(record_id(self._plan.prefix, uploader.number, 0))
-        else:
-            await uploader.ask("OPTIONS", "/v1/uploads")
 
     async def _end(self, lines: Lines) -> None:
         await lines.next()
@@ -161,7 +160,7 @@ class Uploads:
             answer = await uploader.ask("HEAD", f"/v1/uploads/{one.file_id}")
         except OSError as error:
             return str(error)
-        told = answer.headers.get("Upload-Offset")
+        told = answer.headers.get("upload-offset")
         if told != str(one.picture.size_bytes):
             return f"its upload is said to be at {told}, status {answer.status}"
         return ""
@@ -188,8 +187,7 @@ def _entry(one: Stored) -> tuple[object, ...]:
 
 
 async def _run(plan: UploadPlan, lines: Lines) -> None:
-    async with session_at(plan.host, plan.port) as session:
-        say(await Uploads(plan, session).run(lines))
+    say(await Uploads(plan).run(lines))
 
 
 if __name__ == "__main__":

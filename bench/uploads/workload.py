@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from bench.uploads.http_client import Part
+
 TYPE: Final = "image/jpeg"
 DOMAIN: Final = "task"
 
@@ -30,7 +32,7 @@ class Picture(msgspec.Struct, frozen=True):
 
     name: str
     record_id: str
-    parts: tuple[bytes | memoryview, ...]
+    parts: tuple[Part, ...]
     sha256: str
 
     @property
@@ -50,13 +52,13 @@ class Picture(msgspec.Struct, frozen=True):
         }
         return ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in said.items())
 
-    def chunk(self, offset: int, length: int) -> bytes:
-        """Cut bytes out: a copy of 256 KiB takes 20 µs."""
-        cut = b""
+    def chunk(self, offset: int, length: int) -> list[Part]:
+        """Cut bytes out, without a copy."""
+        cut: list[Part] = []
         for part in self.parts:
-            cut += part[max(offset, 0) : max(offset + length, 0)]
+            cut.append(part[max(offset, 0) : max(offset + length, 0)])
             offset -= len(part)
-        return cut
+        return [part for part in cut if part]
 
 
 class Album:

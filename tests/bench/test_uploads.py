@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import web
 from click.testing import CliRunner
 
 from bench.baselines import tus_server
@@ -23,7 +23,7 @@ from bench.harness.load_run import Target
 from bench.harness.server import Server as BareServer
 from bench.report.results import Transfer
 from bench.uploads import device, generator
-from bench.uploads.device import FailedError, Stored, session_at
+from bench.uploads.device import FailedError, Stored
 from bench.uploads.generator import UploadPlan, Uploads
 from bench.uploads.scenario import upload
 from bench.uploads.workload import Album, Picture, record_id
@@ -37,7 +37,7 @@ FILE_BYTES, CHUNK_BYTES = 10_000, 4096
 
 def whole(picture: Picture, chunk_bytes: int = CHUNK_BYTES) -> bytes:
     offsets = range(0, picture.size_bytes, chunk_bytes)
-    return b"".join(picture.chunk(offset, chunk_bytes) for offset in offsets)
+    return b"".join(bytes(part) for offset in offsets for part in picture.chunk(offset, chunk_bytes))
 
 
 def test_album_chunks_are_the_file_and_no_two_files_are_alike() -> None:
@@ -54,7 +54,7 @@ def test_album_chunks_are_the_file_and_no_two_files_are_alike() -> None:
 def test_album_no_chunk_is_like_one_of_another_uploader() -> None:
     album = Album("p", 100, 1 << 20)
     chunks = {
-        album.picture(uploader, 0).chunk(offset, 1 << 18)[100:-100]
+        b"".join(map(bytes, album.picture(uploader, 0).chunk(offset, 1 << 18)))[100:-100]
         for uploader in range(100)
         for offset in range(0, 1 << 20, 1 << 18)
     }
@@ -167,7 +167,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
 class Client:
     """Two uploaders of one run, in this process."""
 
-    def __init__(self, port: int, session: ClientSession) -> None:
+    def __init__(self, port: int) -> None:
         plan = UploadPlan(
             host="127.0.0.1",
             port=port,
@@ -179,7 +179,7 @@ class Client:
             records=True,
         )
         self.album = Album("p", 2, FILE_BYTES)
-        self.run = Uploads(plan, session)
+        self.run = Uploads(plan)
         self.uploaders = self.run.uploaders
 
     async def upload(self, number: int = 0, uploader: int = 0) -> Stored:
@@ -190,8 +190,10 @@ class Client:
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[Client]:
     """A client of that server."""
-    async with session_at("127.0.0.1", server.port) as session:
-        yield Client(server.port, session)
+    one = Client(server.port)
+    yield one
+    for uploader in one.uploaders:
+        uploader.close()
 
 
 async def test_uploader_every_chunk_is_acknowledged_and_every_file_compared(
@@ -249,6 +251,13 @@ async def test_uploader_failed_chunk_goes_on_from_the_servers_offset(
     ((said, times),) = client.uploaders[0].retries.items()
     assert times == 1
     assert reason in said
+
+
+async def test_uploader_idle_connection_that_was_closed_is_opened_again(client: Client) -> None:
+    stored = await client.upload()
+    client.uploaders[0].close()
+    assert await client.run.check([stored]) == 1
+    assert client.uploaders[0].retries == {}
 
 
 async def test_uploader_gives_up_what_fails_for_good(client: Client, server: Server) -> None:

@@ -69,6 +69,10 @@ class Jobs:
             PostgresJobs(database), clock, kinds, {"warm": warm, "monitor": health.follow}
         )
 
+    async def preload(self) -> None:
+        """Read what the last judgement found. Raises StoreError."""
+        await self._health.follow()
+
     def services(self) -> list[Service]:
         """List the services."""
         return [Service("jobs", self._scheduler.run)]

@@ -23,7 +23,13 @@ def health_check(settings: Settings, database: Database, clock: Clock) -> Health
 def health_job(settings: Settings, database: Database, clock: Clock) -> HealthJob:
     """Return the scheduled judgement of one process."""
     check = health_check(settings, database, clock)
-    return HealthJob(check, PostgresHealth(database), clock, settings.monitor.window_min * 60)
+    return HealthJob(
+        check,
+        PostgresHealth(database),
+        clock,
+        settings.monitor.window_min * 60,
+        by_tenant=settings.metrics.tenants,
+    )
 
 
 def refuse_targets(targets: AlertTargets) -> None:

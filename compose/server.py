@@ -229,6 +229,7 @@ class Server:
         await self._renew()
         await self._server_process.record()
         await self._devices.preload()
+        await self._jobs.preload()
         await self._capacity_watch.check()
         probe_port = settings.server.probe_port
         app = self._edge.application()

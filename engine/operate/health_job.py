@@ -29,13 +29,17 @@ class HealthJob:
         store: The last judgement, for all processes.
         clock: Tells how old a judgement is.
         window_s: The length of the window.
+        by_tenant: Whether metrics tell tenants apart.
     """
 
-    def __init__(self, monitor: HealthMonitor, store: HealthStore, clock: Clock, window_s: int) -> None:
+    def __init__(
+        self, monitor: HealthMonitor, store: HealthStore, clock: Clock, window_s: int, *, by_tenant: bool
+    ) -> None:
         self._monitor = monitor
         self._store = store
         self._clock = clock
         self._window_s = window_s
+        self._by_tenant = by_tenant
         self._last: LastHealth | None = None
 
     async def __call__(self, run: JobRun) -> None:
@@ -58,7 +62,10 @@ class HealthJob:
         self._last = await self._store.last()
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield score and status of all tenants together, and the number of tenants by status."""
+        """Yield score and status of all tenants together, and the number of tenants by status.
+
+        If metrics tell tenants apart, also the status of each, and its score unless the status is unknown.
+        """
         last = self._last
         if last is None:
             return
@@ -74,6 +81,12 @@ class HealthJob:
         yield Value("gauge", "tidemark_health_tenants", text, _tenants_by_status(last), "status")
         text = "When health was last judged, by any process, as Unix time"
         yield gauge("tidemark_health_judged_timestamp_seconds", text, last.judged_at_us / 1e6)
+        if self._by_tenant and not stale:
+            scores = {name: one.score for name, one in last.tenants.items() if one.score is not None}
+            yield Value("gauge", "tidemark_tenant_health_score", "As of the last judgement", scores, "tenant")
+            statuses = {(name, str(one.status)): 1.0 for name, one in last.tenants.items()}
+            text = "1 for the status of each tenant, as of the last judgement"
+            yield Value("gauge", "tidemark_tenant_health_status", text, statuses, ("tenant", "status"))
 
 
 def _log_change(report: Report, before: Status) -> None:

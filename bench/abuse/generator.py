@@ -19,7 +19,7 @@ from typing import Final, Optional
 
 import msgspec
 
-from bench.abuse.attacks import ATTACKS, Attacker, Bus
+from bench.abuse.attacks import ATTACKS, Attacker
 from bench.harness.nginx import trusting
 from bench.load.child_process import Lines, main, say
 from bench.load.simple_device import SimpleDevice, statuses
@@ -39,22 +39,20 @@ _DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate; client_no_conte
 class AttackPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One run of an attack.
 
-    ``tokens`` are of its devices, ``neighbour_token`` is of one more device, which prepares.
-    With ``bytes_per_s`` the server is a sink, which answers nothing and is sent so much. ``source`` is the
-    address that attackers come from, ``certificate`` that of nginx in front of the server.
+    ``neighbour_token`` is of one more device, which prepares. With ``bytes_per_s`` the server is a sink,
+    which answers nothing and is sent so much. ``source`` is the address that attackers come from,
+    ``certificate`` that of nginx in front of the server.
     """
 
     attack: str
     host: str
     port: int
-    tokens: list[str]
+    attackers: list[Attacker]
     neighbour_token: str
-    mark: str
     duration_s: float
     bytes_per_s: float | None = None
     source: str | None = None
     certificate: str | None = None
-    bus: Bus | None = None
 
 
 class Attacked(msgspec.Struct, frozen=True):
@@ -72,10 +70,6 @@ class Storm:
     def __init__(self, plan: AttackPlan) -> None:
         self._plan = plan
         self._attack = ATTACKS[plan.attack]
-        self._attackers = [
-            Attacker(token, f"{plan.host}:{plan.port}", f"{plan.mark}-{place}", plan.bus)
-            for place, token in enumerate(plan.tokens)
-        ]
         self._tls = None if plan.certificate is None else trusting(Path(plan.certificate))
         self._sink = plan.bytes_per_s is not None
         self._began_s = 0.0
@@ -91,7 +85,7 @@ class Storm:
         try:
             await device.open(plan.host, plan.port, plan.neighbour_token, source=plan.source, tls=self._tls)
             async with asyncio.timeout(_PREPARE_S):
-                for items in (each for attacker in self._attackers for each in stored.syncs(attacker)):
+                for items in (each for attacker in self._plan.attackers for each in stored.syncs(attacker)):
                     answer = await device.sync(secrets.token_hex(8), *items)
                     found = statuses(answer)
                     refused += found if answer["type"] != "synced" else Counter(rejected=found["rejected"])
@@ -105,7 +99,7 @@ class Storm:
         self._began_s, cpu_s = perf_counter(), time.process_time()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._plan.duration_s), asyncio.TaskGroup() as tasks:
-                for attacker in self._attackers * self._attack.connections:
+                for attacker in self._plan.attackers * self._attack.connections:
                     tasks.create_task(self._again_and_again(attacker))
         generator = (time.process_time() - cpu_s) / self._plan.duration_s
         return Attacked(self._sent_bytes, self._connections, self._ended, generator)
@@ -117,7 +111,7 @@ class Storm:
     async def _connection(self, attacker: Attacker) -> str:
         """Attack on one connection until all is said or the server ends it. Returns how it ended."""
         try:
-            reader, writer = await self._dialled()
+            reader, writer = await self._dialled(attacker)
         except OSError as error:
             await asyncio.sleep(_AGAIN_S)
             return error.strerror or type(error).__name__
@@ -146,10 +140,10 @@ class Storm:
             await asyncio.gather(*tasks, return_exceptions=True)
             writer.transport.abort()
 
-    async def _dialled(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _dialled(self, attacker: Attacker) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         plan = self._plan
-        if plan.bus is not None and not self._sink:
-            return await asyncio.open_unix_connection(plan.bus.url.removeprefix("unix://"))
+        if attacker.bus is not None and not self._sink:
+            return await asyncio.open_unix_connection(attacker.bus.url.removeprefix("unix://"))
         source = None if plan.source is None else (plan.source, 0)
         return await asyncio.open_connection(plan.host, plan.port, local_addr=source, ssl=self._tls)
 

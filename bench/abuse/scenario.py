@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from bench.abuse.attacks import ATTACKS, PAST_NGINX, Bus
+from bench.abuse.attacks import ATTACKS, PAST_NGINX, Attacker, Bus
 from bench.abuse.criteria import ATTACKED, judge
 from bench.abuse.gauge import Gauge
 from bench.abuse.generator import Attacked, AttackPlan
@@ -244,19 +244,22 @@ class _Abuse:
 
     def _plan(self, count: int, sunk: Abuse | None = None) -> AttackPlan:
         """Plan an attack of so many devices, or to send as many bytes as one did into the sink."""
-        site, way, mark = self._site, self._site.way, secrets.token_hex(4)
+        site, mark = self._site, secrets.token_hex(4)
+        way = site.way if sunk is None else msgspec.structs.replace(site.target, port=self._sink_port)
+        bus = site.bus(_OTHERS, self._others.names) if self._attack.opening == "bus" else None
         return AttackPlan(
             attack=self._name,
             host=way.host if sunk is None else "127.0.0.1",
-            port=way.port if sunk is None else self._sink_port,
-            tokens=[way.token(self._tenant, f"{mark}-{place}") for place in range(count)],
+            port=way.port,
+            attackers=[
+                Attacker(way.token(self._tenant, name), f"{way.host}:{way.port}", name, bus)
+                for name in (f"{mark}-{place}" for place in range(count))
+            ],
             neighbour_token=way.token(self._tenant, f"{mark}-neighbour"),
-            mark=mark,
             duration_s=self._duration_s,
             bytes_per_s=None if sunk is None else sunk.sent_bytes / sunk.duration_s,
             source=_SOURCE if way.host == "127.0.0.1" else None,
             certificate=str(site.certificate) if site.certificate and sunk is None else None,
-            bus=site.bus(_OTHERS, self._others.names) if self._attack.opening == "bus" else None,
         )
 
     async def _phase(self, phase: Phase, plan: AttackPlan | None = None) -> Abuse:

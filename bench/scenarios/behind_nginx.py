@@ -205,7 +205,8 @@ def head_bar(what: str, wanted: int, answer: ClientResponse, errors: Counter[str
     asked_bytes = len(f"{sent.method} {sent.url.raw_path_qs} HTTP/1.1\r\n") + _size_bytes(
         sent.headers.items()
     )
-    beside = f"{asked_bytes:,} bytes, answered by {_size_bytes(answer.headers.items()):,}: {answer.status}"
+    answer_bytes = _size_bytes(answer.headers.items())
+    beside = f"{asked_bytes:,} bytes, answered by {answer_bytes:,}: {answer.status}; {counts(errors)}"
     failed = (answer.status != wanted) + errors.total()
     return Bar(f"{what}: refused, or errors of others", failed, "at most", 0, "", beside)
 
@@ -232,7 +233,7 @@ async def largest_heads(way: Way) -> list[Bar]:
                 return response
 
         async def repeated(what: str, method: str, path: str, headers: Mapping[str, str]) -> Bar:
-            others = [Other(f"{what}-{number}", way, session) for number in range(4)]
+            others = [Other(f"beside-{secrets.token_hex(4)}", way, session) for _ in range(4)]
             going = True
             running = [asyncio.create_task(other.run(lambda: going)) for other in others]
             for _ in range(_REPEATS):

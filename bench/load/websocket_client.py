@@ -51,28 +51,18 @@ class Socket(asyncio.Protocol):
     """One connection.
 
     ``on_text`` is called with every message, ``on_end`` once with the close code when an open connection
-    is over, whoever ended it.
+    is over, whoever ended it. ``opened`` is done once the handshake is.
     """
-
-    __slots__ = (
-        "_accept",
-        "_request",
-        "_rest",
-        "_transport",
-        "code",
-        "on_end",
-        "on_text",
-        "opened",
-    )
 
     def __init__(self, request: str, on_text: OnText, on_end: OnEnd) -> None:
         key = base64.b64encode(os.urandom(16))
-        self._accept = base64.b64encode(hashlib.sha1(key + _ACCEPT_SALT, usedforsecurity=False).digest())
+        salted = hashlib.sha1(key + _ACCEPT_SALT, usedforsecurity=False)
+        self._accept = base64.b64encode(salted.digest()).decode()
         self._request = request.replace("{key}", key.decode())
-        self.on_text = on_text
-        self.on_end = on_end
         self._rest = b""
         self._transport: asyncio.Transport
+        self.on_text = on_text
+        self.on_end = on_end
         self.code = CUT_OFF
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -89,12 +79,13 @@ class Socket(asyncio.Protocol):
         """Parse frames as they arrive."""
         if self._rest:
             data = self._rest + data
-        position, size = 0, len(data)
         if not self.opened.done():
-            position = self._upgraded(data)
-            if not position:
-                self._rest = data
+            answer, complete, data = data.partition(b"\r\n\r\n")
+            if not complete:
+                self._rest = answer
                 return
+            self._check(answer.decode("latin-1"))
+        position, size = 0, len(data)
         while size - position >= 2:
             head, length = data[position], data[position + 1]
             start = position + 2
@@ -111,30 +102,24 @@ class Socket(asyncio.Protocol):
                 self._rare(head, data[start:end])
         self._rest = data[position:]
 
-    def _upgraded(self, data: bytes) -> int:
-        """Check the answer to the handshake. Returns where frames begin, 0 while it is not complete."""
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            return 0
-        lines = data[:end].split(b"\r\n")
-        parts = [line.partition(b":") for line in lines[1:]]
+    def _check(self, answer: str) -> None:
+        """Judge the answer to the handshake."""
+        first, *lines = answer.split("\r\n")
+        parts = [line.partition(":") for line in lines]
         headers = {name.lower(): value.strip() for name, _, value in parts}
-        if b" 101 " not in lines[0]:
-            self._fail(lines[0].decode("latin-1"), int(headers.get(b"retry-after", b"0")))
-        elif headers.get(b"sec-websocket-accept") != self._accept:
-            self._fail("Sec-WebSocket-Accept does not fit the key")
-        elif headers.get(b"sec-websocket-protocol", b"").decode() != JSON_SUBPROTOCOL:
-            self._fail(f"the server does not speak {JSON_SUBPROTOCOL}")
-        else:
+        error: HandshakeError | None = None
+        if " 101 " not in first:
+            error = HandshakeError(first)
+            error.retry_after_s = int(headers.get("retry-after", "0"))
+        elif headers.get("sec-websocket-accept") != self._accept:
+            error = HandshakeError("Sec-WebSocket-Accept does not fit the key")
+        elif headers.get("sec-websocket-protocol") != JSON_SUBPROTOCOL:
+            error = HandshakeError(f"the server does not speak {JSON_SUBPROTOCOL}")
+        if error is None:
             self.opened.set_result(None)
-        return end + 4
-
-    def _fail(self, sentence: str, retry_after_s: int = 0) -> None:
-        if not self.opened.done():
-            error = HandshakeError(sentence)
-            error.retry_after_s = retry_after_s
+        else:
             self.opened.set_exception(error)
-        self._transport.abort()
+            self._transport.abort()
 
     def _rare(self, head: int, payload: bytes) -> None:
         if head == _TEXT_DEFLATED:

@@ -17,6 +17,7 @@ from deploy.grafana.panels import (
     total,
 )
 
+_SUCCEEDED_AT: Final = highest("tidemark_job_last_success_timestamp_seconds", "exported_job")
 _SYNCS: Final = rate("tidemark_syncs_total", where='outcome="succeeded"')
 
 SYSTEM: Final = Dashboard(
@@ -193,13 +194,55 @@ SYSTEM: Final = Dashboard(
                 Panel(
                     "Written behind",
                     "percentunit",
-                    "Time that writing the counts of devices takes, of the time of batches.",
+                    "Time that writing counts of devices and minutes takes, of the time of batches.",
                     (
+                        Query(
+                            f"{rate('tidemark_minute_flush_seconds_total')}"
+                            f" / {rate('tidemark_batch_duration_seconds_sum')}",
+                            "minutes",
+                        ),
                         Query(
                             f"{rate('tidemark_health_flush_seconds_total')}"
                             f" / {rate('tidemark_batch_duration_seconds_sum')}",
                             "devices",
                         ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "Jobs (their label job is called exported_job here: Prometheus itself uses job)",
+            (
+                Panel(
+                    "Since the last success",
+                    "s",
+                    "How long ago a run of each job last succeeded, in any process.",
+                    (
+                        Query(
+                            f"time() - {_SUCCEEDED_AT}",
+                            "{{exported_job}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Runs",
+                    "short",
+                    "Runs that ended, over the time that is shown.",
+                    (
+                        Query(
+                            grown("tidemark_job_runs_total", "exported_job", "outcome"),
+                            "{{exported_job}} {{outcome}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Minutes written behind",
+                    "ops",
+                    "Rows of minutes that were written, and writes of them that failed.",
+                    (
+                        Query(rate("tidemark_minute_rows_total"), "rows"),
+                        Query(rate("tidemark_minute_flush_failures_total"), "failed"),
+                        Query(rate("tidemark_minutes_dropped_total"), "dropped"),
                     ),
                 ),
             ),

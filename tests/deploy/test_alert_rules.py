@@ -97,6 +97,13 @@ CASES: dict[str, dict[str, str]] = {
         f"tidemark_connections_opened_total{{{_ON}}}": growth(10, 10),
     },
     "TidemarkHealthNotStored": {f"tidemark_health_flush_failures_total{{{_ON}}}": growth(1)},
+    "TidemarkJobFails": {
+        f'tidemark_job_runs_total{{{_ON},exported_job="cleanup",outcome="failed"}}': growth(1)
+    },
+    "TidemarkJobMissed": {
+        f'tidemark_job_last_success_timestamp_seconds{{{_ON},exported_job="uploads"}}': level(0, 10_800)
+    },
+    "TidemarkMinutesNotStored": {f"tidemark_minute_flush_failures_total{{{_ON}}}": growth(1)},
 }
 
 

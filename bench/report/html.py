@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from operator import attrgetter
@@ -14,7 +13,6 @@ from bench.report.results import Report
 from bench.report.text import KINDS, text_of
 
 _STYLE: Final = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
-_MARKS: Final = (50.0, 90.0, 95.0, 99.0, 99.9, 99.99)
 #: A run of fewer windows has no chart over time.
 _LONG_WINDOWS: Final = 20
 
@@ -71,14 +69,11 @@ def _charts(report: Report) -> Iterator[Any]:
             yield _bars(title, [row.name for row in rows], series)
     for kind in KINDS if report.abuses else ():
         yield _abused(kind, report)
-    rows = [row for row in report.rows if row.latency.max_ms]
-    if rows:
-        yield _percentiles({row.name: row.curve for row in rows})
-    for row in rows:
+    for row in report.rows:
         if row.loop == "open" and len(row.windows) >= _LONG_WINDOWS:
-            fields = ("stored", "refused", "unanswered", "p95_ms")
-            series = {name: [(one.at_s, getattr(one, name)) for one in row.windows] for name in fields}
-            yield _lines(f"{row.name}: syncs due in each tenth of a second", series)
+            names = ("stored", "refused", "unanswered", "p95_ms")
+            series = {name: [(one.at_s, getattr(one, name)) for one in row.windows] for name in names}
+            yield _chart(pygal.XY, f"{row.name}: syncs due in each tenth of a second", series, x_title="s")
 
 
 def _abused(kind: str, report: Report) -> Any:
@@ -91,34 +86,16 @@ def _abused(kind: str, report: Report) -> Any:
     return _bars(f"p99 of others' {kind} in ms", attacks, series)
 
 
-def _percentiles(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
-    """Draw latency over percentile, the axis stretched so that each further nine takes the same room."""
-
-    def stretched(percent: float) -> float:
-        return -math.log10(1 - percent / 100)
-
-    labels = [{"value": stretched(mark), "label": f"{mark:g} %"} for mark in _MARKS]
-    series = {
-        name: [(stretched(percent), ms) for percent, ms in curve if percent < 100]
-        for name, curve in curves.items()
-    }
-    return _lines("Latency by percentile", series, x_labels=labels, x_title="", y_title="ms")
-
-
 def _bars(title: str, labels: list[str], series: Mapping[str, Sequence[float | None]]) -> Any:
     """Draw bars on a logarithmic axis, since those of an overloaded server are far apart; it has no zero."""
     drawn = {name: [value or None for value in values] for name, values in series.items()}
-    return _chart(pygal.Bar, title, drawn, logarithmic=True, x_labels=labels, x_label_rotation=30)
-
-
-def _lines(title: str, series: Mapping[str, Sequence[Any]], **options: Any) -> Any:
-    return _chart(pygal.XY, title, series, **{"x_title": "s", **options})
+    chart = _chart(pygal.Bar, title, drawn, logarithmic=True, x_label_rotation=30)
+    chart.x_labels = labels
+    return chart
 
 
 def _chart(kind: Any, title: str, series: Mapping[str, Sequence[Any]], **options: Any) -> Any:
-    labels = options.pop("x_labels", None)
     chart = kind(js=[], title=title, dots_size=1, height=420, legend_at_bottom=True, **options)
-    chart.x_labels = labels
     for name, values in series.items():
         chart.add(name, values)
     return chart

@@ -36,12 +36,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a run. Rates are syncs a second, of what happened in the step.
 
     ``latency`` is that of the syncs that were due in it and stored, ``refusal`` that of the refused ones,
-    both from when they were due; ``curve`` has the first by percent. ``times`` is the load over capacity.
-    ``waiting`` syncs had no answer at its end. ``late_*`` is how late syncs left and ``lag_p99_ms`` how late
-    the generator's own timers were: it may have read answers as late. ``cpus`` is how many CPUs each process
-    tree kept busy, ``cpu_ms`` the same in milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of
-    the server's; ``frame_us`` is the generator's CPU time a sync sent. ``other_cpus`` were busy with
-    something else. ``sent``, ``errors`` and ``unanswered`` count the whole run.
+    both from when they were due. ``times`` is the load over capacity. ``waiting`` syncs had no answer at its
+    end. ``late_*`` is how late syncs left and ``lag_p99_ms`` how late the generator's own timers were: it may
+    have read answers as late. ``cpus`` is how many CPUs each process tree kept busy, ``cpu_ms`` the same in
+    milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of the server's; ``frame_us`` is the
+    generator's CPU time a sync sent. ``other_cpus`` were busy with something else. ``sent``, ``errors`` and
+    ``unanswered`` count the whole run.
     """
 
     name: str
@@ -72,7 +72,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     other_cpus: float | None = None
     rss_peak_mib: float | None = None
     audit: Audit | None = None
-    curve: list[tuple[float, float]] = []
     windows: list[Window] = []
 
     @property

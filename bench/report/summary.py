@@ -12,8 +12,6 @@ from bench.report.results import Row, Window
 from bench.report.statistics import latency_of, percentile
 
 UNANSWERED, STORED = (CODES.index(name) for name in ("unanswered", "synced"))
-#: Where the percentile curve is read.
-_CURVE: Final = (0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0)
 MIB: Final = 1 << 20
 #: Of one window of a row.
 WINDOW_US: Final = 100_000
@@ -57,7 +55,6 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
             elif code != UNANSWERED:
                 refused_us.append(done_us - due_us)
     late_us.sort()
-    stored_us.sort()
     usage = run.usage[place] if run.usage else None
     cpu_ms = usage.cpu_ms if usage is not None else {}
     workers_ms = usage.worker_cpu_ms if usage is not None else ()
@@ -94,7 +91,6 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
         else max(0.0, usage.machine_cpu_ms - sum(cpu_ms.values())) / 1000 / spent_s,
         rss_peak_mib=None if peak_bytes is None else peak_bytes / MIB,
         audit=audit,
-        curve=[(percent, percentile(stored_us, percent) / 1000) for percent in _CURVE],
         windows=[_window(index, windows[index]) for index in sorted(windows)],
     )
 

@@ -263,5 +263,5 @@ def test_report_shows_each_load_and_draws_it() -> None:
     assert "overloaded 875" in text
     assert "0.10 + 0.50 + 0.30" in text
     page = html_of([report])
-    assert page.count("<svg") == 3  # latencies, rates, percentiles
+    assert page.count("<svg") == 2  # latencies and rates
     assert "back to normal after" in page

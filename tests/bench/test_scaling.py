@@ -36,7 +36,6 @@ def row_of(**changes: Any) -> Row:
         "other_cpus": 0.0,
         "rss_peak_mib": 100.0,
         "audit": None,
-        "curve": [],
         "worker_cpu_ms": [0.08, 0.12],
     }
     return Row(**(usual | changes))

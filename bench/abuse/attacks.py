@@ -10,7 +10,7 @@ import base64
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
@@ -42,21 +42,19 @@ _NARROW: Final = {"conflict_rows": 100, "future_event_rows": 500}
 PAST_NGINX: Final = ("forged",)
 
 
-class Bus(NamedTuple):
-    """The Redis of the server, the channel of its database, and others' devices with their tenant's id."""
-
-    url: str
-    channel: str
-    victims: list[tuple[int, str]]
-
-
 class Attacker(NamedTuple):
-    """One device of the attackers' tenant. ``mark`` is new for each run, so that no id is used twice."""
+    """One device of the attackers' tenant. ``mark`` is new for each run, so that no id is used twice.
+
+    One that goes to the server's Redis has the URL of that, the channel of the server's database, and others'
+    devices with their tenant's id.
+    """
 
     token: str
     host: str
     mark: str
-    bus: Bus | None = None
+    redis_url: str = ""
+    channel: str = ""
+    victims: Sequence[tuple[int, str]] = ()
 
     def record(self, number: int) -> str:
         """Return the id of a record that only this device and its neighbour write."""
@@ -133,10 +131,6 @@ def _text(message: Json) -> bytes:
     return framed(_TEXT, msgspec.json.encode(message))
 
 
-def _heartbeat(**more: Any) -> bytes:
-    return msgspec.json.encode({"type": "heartbeat", "id": "h", **more})
-
-
 def _deflated(text: bytes, flush: int = zlib.Z_SYNC_FLUSH) -> bytes:
     packer = zlib.compressobj(9, wbits=-15)
     return packer.compress(text) + packer.flush(flush)
@@ -146,9 +140,14 @@ def _fields(value: int) -> Json:
     return {f"f{number}": value for number in range(MAX_FIELDS)}
 
 
-def _always(frame: bytes) -> Chunk:
-    many = frame * max(1, _WRITE_BYTES // len(frame))
-    return lambda _, __: many
+def _always(data: bytes) -> Chunk:
+    return lambda _, __: data
+
+
+def _frames(head: int, payload: bytes) -> Chunk:
+    """Write one frame again and again, many at once where they are small."""
+    frame = framed(head, payload)
+    return _always(frame * max(1, _WRITE_BYTES // len(frame)))
 
 
 def _changes(count: int, op: str, data: Callable[[int], Json], records: int = 1) -> Chunk:
@@ -166,8 +165,7 @@ def _patches(count: int) -> Chunk:
 
 
 def _asked(count: int, message: Json) -> Chunk:
-    many = b"".join(_text({**message, "id": str(number)}) for number in range(count))
-    return lambda _, __: many
+    return _always(b"".join(_text({**message, "id": str(number)}) for number in range(count)))
 
 
 def _got(count: int, path: str) -> Chunk:
@@ -236,9 +234,8 @@ def _events_ahead(attacker: Attacker, number: int) -> bytes:
 
 def _forged(attacker: Attacker, number: int) -> bytes:
     """Publish on the server's bus that others' devices are connected elsewhere, with a time far ahead."""
-    assert attacker.bus is not None
-    channel, at_us = attacker.bus.channel.encode(), time.time_ns() // 1000
-    opened = [(*victim, secrets.token_hex(8), at_us + _AHEAD_US) for victim in attacker.bus.victims]
+    channel, at_us = attacker.channel.encode(), time.time_ns() // 1000
+    opened = [(*victim, secrets.token_hex(8), at_us + _AHEAD_US) for victim in attacker.victims]
     told = {"sender": attacker.mark, "at_us": at_us, "number": number + 1, "opened": opened}
     parts = channel, msgspec.json.encode(told)
     return b"".join(
@@ -284,7 +281,8 @@ _ARRAYS: Final = Stored(lambda: {"n": [[]] * (_RECORD_BYTES // len("[],"))}, {"k
 _RANDOM: Final = Stored(lambda: {"n": secrets.token_hex(_RECORD_BYTES // 2)}, {"k": -1})
 _LARGE: Final = Stored(lambda: {"text": "a" * 200_000}, {"text": "b" * 200_000}, _CONFLICTS)
 _ONE_WIDE: Final = Stored(lambda: _fields(0), {"f0": -1})
-_INFLATING: Final = framed(_TEXT_DEFLATED, _deflated(_heartbeat(pad="a" * _FRAME_BYTES))[:-4])
+_HEARTBEAT: Final = b'{"type":"heartbeat","id":"h"}'
+_INFLATING: Final = _deflated(b'{"type":"heartbeat","id":"h","pad":"%b"}' % (b"a" * _FRAME_BYTES))[:-4]
 _BEGUN: Final = framed(_TEXT_BEGINS, b"{")
 _PULLS: Final = _asked(150, {"type": "pull", "cursor": None, "domains": ["ticket"]})
 _LISTS: Final = _asked(8, {"type": "conflicts", "limit": 1000})
@@ -301,14 +299,16 @@ ATTACKS: Final[dict[str, Attack]] = {
         _changes(_WIDE, "put", _fields, _WIDE),
         stored=_ONE_WIDE._replace(records=_WIDE),
     ),
-    "pongs": Attack("pongs at full speed", _always(framed(_PONG, b""))),
-    "pings": Attack("pings at full speed", _always(framed(_PING, b""))),
-    "malformed": Attack("malformed messages at full speed", _always(framed(_TEXT, b"{"))),
+    "pongs": Attack("pongs at full speed", _frames(_PONG, b"")),
+    "pings": Attack("pings at full speed", _frames(_PING, b"")),
+    "malformed": Attack("malformed messages at full speed", _frames(_TEXT, b"{")),
     "continuations": Attack(
-        "empty continuations", _always(framed(_CONTINUATION, b"")), first=lambda _: iter([_BEGUN])
+        "empty continuations", _frames(_CONTINUATION, b""), first=lambda _: iter([_BEGUN])
     ),
-    "heartbeats": Attack("heartbeats past the rate", _always(framed(_TEXT, _heartbeat()))),
-    "inflating": Attack("heartbeats of 1 KB that inflate to 1 MB", _always(_INFLATING), "deflated"),
+    "heartbeats": Attack("heartbeats past the rate", _frames(_TEXT, _HEARTBEAT)),
+    "inflating": Attack(
+        "heartbeats of 1 KB that inflate to 1 MB", _frames(_TEXT_DEFLATED, _INFLATING), "deflated"
+    ),
     "pulls": Attack("150 pulls by another domain of a long feed", _PULLS, every_s=0.5, seeded=_feed),
     "conflicts": Attack(
         "lists of large conflicts",

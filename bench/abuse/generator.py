@@ -142,8 +142,8 @@ class Storm:
 
     async def _dialled(self, attacker: Attacker) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         plan = self._plan
-        if attacker.bus is not None and not self._sink:
-            return await asyncio.open_unix_connection(attacker.bus.url.removeprefix("unix://"))
+        if attacker.redis_url and not self._sink:
+            return await asyncio.open_unix_connection(attacker.redis_url.removeprefix("unix://"))
         source = None if plan.source is None else (plan.source, 0)
         return await asyncio.open_connection(plan.host, plan.port, local_addr=source, ssl=self._tls)
 

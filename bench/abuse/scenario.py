@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from bench.abuse.attacks import ATTACKS, PAST_NGINX, Attacker, Bus
+from bench.abuse.attacks import ATTACKS, PAST_NGINX, Attacker
 from bench.abuse.criteria import ATTACKED, judge
 from bench.abuse.gauge import Gauge
 from bench.abuse.generator import Attacked, AttackPlan
@@ -97,15 +97,15 @@ class Site(msgspec.Struct):
         await process.stdout.readline()
         return process
 
-    def bus(self, tenant: str, devices: list[str]) -> Bus:
-        """Return what forged messages to devices need."""
+    def bus(self, tenant: str, devices: list[str]) -> tuple[str, str, list[tuple[int, str]]]:
+        """Return what forged messages need: Redis, a channel, and devices with their tenant's id."""
         with connected(self.dsn) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT current_database()::text, epoch::text FROM cluster_state")
             ((database, epoch),) = cursor.fetchall()
             cursor.execute("SELECT tenant_id::int FROM tenants WHERE name = %s", (tenant,))
             ((tenant_id,),) = cursor.fetchall()
         channel = f"tidemark:{database}:{epoch}"
-        return Bus(self.redis_url, channel, [(tenant_id, device) for device in devices])
+        return self.redis_url, channel, [(tenant_id, device) for device in devices]
 
     async def renew(self, bounds: Mapping[str, int] | None = None) -> None:
         """Start the server anew, with other bounds of tenants where they are given."""
@@ -246,13 +246,13 @@ class _Abuse:
         """Plan an attack of so many devices, or to send as many bytes as one did into the sink."""
         site, mark = self._site, secrets.token_hex(4)
         way = site.way if sunk is None else msgspec.structs.replace(site.target, port=self._sink_port)
-        bus = site.bus(_OTHERS, self._others.names) if self._attack.opening == "bus" else None
+        bus = site.bus(_OTHERS, self._others.names) if self._attack.opening == "bus" else ()
         return AttackPlan(
             attack=self._name,
             host=way.host if sunk is None else "127.0.0.1",
             port=way.port,
             attackers=[
-                Attacker(way.token(self._tenant, name), f"{way.host}:{way.port}", name, bus)
+                Attacker(way.token(self._tenant, name), f"{way.host}:{way.port}", name, *bus)
                 for name in (f"{mark}-{place}" for place in range(count))
             ],
             neighbour_token=way.token(self._tenant, f"{mark}-neighbour"),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.abuse.attacks import ATTACKS, Attacker, Bus
+from bench.abuse.attacks import ATTACKS, Attacker
 from bench.abuse.criteria import judge
 from bench.abuse.scenario import abuse, measured_before
 from bench.harness.environment import BenchError, read_settings
@@ -210,9 +210,7 @@ def test_measured_before_takes_what_a_report_measured_itself(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "handshakes"])
 def test_attacks_each_sends_something_at_once(name: str) -> None:
     attack = ATTACKS[name]
-    attacker = Attacker(
-        "h.c.s", "h", "m", Bus("unix:///nowhere", "tidemark:database:epoch", [(1, "other-0")])
-    )
+    attacker = Attacker("h.c.s", "h", "m", "unix:///nowhere", "tidemark:database:epoch", [(1, "other-0")])
     assert attack.first is None or next(attack.first(attacker))
     assert attack.chunk is None or (attack.chunk(attacker, 0) and attack.chunk(attacker, 1))
     assert attack.first or attack.chunk

@@ -205,7 +205,7 @@ def head_bar(what: str, wanted: int, answer: ClientResponse, errors: Counter[str
     asked_bytes = len(f"{sent.method} {sent.url.raw_path_qs} HTTP/1.1\r\n") + _size_bytes(
         sent.headers.items()
     )
-    answer_bytes = _size_bytes(answer.headers.items())
+    answer_bytes = len("HTTP/1.1 200 OK\r\n") + _size_bytes(answer.headers.items())
     beside = f"{asked_bytes:,} bytes, answered by {answer_bytes:,}: {answer.status}; {counts(errors)}"
     failed = (answer.status != wanted) + errors.total()
     return Bar(f"{what}: refused, or errors of others", failed, "at most", 0, "", beside)

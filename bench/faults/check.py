@@ -7,7 +7,6 @@ be a whole one, in which each device went on until its queue was empty.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -30,6 +29,7 @@ from bench.faults.history import (
     only,
 )
 from bench.faults.tables import Stored, Tables, Where
+from bench.harness.audit import key_hash
 
 #: What the data of every item names its tenant in.
 MARK: Final = "tenant"
@@ -246,11 +246,6 @@ def _counts(account: Account, tables: Tables) -> Iterator[str]:
             if told[what][one] != stored[one]:
                 name = keys.get(one, "/".join(one))
                 yield f"{name}: {told[what][one]} {what} as the device knows, {stored[one]} in the tables"
-
-
-def key_hash(device: str, key: str) -> str:
-    """Hash a key as the server stores it, bound to its device."""
-    return hashlib.blake2b(f"{device}\0{key}".encode(), digest_size=16).hexdigest()
 
 
 def _pages(account: Account) -> Iterator[str]:

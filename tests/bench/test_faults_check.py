@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.faults.check import check, key_hash
+from bench.faults.check import check
 from bench.faults.history import (
     Answered,
     Change,
@@ -30,6 +30,7 @@ from bench.faults.history import (
     Sent,
 )
 from bench.faults.tables import COUNTED, Stored, Tables
+from bench.harness.audit import key_hash
 
 AT = "2026-01-02T03:04:05Z"
 

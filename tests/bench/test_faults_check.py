@@ -387,6 +387,28 @@ def test_check_history_that_lacks_an_answer_fails(random: Random) -> None:
     assert check(kept, found.tables) != []
 
 
+def test_check_replay_may_leave_data_out_and_nothing_else_may(world: World) -> None:
+    place = _place(world, Answered, "a2", key="a2-2")
+    answer = world.history[place]
+    assert isinstance(answer, Answered)
+    resolved, other = answer.results
+    assert resolved.data is not msgspec.UNSET
+    short = msgspec.structs.replace(resolved, data=msgspec.UNSET)
+    again = msgspec.structs.replace(answer, results=[short, other], replayed=True)
+    world.history.insert(place + 1, again)
+    assert check(world.history, world.tables) == []
+    for wrong in (
+        msgspec.structs.replace(again, replayed=False),
+        msgspec.structs.replace(
+            again, results=[msgspec.structs.replace(short, data={"by": "nobody"}), other]
+        ),
+        msgspec.structs.replace(again, results=[msgspec.structs.replace(short, winner="merged"), other]),
+        msgspec.structs.replace(again, results=[short]),
+    ):
+        world.history[place + 1] = wrong
+        assert any("a2-2 was answered differently" in fault for fault in check(world.history, world.tables))
+
+
 def test_check_page_that_goes_back_is_no_fault_after_a_rewind(world: World) -> None:
     first = next(event for event in world.history if isinstance(event, Paged) and event.device == "a2")
     assert any("came after" in fault for fault in check([*world.history, first], world.tables))

@@ -77,10 +77,7 @@ def _home(chosen: Settings) -> Iterator[Path]:
 
 
 def administer(dsn: str, call: Callable[[Database], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a call on a database's stores to its end, in a thread and an event loop of its own.
-
-    So it may be called with an event loop and without. Raises StoreError.
-    """
+    """Run a call on a database's stores in an event loop and a thread of its own. Raises StoreError."""
 
     async def run() -> Result:
         async with command_database(dsn) as database:
@@ -91,12 +88,9 @@ def administer(dsn: str, call: Callable[[Database], Coroutine[Any, Any, Result]]
 
 
 def read_settings(config: Path | None, data_dir: str | None, *, of_system: bool = False) -> Settings:
-    """Read the settings as ``run.py serve`` does. Raises SettingsError.
+    """Read the settings as ``run.py serve`` with ``--config`` and ``--data-dir``. Raises SettingsError.
 
-    Args:
-        config: The file of ``--config``.
-        data_dir: The directory of ``--data-dir``.
-        of_system: Whether the file of this machine counts, which is of a server that runs already.
+    ``of_system`` has the file of this machine count, which is of a server that runs already.
     """
     flags = {} if data_dir is None else {"data": {"dir": data_dir}}
     return settings(layers(config, flags, of_system=of_system))

@@ -93,19 +93,12 @@ def planned(
 
 
 def spread(ports: Sequence[int], connections: int, tenants: int) -> list[int]:
-    """Give each connection a port, evenly, and each tenant's connections too.
-
-    Connection n is of tenant n modulo ``tenants``.
-    """
+    """Give connections ports, evenly, those of each tenant too: connection n is of tenant n modulo these."""
     return [ports[(index // tenants + index % tenants) % len(ports)] for index in range(connections)]
 
 
 async def run_load(target: Target, *runs: Run) -> list[Run]:
-    """Send the load of all runs at once, until all is answered.
-
-    Raises:
-        BenchError: Nobody connected, or a generator ended.
-    """
+    """Send the load of all runs at once, until all is answered. Raises BenchError where nobody connected."""
     async with AsyncExitStack() as stack:
         generators = [
             await stack.enter_async_context(child("the load generator", "bench.load.generator", run.plan))

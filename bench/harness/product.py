@@ -96,10 +96,7 @@ def product(
     version: Version = HERE,
     **more: Any,
 ) -> Server:
-    """Make a server on a database of ``environment``, which is to be started; ``more`` is for ``Server``.
-
-    Raises BenchError where there are not so many free ports.
-    """
+    """Make a server on a database of ``environment``; ``more`` is for ``Server``. Raises BenchError."""
     port = 0 if workers == 1 else free_ports(workers + 1)
     return version.server(variables(environment, dsn, secret, config), workers, port, **more)
 

@@ -93,10 +93,7 @@ async def product_stage(
     version: Version = HERE,
     records: int = 0,
 ) -> AsyncIterator[Target]:
-    """Run the product on a fresh database that has its tenants, and so many records of theirs.
-
-    Raises BenchError, StoreError.
-    """
+    """Run the product on a fresh database with its tenants and ``records``. Raises BenchError, StoreError."""
     dsn = await version.database(environment, database)
     add_tenants(dsn, options.tenant_names)
     if records:
@@ -166,10 +163,7 @@ def tenant_ids(dsn: str) -> list[int]:
 
 
 def fill(dsn: str, tenants: Sequence[str], records: int) -> None:
-    """Write ``records`` over the tenants past the server, as many to each, one version each.
-
-    Raises StoreError.
-    """
+    """Write ``records`` past the server, as many to each tenant, one version each. Raises StoreError."""
     each = max(1, records // len(tenants))
     constant = {"domain": DOMAIN, "step": max(1, _RANGE // (each + 1)), "data": data_of(0, 0).decode()}
     with connected(dsn) as connection, connection.cursor() as cursor:

@@ -61,10 +61,7 @@ class Watchers:
 async def watching(
     target: Target, tenants: Sequence[str], connections: int, processes: int, *, heartbeats: bool = False
 ) -> AsyncIterator[Watchers]:
-    """Subscribe, connection n for tenant n modulo these, spread over the target's ports.
-
-    Raises BenchError.
-    """
+    """Subscribe, connection n for tenant n modulo these, over all ports of the target. Raises BenchError."""
     prefix = secrets.token_hex(4)
     mine = [tenants[index % len(tenants)] for index in range(connections)]
     ports = list(target.ports) or [target.port]
@@ -98,10 +95,7 @@ def sources(connections: int) -> list[str]:
 
 
 def check_files(connections: int, processes: int, workers: int, own: int) -> None:
-    """Check that each process of both sides may open its connections, and ``own`` files more.
-
-    Raises BenchError.
-    """
+    """Refuse more connections, and ``own`` files, than a process of either side may open: BenchError."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = -(-connections // min(processes, workers)) + own
     if files < needed:

@@ -78,10 +78,7 @@ async def compare(options: Options) -> Report:
 
 
 def rows_of(file: Path) -> list[Row]:
-    """Read the rows of an earlier comparison, as those of the version before; none where there is no file.
-
-    Raises BenchError.
-    """
+    """Read rows of an earlier comparison as those of the version before, if it is one. Raises BenchError."""
     reports = reports_of(file)
     rows = [row for one in reports or () for row in one.rows if row.name.startswith(f"{NOW}, ")]
     if reports is not None and not rows:

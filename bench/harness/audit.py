@@ -119,8 +119,7 @@ class Auditor:
             cursor.execute("SELECT tenant_id, name FROM tenants WHERE name = ANY(%s)", (known,))
             names: dict[int, str] = dict(cursor.fetchall())
             for run, syncs in sent:
-                audited = _tasks if run.plan.backlog is None else _backlogs
-                count, found = audited(cursor, run.plan, syncs, names)
+                count, found = _records(cursor, run.plan, syncs, names)
                 records += count
                 faults += found
             faults += self._keys(cursor, names, every)
@@ -165,64 +164,55 @@ def syncs_of(run: Run) -> dict[str, Sync]:
     return found
 
 
-def _tasks(
+def _records(
     cursor: Cursor, plan: Plan, syncs: Mapping[str, Sync], names: Mapping[int, str]
 ) -> tuple[int, list[str]]:
-    """Each task is there once, at the version of its last acknowledged write or of a doubtful one."""
-    cursor.execute(_TASKS, {"ids": list(names), "prefix": plan.prefix + "-%"})
-    stored = {(names[tenant_id], name): _Task(*rest) for tenant_id, name, *rest in cursor}
-    count = len(stored)
+    """Count the records of a run, and compare each task, or each backlog, with the syncs that wrote it."""
+    backlog = plan.backlog
+    query, pattern, changes = _TASKS, f"{plan.prefix}-%", 0
+    if backlog is not None:
+        query, pattern, changes = _BACKLOGS, f"{plan.prefix}%", backlog.changes
+    cursor.execute(query, {"ids": list(names), "prefix": pattern, "changes": changes})
+    stored = {(names[tenant_id], name): rest for tenant_id, name, *rest in cursor}
+    count = len(stored) if backlog is None else sum(len(seqs) for seqs, *_ in stored.values())
     written: dict[tuple[str, str], list[Sync]] = defaultdict(list)
-    for sync in syncs.values():
-        written[sync.tenant, record_id(sync.device, sync.record)].append(sync)
-    faults = [
-        fault
-        for where, history in written.items()
-        for fault in _task("/".join(where), history, stored.pop(where, None))
-    ]
+    for key, sync in syncs.items():
+        written[sync.tenant, record_id(sync.device, sync.record) if backlog is None else key].append(sync)
+    faults: list[str] = []
+    for where, history in written.items():
+        there = stored.pop(where, None)
+        if backlog is None:
+            found = _task(history, None if there is None else _Task(*there))
+        else:
+            found = _whole(backlog, history[0], None if there is None else _Backlog(*there))
+        faults += [f"{'/'.join(where)}: {fault}" for fault in found]
     return count, faults + [f"{tenant}/{name}: there and never sent" for tenant, name in stored]
 
 
-def _task(where: str, history: Sequence[Sync], stored: _Task | None) -> Iterator[str]:
+def _task(history: Sequence[Sync], stored: _Task | None) -> Iterator[str]:
+    """A task is there once, at the version of its last acknowledged write or of a doubtful one."""
     acknowledged = sorted((one.versions[0], one.seqs[0], one) for one in history if one.fate == "stored")
     doubtful = sum(one.fate == "doubtful" for one in history)
     versions = [version for version, _, _ in acknowledged]
     if versions != list(range(1, len(versions) + 1)):
-        yield f"{where}: acknowledged versions are {versions}"
+        yield f"acknowledged versions are {versions}"
     if any(later[1] <= earlier[1] for earlier, later in pairwise(acknowledged)):
-        yield f"{where}: a later version has no later seq"
+        yield "a later version has no later seq"
     last = versions[-1] if versions else 0
     if stored is None:
         if versions:
-            yield f"{where}: acknowledged at version {last} and not there"
+            yield f"acknowledged at version {last} and not there"
     elif not last <= stored.version <= last + doubtful:
-        yield f"{where}: acknowledged at version {last}, there at {stored.version}"
+        yield f"acknowledged at version {last}, there at {stored.version}"
     elif versions and stored.version == last:
         version, seq, sync = acknowledged[-1]
         expected = _Task(version, seq, sync.device, note_of(sync.number))
         if stored != expected:
-            yield f"{where}: acknowledged as {expected}, there as {stored}"
-
-
-def _backlogs(
-    cursor: Cursor, plan: Plan, syncs: Mapping[str, Sync], names: Mapping[int, str]
-) -> tuple[int, list[str]]:
-    """Each backlog is there whole or not at all, as it was sent; what was refused is not there."""
-    backlog = plan.backlog
-    assert backlog is not None
-    parameters = {"ids": list(names), "prefix": plan.prefix + "%", "changes": backlog.changes}
-    cursor.execute(_BACKLOGS, parameters)
-    stored = {(names[tenant_id], key): _Backlog(*rest) for tenant_id, key, *rest in cursor}
-    count = sum(len(one.seqs) for one in stored.values())
-    faults = [
-        f"{sync.tenant}/{key}: {fault}"
-        for key, sync in syncs.items()
-        for fault in _whole(backlog, sync, stored.pop((sync.tenant, key), None))
-    ]
-    return count, faults + [f"{tenant}/{key}: there and never sent" for tenant, key in stored]
+            yield f"acknowledged as {expected}, there as {stored}"
 
 
 def _whole(backlog: Backlog, sync: Sync, there: _Backlog | None) -> Iterator[str]:
+    """A backlog is there whole or not at all, as it was sent; what was refused is not there."""
     if there is None:
         if sync.fate == "stored":
             yield "acknowledged and not there"

@@ -38,9 +38,7 @@ class SimpleDevice:
     async def open(self, host: str, port: int, token: str, **options: Any) -> Message:
         """Connect and wait for the welcome, which is returned; ``options`` are those of ``connect``.
 
-        Raises:
-            HandshakeError: The server refused the connection.
-            OSError: There is no server, or it is silent, or it closed the connection at once.
+        Raises OSError: the server refused the connection, or there is none, or it is silent.
         """
         loop = asyncio.get_running_loop()
         self._welcomed, self.ended = loop.create_future(), loop.create_future()

@@ -31,12 +31,6 @@ OnText = Callable[[bytes], None]
 OnEnd = Callable[[int], None]
 
 
-class HandshakeError(ConnectionError):
-    """The server did not upgrade the connection, in one sentence; ``retry_after_s`` as it asked for."""
-
-    retry_after_s: int = 0
-
-
 def framed(head: int, payload: bytes) -> bytes:
     """Wrap a frame that begins with ``head``. The mask is zero: legal, and nothing needs to be masked."""
     size = len(payload)
@@ -84,7 +78,11 @@ class Socket(asyncio.Protocol):
             if not complete:
                 self._rest = answer
                 return
-            self._check(answer.decode("latin-1"))
+            if fault := self._fault(answer.decode("latin-1")):
+                self.opened.set_exception(ConnectionError(fault))
+                self._transport.abort()
+                return
+            self.opened.set_result(None)
         position, size = 0, len(data)
         while size - position >= 2:
             head, length = data[position], data[position + 1]
@@ -102,24 +100,17 @@ class Socket(asyncio.Protocol):
                 self._rare(head, data[start:end])
         self._rest = data[position:]
 
-    def _check(self, answer: str) -> None:
-        """Judge the answer to the handshake."""
+    def _fault(self, answer: str) -> str:
+        """Return what is wrong with the answer to the handshake, nothing if it is right."""
         first, *lines = answer.split("\r\n")
         parts = [line.partition(":") for line in lines]
         headers = {name.lower(): value.strip() for name, _, value in parts}
-        error: HandshakeError | None = None
         if " 101 " not in first:
-            error = HandshakeError(first)
-            error.retry_after_s = int(headers.get("retry-after", "0"))
-        elif headers.get("sec-websocket-accept") != self._accept:
-            error = HandshakeError("Sec-WebSocket-Accept does not fit the key")
-        elif headers.get("sec-websocket-protocol") != JSON_SUBPROTOCOL:
-            error = HandshakeError(f"the server does not speak {JSON_SUBPROTOCOL}")
-        if error is None:
-            self.opened.set_result(None)
-        else:
-            self.opened.set_exception(error)
-            self._transport.abort()
+            return first
+        if headers.get("sec-websocket-accept") != self._accept:
+            return "Sec-WebSocket-Accept does not fit the key"
+        spoken = headers.get("sec-websocket-protocol")
+        return "" if spoken == JSON_SUBPROTOCOL else f"the server does not speak {JSON_SUBPROTOCOL}"
 
     def _rare(self, head: int, payload: bytes) -> None:
         if head == _TEXT_DEFLATED:
@@ -136,7 +127,9 @@ class Socket(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         """Report the end."""
         if not self.opened.done():
-            self.opened.set_exception(HandshakeError("the server closed the connection during the handshake"))
+            self.opened.set_exception(
+                ConnectionError("the server closed the connection during the handshake")
+            )
         elif not self.opened.cancelled() and self.opened.exception() is None:
             self.on_end(self.code)
 
@@ -160,7 +153,7 @@ async def connect(
 ) -> Socket:
     """Open a connection to ``/v1/sync``, from an address of this machine if ``source`` names one.
 
-    With ``tls`` it is encrypted. Raises OSError: HandshakeError, TimeoutError or another.
+    With ``tls`` it is encrypted. Raises OSError, with one sentence where the server did not upgrade it.
     """
     request = (
         f"GET /v1/sync HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

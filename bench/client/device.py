@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
@@ -19,7 +19,6 @@ from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgTy
 from bench.client.edits import Held, Record
 from bench.client.messages import ConflictList, Failed, Heard
 from bench.client.protocol import DeviceProtocol, OnSettled, ProtocolError
-from bench.client.retry import QUIET_S, Backoff, Remedy, remedy
 from bench.client.store import Store
 from engine.model.merge import Fields
 from engine.wire.messages import JSON_SUBPROTOCOL, Attachment, Choice, Op, Resolved
@@ -37,6 +36,17 @@ _REFUSALS: Final = {
     422: (4400, "the server does not speak this version"),
 }
 
+#: again: connect again, the later the more often it failed · token: ask for a fresh token first · wait: be
+#: quiet for a minute first · stop: nothing that a device can do by itself helps.
+Remedy = Literal["again", "token", "wait", "stop"]
+
+#: What a goodbye asks for where the close frame behind it was lost.
+_BY_REASON: Final[dict[str, Remedy]] = {"replaced": "stop", "revoked": "stop", "expired": "token"}
+_BY_CODE: Final[dict[int, Remedy]] = {4401: "token", 4408: "again", 4429: "wait"}
+
+#: After it the whole of a minute's worth of messages may be sent again.
+_QUIET_S: Final = 60.0
+
 
 class Decision(NamedTuple):
     """How a person settles a conflict; ``data`` is the record for ``merged``."""
@@ -51,6 +61,40 @@ class StoppedError(Exception):
 
 class OfflineError(Exception):
     """What was asked needs a connection, and there is none or it went away before the answer."""
+
+
+def remedy(code: int | None, reason: str | None = None) -> Remedy:
+    """Return what to do after a close with ``code``, None if it was cut, and the ``reason`` of a goodbye.
+
+    4408 is put right by sending heartbeats, which this client does: that it came nevertheless says that the
+    device slept. Two devices that share an id would replace each other (4409) for ever.
+    """
+    if reason in _BY_REASON:
+        return _BY_REASON[reason]
+    if code is None or not 4400 <= code < 4500:
+        return "again"
+    return _BY_CODE.get(code, "stop")
+
+
+class Backoff:
+    """Exponential, with full jitter: devices that were cut off together do not come back together."""
+
+    FIRST_S: Final = 0.5
+    LONGEST_S: Final = 60.0
+
+    def __init__(self, unit: Callable[[], float]) -> None:
+        self._unit = unit
+        self._bound_s = self.FIRST_S
+
+    def failed(self, retry_after_ms: int = 0) -> float:
+        """Count a failure and give the seconds to wait: at least what the server asked for."""
+        wait_s = retry_after_ms / 1000 + self._unit() * self._bound_s
+        self._bound_s = min(self.LONGEST_S, 2 * self._bound_s)
+        return wait_s
+
+    def worked(self) -> None:
+        """Start anew."""
+        self._bound_s = self.FIRST_S
 
 
 class Device:
@@ -195,7 +239,7 @@ class Device:
             if fresh:
                 token = self._token()
             wait_s = self._backoff.failed(said.retry_after_ms)
-            await asyncio.sleep(QUIET_S + wait_s if said.remedy == "wait" else wait_s)
+            await asyncio.sleep(_QUIET_S + wait_s if said.remedy == "wait" else wait_s)
 
     async def _once(self, token: str) -> _Ended:
         """Connect, protocol until the connection ends, and say what to do then."""

@@ -12,9 +12,8 @@ from typing import Any
 
 from aiohttp import ClientSession
 
-from bench.client.device import Device
+from bench.client.device import Backoff, Device
 from bench.client.edits import Settled
-from bench.client.retry import Backoff
 from bench.client.store import Store
 from storage.postgres.blocking import connected
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import WSMsgType
 
-from bench.client import retry
+from bench.client.device import remedy
 from engine.wire.errors import ERRORS
 from tests.harness.in_process_server import ON_SHARED, Running
 
@@ -45,5 +45,5 @@ async def test_device_guide_close_codes_equal_the_reference_device() -> None:
     words = {"again": "come back", "stop": "stop", "token": "fresh token", "wait": "quiet for a minute"}
     for code, what in told.items():
         if code != 1009:
-            assert words[retry.remedy(code)] in what, code
+            assert words[remedy(code)] in what, code
     assert told.keys() == {1001, 1006, 1009, 1012, 4400, 4401, 4403, 4408, 4409, 4429, 4503}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.client.device import Backoff, remedy
 from bench.client.protocol import DeviceProtocol, ProtocolError
-from bench.client.retry import Backoff, remedy
 from bench.client.store import Store
 from tests.harness.ws_device import Json
 

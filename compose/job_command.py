@@ -90,9 +90,7 @@ class JobAdmin:
         database, cleanup = uploads
         clock = SystemClock()
         health = health_job(self._settings, database, clock)
-        body = job_bodies(self._settings, self._dsn, database, cleanup, health).get(job)
-        if body is None:
-            raise RefusedError(f"there is no job {job} in this version")
+        body = job_bodies(self._settings, self._dsn, database, cleanup, health)[job]
         begun = await self._store.begin(job, None)
         if begun is None:
             raise RefusedError(

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from engine.cluster.jobs import JobRun
+from engine.cluster.jobs import PAGE, JobRun
+from engine.runtime.batching import with_retries
+
+#: So many pages in a row may be locked as a whole. A batch locks its tenants for some milliseconds.
+_MOST_LOCKED: Final = 20
+
+
+class Page(NamedTuple):
+    """Rows that one statement found past their time; those that it did not delete were locked."""
+
+    found: int
+    deleted: int
 
 
 class RetentionStore(Protocol):
-    """Rows of all tenants. Every method is one transaction, durable on return. All raise StoreError."""
+    """Rows of all tenants. Every method is one transaction, durable on return. All raise StoreError.
 
-    async def drop_last_data(self, before_us: int, limit: int) -> int:
-        """Drop the last data of records that were deleted before an instant. Returns how many.
+    Each deletes one page of the rows that are older than an instant. Rows of a tenant that a batch has locked
+    stay.
+    """
+
+    async def drop_last_data(self, before_us: int, limit: int) -> Page:
+        """Drop the last data of records that were deleted before an instant.
 
         No version and no ``seq`` changes, so that no device is told.
         """
 
-    async def delete_conflicts(self, before_us: int, limit: int) -> int:
-        """Delete conflicts that were settled before an instant. Returns how many.
+    async def delete_conflicts(self, before_us: int, limit: int) -> Page:
+        """Delete conflicts that were settled before an instant.
 
         Open conflicts stay, and so do the changes that they hold.
         """
 
-    async def delete_quarantined(self, before_us: int, limit: int) -> int:
-        """Delete items that were rejected before an instant. Returns how many."""
+    async def delete_quarantined(self, before_us: int, limit: int) -> Page:
+        """Delete items that were rejected before an instant."""
 
 
 class KeptFor(NamedTuple):
@@ -49,10 +65,20 @@ class Retention:
             return run.now_us - int(kept_s * 1_000_000)
 
         store, kept_for = self._store, self._kept_for
-        await run.pages("emptied", partial(store.drop_last_data, before_us(kept_for.last_data_s)))
+        await _pages(run, "emptied", partial(store.drop_last_data, before_us(kept_for.last_data_s)))
         if kept_for.conflicts_s:
-            await run.pages("conflicts", partial(store.delete_conflicts, before_us(kept_for.conflicts_s)))
+            await _pages(run, "conflicts", partial(store.delete_conflicts, before_us(kept_for.conflicts_s)))
         if kept_for.quarantine_s:
-            await run.pages(
-                "quarantined", partial(store.delete_quarantined, before_us(kept_for.quarantine_s))
+            await _pages(
+                run, "quarantined", partial(store.delete_quarantined, before_us(kept_for.quarantine_s))
             )
+
+
+async def _pages(run: JobRun, name: str, delete: Callable[[int], Awaitable[Page]]) -> None:
+    """Delete rows a page at a time. Rows that batches keep locked are left for the next run."""
+    locked = 0
+    while locked < _MOST_LOCKED and (page := await with_retries(partial(delete, PAGE))).found:
+        if page.deleted:
+            run.count(name, page.deleted)
+        locked = 0 if page.deleted else locked + 1
+        await run.rest()

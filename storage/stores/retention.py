@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from engine.operate.retention import Page
 from storage.postgres.pool import Database
 
 _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"
@@ -20,7 +21,7 @@ _DROP_LAST_DATA: Final = (
     f" AND r.last_data IS NOT NULL AND r.last_data_at < {_NOW} RETURNING old.t, old.b),"
     " counted AS (UPDATE tenant_counters AS c SET record_bytes = c.record_bytes - w.b"
     " FROM (SELECT t, sum(b) AS b FROM emptied GROUP BY t) AS w WHERE c.tenant_id = w.t)"
-    " SELECT count(*) FROM emptied"
+    " SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM emptied)"
 )
 #: Tenant by tenant, by an existing index: an index of time alone would cost every conflict a write. Tenants
 #: that a batch has locked are left for the next run. What is deleted is taken off the tenant's usage.
@@ -34,7 +35,7 @@ _OLD: Final = (
     " counted AS (UPDATE tenant_counters AS c SET {kind}_rows = c.{kind}_rows - w.n,"
     " {kind}_bytes = c.{kind}_bytes - w.b"
     " FROM (SELECT t, count(*) AS n, sum(b) AS b FROM gone GROUP BY t) AS w"
-    " WHERE c.tenant_id = w.t) SELECT count(*) FROM gone"
+    " WHERE c.tenant_id = w.t) SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone)"
 )
 #: Changes that a conflict held are deleted with it. The time of a settled conflict counts from its settling.
 _CONFLICTS: Final = _OLD.format(
@@ -66,20 +67,20 @@ class PostgresRetention:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def drop_last_data(self, before_us: int, limit: int) -> int:
+    async def drop_last_data(self, before_us: int, limit: int) -> Page:
         """Drop last data, the oldest first."""
         return await self._delete(_DROP_LAST_DATA, before_us, limit)
 
-    async def delete_conflicts(self, before_us: int, limit: int) -> int:
+    async def delete_conflicts(self, before_us: int, limit: int) -> Page:
         """Delete settled conflicts, each tenant's oldest first."""
         return await self._delete(_CONFLICTS, before_us, limit)
 
-    async def delete_quarantined(self, before_us: int, limit: int) -> int:
+    async def delete_quarantined(self, before_us: int, limit: int) -> Page:
         """Delete rejected items, each tenant's oldest first."""
         return await self._delete(_QUARANTINED, before_us, limit)
 
-    async def _delete(self, statement: str, before_us: int, limit: int) -> int:
-        """Run one statement as a transaction, planned each time, since the tables grow. Returns its count."""
+    async def _delete(self, statement: str, before_us: int, limit: int) -> Page:
+        """Run one statement as a transaction, planned each time, since the tables grow."""
         values = {"now": str(before_us), "limit": str(limit)}
-        ((count,),) = await self._database.execute(statement, values)
-        return int(count)
+        ((found, deleted),) = await self._database.execute(statement, values)
+        return Page(found, deleted)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from engine.cluster.jobs import JobRun
+from engine.operate.retention import Page
 from storage.postgres.pool import Database
 from storage.stores.jobs import PostgresJobs
 from storage.stores.retention import PostgresRetention
@@ -108,10 +109,10 @@ async def test_job_cleanup_tells_on_stderr_how_far_it_is(
     rests = JobRun.rest
     told: list[int] = []
 
-    async def delete(_: PostgresRetention, before_us: int, limit: int) -> int:
+    async def delete(_: PostgresRetention, before_us: int, limit: int) -> Page:
         assert before_us > 0
         told.append(limit)
-        return limit if len(told) < 4 else 0
+        return Page(limit, limit) if len(told) < 4 else Page(0, 0)
 
     async def rest(run: JobRun) -> None:
         await asyncio.sleep(0.05)
@@ -127,7 +128,7 @@ async def test_job_cleanup_tells_on_stderr_how_far_it_is(
 async def test_job_failed_is_listed_with_its_reason(
     command: Run, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    async def fails(_: PostgresRetention, before_us: int, limit: int) -> int:
+    async def fails(_: PostgresRetention, before_us: int, limit: int) -> Page:
         raise ValueError(before_us, limit)
 
     monkeypatch.setattr(PostgresRetention, "delete_conflicts", fails)

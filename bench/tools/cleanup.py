@@ -1,0 +1,173 @@
+"""How fast the job ``cleanup`` is, and what devices notice of it: ``python -m bench.tools.cleanup``.
+
+Writes a number of kept answers, events or settled conflicts that are past their time, on a server of its own.
+Then ``run.py job cleanup`` runs beside the server, under an open loop of syncs. The 95th percentile of syncs
+that were due while it ran is compared with that of the 15 s before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+from time import perf_counter
+from typing import Final, NamedTuple
+
+import click
+
+from bench.harness.child import ROOT, progress
+from bench.harness.environment import BenchError, Environment, fresh, read_settings
+from bench.harness.load_run import Run, Target, run_tasks
+from bench.harness.product import product, variables
+from bench.harness.stage import add_tenants
+from bench.load.workload import data_of
+from bench.report.statistics import latency_of
+from bench.report.text import table
+from storage.postgres.blocking import connected
+from storage.stores.usage import recount
+
+_TENANTS: Final = [f"bench-{number}" for number in range(8)]
+_CONNECTIONS: Final = 100
+_WARMUP_S: Final = 3.0
+_BEFORE_S: Final = 15.0
+_DAY_US: Final = 86_400_000_000
+#: A day that ended 44 days ago begins at this time, and so many microseconds after 1970.
+_OLD: Final = "((current_date - 45)::timestamp AT TIME ZONE 'UTC')"
+_OLD_US: Final = f"((current_date - 45 - date '1970-01-01')::bigint * {_DAY_US})"
+_EVENTS_D: Final = 40
+#: A table has one partition for all days before its database was made: that day is cut off it.
+_CUT: Final = """
+DO $$ BEGIN
+    ALTER TABLE {table} DETACH PARTITION {table}_earlier;
+    EXECUTE format('ALTER TABLE {table} ATTACH PARTITION {table}_earlier FOR VALUES FROM (MINVALUE)'
+        ' TO (%%L)', {begin});
+    EXECUTE format('CREATE TABLE {table}_old PARTITION OF {table} FOR VALUES FROM (%%L) TO (%%L)',
+        {begin}, {end});
+END $$"""
+
+
+class _Kind(NamedTuple):
+    """What is past its time: its table, the statement that makes room for it, its columns and values."""
+
+    table: str
+    cut: str
+    columns: str
+    values: str
+
+
+_KINDS: Final = {
+    "answers": _Kind(
+        "sync_idempotency_record",
+        _CUT.format(table="sync_idempotency_record", begin=_OLD, end=f"{_OLD} + interval '1 day'"),
+        "tenant_id, key_hash, created_at, request_sha256, results",
+        f'tenant_id, gen_random_uuid(), {_OLD}, sha256(n::text::bytea), \'[{{"status":"applied"}}]\'',
+    ),
+    "events": _Kind(
+        "events",
+        _CUT.format(table="events", begin=_OLD_US, end=f"{_OLD_US} + {_DAY_US}"),
+        "tenant_id, domain, id, sent_at_us, at_us, device_id, data",
+        f"tenant_id, 'metrics', md5(n::text), {_OLD_US} + n, {_OLD_US} + n, 'phone', %(data)s::json",
+    ),
+    "conflicts": _Kind(
+        "conflict_resolution_log",
+        "SELECT",
+        "tenant_id, conflict_id, domain, record_id, device_id, policy, outcome, server_version, server_data,"
+        " client_base, client_op, client_at_us, client_data, opened_at_us",
+        "tenant_id, md5(n::text), 'task', 'r' || n, 'phone', 'server_wins', 'server', 2, %(data)s::json,"
+        f" 1, 'put', 0, %(data)s::json, {_OLD_US} - 60 * {_DAY_US} + n",
+    ),
+}
+_TOOK: Final = (
+    "SELECT outcome, extract(epoch FROM ended_at - began_at)::float8 FROM job_runs"
+    " WHERE job = 'cleanup' AND by_hand"
+)
+
+
+def _fill(dsn: str, kind: _Kind, rows: int) -> None:
+    progress(f"{kind.table}: writing {rows:,} rows")
+    insert = f"INSERT INTO {kind.table} ({kind.columns}) SELECT {kind.values} FROM tenants CROSS JOIN"
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(kind.cut, {})
+        values = {"each": rows // len(_TENANTS), "data": data_of(0, 0).decode()}
+        cursor.execute(f"{insert} generate_series(1, %(each)s) AS n", values)
+        cursor.execute(f"VACUUM (ANALYZE) {kind.table}")
+        recount(dsn, 600)
+        cursor.execute("CHECKPOINT")
+
+
+async def _clean(dsn: str, kind: _Kind, environment: dict[str, str]) -> tuple[float, float, float]:
+    """Clean up; return when it began and ended on this process's clock, and how long the job took."""
+    await asyncio.sleep(_WARMUP_S + _BEFORE_S)
+    progress(f"{kind.table}: cleaning up")
+    began_s = perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "run.py", "job", "cleanup"),
+        cwd=ROOT,
+        env=environment,
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    if await process.wait():
+        raise BenchError("run.py job cleanup failed: its last words are above")
+    ended_s = perf_counter()
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(_TOOK)
+        ((outcome, took_s),) = cursor.fetchall()
+        past = "1" if kind.table == "conflict_resolution_log" else f"to_regclass('{kind.table}_old')"
+        cursor.execute(f"SELECT count({past}) FROM (SELECT FROM {kind.table} LIMIT 1) AS found")
+        left = cursor.fetchall()[0][0]
+    if outcome != "succeeded" or left:
+        raise BenchError(f"the job {outcome}, and rows are left")
+    return began_s, ended_s, took_s
+
+
+def _p95_ms(run: Run, from_s: float, to_s: float) -> float:
+    """Return the percentile of syncs that were due in a time."""
+    begin_us, end_us = ((at_s - run.began_s) * 1e6 for at_s in (from_s, to_s))
+    due = zip(run.outcome.due_us, run.outcome.done_us, run.codes, strict=True)
+    found = [
+        done_us - due_us for due_us, done_us, code in due if code == "synced" and begin_us <= due_us < end_us
+    ]
+    return latency_of(found).p95_ms
+
+
+async def _measure(
+    name: str, rows: int, per_s: float, duration_s: float, environment: Environment
+) -> list[str]:
+    kind, dsn, secret = _KINDS[name], environment.database(name), secrets.token_urlsafe(48)
+    add_tenants(dsn, _TENANTS)
+    _fill(dsn, kind, rows)
+    chosen = {"TIDEMARK__RETENTION__EVENTS_D": str(_EVENTS_D)}
+    given = {**os.environ, **variables(environment, dsn, secret, None), **chosen}
+    async with product(environment, dsn, secret) as server:
+        target = Target(port=server.port, secret=secret, tenants=_TENANTS)
+        run, (began_s, ended_s, took_s) = await asyncio.gather(
+            run_tasks(name, target, "open", _CONNECTIONS, duration_s, per_s=per_s, warmup_s=_WARMUP_S),
+            _clean(dsn, kind, given),
+        )
+    before_ms = _p95_ms(run, run.began_s + _WARMUP_S, began_s)
+    during_ms = _p95_ms(run, began_s, ended_s)
+    figures = (took_s, before_ms, during_ms, during_ms / before_ms, os.getloadavg()[0])
+    return [name, f"{rows:,}", f"{rows / took_s:,.0f}", *(f"{figure:.2f}" for figure in figures)]
+
+
+@click.command()
+@click.option("--rows", default=1_000_000, show_default=True, help="Rows of each kind.")
+@click.option("--rate", default=500.0, show_default=True, help="Syncs a second.")
+@click.option("--duration", default=90.0, show_default=True, help="Seconds of load for each kind.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(_KINDS)), help="One kind alone.")
+@click.option(
+    "--data-dir", help="Where its own PostgreSQL and Redis keep their data for the time of the run."
+)
+def main(rows: int, rate: float, duration: float, kinds: tuple[str, ...], data_dir: str | None) -> None:
+    """Print records/s of the clean-up of each kind, and p95 of syncs before it and while it runs."""
+    found = [["kind", "rows", "rows/s", "job s", "p95 before ms", "p95 while ms", "ratio", "load"]]
+    for name in kinds or _KINDS:
+        with fresh(read_settings(None, data_dir)) as environment:
+            found.append(asyncio.run(_measure(name, rows, rate, duration, environment)))
+    for line in table(found):
+        click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

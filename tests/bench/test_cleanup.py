@@ -1,0 +1,40 @@
+"""What the tool for the clean-up writes is past its time, and the clean-up finds all of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bench.harness.stage import add_tenants
+from bench.tools.cleanup import _EVENTS_D, _KINDS, _TENANTS, _fill
+from engine.cluster.jobs import Counts
+from engine.operate.retention import KeptFor, Retention
+from storage.postgres.partitions import maintain
+from storage.postgres.pool import Database
+from storage.stores.retention import PostgresRetention
+from tests.harness.services import rows
+from tests.harness.upload_stack import job_run, now_us
+
+
+async def _cleaned(dsn: str) -> Counts:
+    run, database = job_run(now_us()), Database(dsn, 1)
+    await Retention(PostgresRetention(database), KeptFor(0, 90 * 86_400, 0))(run)
+    await database.close()
+    return run.counts
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_cleanup_tool_rows_are_past_their_time(dsn: str, name: str) -> None:
+    add_tenants(dsn, _TENANTS)
+    _fill(dsn, _KINDS[name], 80)
+    count = f"SELECT count(*)::int FROM {_KINDS[name].table}"
+    assert rows(dsn, count) == [(80,)]
+    days = maintain(dsn, 720, _EVENTS_D)
+    counts = asyncio.run(_cleaned(dsn))
+    assert rows(dsn, count) == [(0,)]
+    assert [days, counts] == {
+        "answers": [{"answer_days": 1, "event_days": 0}, {}],
+        "events": [{"answer_days": 0, "event_days": 1}, {}],
+        "conflicts": [{"answer_days": 0, "event_days": 0}, {"conflicts": 80}],
+    }[name]

@@ -1,0 +1,48 @@
+"""Pages of rows that are past their time, some of them locked."""
+
+from __future__ import annotations
+
+from engine.cluster.jobs import PAGE
+from engine.operate.retention import KeptFor, Page, Retention
+from tests.harness.upload_stack import job_run
+
+
+class Store:
+    """Answers with the given pages of conflicts, and then without end with the last one."""
+
+    def __init__(self, *pages: Page) -> None:
+        self.pages = list(pages)
+        self.asked: list[tuple[int, int]] = []
+
+    async def drop_last_data(self, before_us: int, limit: int) -> Page:
+        """Find none."""
+        assert before_us == 990_000_000
+        assert limit == PAGE
+        return Page(0, 0)
+
+    async def delete_conflicts(self, before_us: int, limit: int) -> Page:
+        """Give the next page."""
+        self.asked.append((before_us, limit))
+        return self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
+
+    async def delete_quarantined(self, before_us: int, limit: int) -> Page:
+        """Be asked nothing: rejected items are kept for ever."""
+        raise AssertionError(before_us, limit)
+
+
+async def _cleaned(store: Store) -> dict[str, float | None]:
+    run = job_run(1_000_000_000)
+    await Retention(store, KeptFor(10, 20, 0))(run)
+    return run.counts
+
+
+async def test_retention_page_that_is_locked_is_asked_for_again() -> None:
+    store = Store(Page(500, 500), Page(500, 0), Page(500, 200), Page(3, 3), Page(0, 0))
+    assert await _cleaned(store) == {"conflicts": 703}
+    assert store.asked == [(980_000_000, PAGE)] * 5
+
+
+async def test_retention_pages_that_stay_locked_are_left_for_the_next_run() -> None:
+    store = Store(Page(500, 0))
+    assert await _cleaned(store) == {}
+    assert len(store.asked) == 20

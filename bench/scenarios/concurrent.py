@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
+from bench.baselines.compare import by_turns, simplest_pipeline
 from bench.harness.environment import Environment, fresh
 from bench.harness.load_run import Target
 from bench.harness.stage import Options, product_stage, staged
@@ -72,10 +72,7 @@ async def _own(environment: Environment, options: Options, report: Report) -> No
         simplest_pipeline(environment, options) as rival,
     ):
         await _rounds(target, options, report)
-        turns = await by_turns(target, rival, [options.connections], 1, _REFERENCE_S)
-    report.rows += [turn.row for turn in turns]
-    report.figures = figures(turns)
-    report.remarks += remarks(turns)
+        await by_turns(report, target, rival, [options.connections], 1, _REFERENCE_S)
 
 
 async def _filled(environment: Environment, options: Options, report: Report) -> None:

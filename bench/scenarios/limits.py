@@ -10,7 +10,7 @@ import resource
 from typing import Final
 
 from bench.baselines.commit_only import Measured, Task
-from bench.baselines.compare import by_turns, figures, remarks, simplest_pipeline
+from bench.baselines.compare import by_turns, simplest_pipeline
 from bench.harness.child import child, progress
 from bench.harness.environment import Environment, fresh
 from bench.harness.load_run import run_tasks
@@ -44,10 +44,7 @@ async def limits(options: Options) -> Report:
             product_stage(environment, options, "product", report.logged) as product,
             simplest_pipeline(environment, options) as rival,
         ):
-            turns = await by_turns(product, rival, SIZES, options.rounds or _ROUNDS, duration_s)
-        report.rows += [turn.row for turn in turns]
-        report.figures += figures(turns)
-        report.remarks += remarks(turns)
+            await by_turns(report, product, rival, SIZES, options.rounds or _ROUNDS, duration_s)
         for deflate in (False, True):
             await _idle(environment, options, report, deflate=deflate)
     report.bars.append(lost_bar(report.rows))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.baselines.compare import Turn, figures, remarks
+from bench.baselines.compare import sum_up
 from bench.harness.audit import Audit
 from bench.harness.load_run import Run
 from bench.harness.meter import Usage
@@ -151,20 +151,17 @@ def test_page_long_run_is_drawn_over_time() -> None:
     assert html_of([report(long)]).count("<svg") == 3
 
 
-def turns(rival: float, ours: float, connections: int = 100) -> list[Turn]:
-    def turn(side: Any, per_s: float) -> Turn:
-        run = run_of(loop="closed", latencies_ms=[1] * round(per_s * 2))
-        return Turn(side, connections, row_of(run, None))
+def summed_up(rival: float, ours: float, connections: int = 100) -> Report:
+    def rows(*rates: float) -> list[Row]:
+        return [row_of(run_of(loop="closed", latencies_ms=[1] * round(rate * 2))) for rate in rates]
 
-    return [
-        *(turn("c", rival), turn("product", ours)),
-        *(turn("product", ours), turn("c", rival * 0.8)),
-        *(turn("c", rival), turn("product", ours * 5)),
-    ]
+    report = Report(scenario="limits", work="the work")
+    sum_up(report, connections, rows(rival, rival * 0.8, rival), rows(ours, ours, ours * 5))
+    return report
 
 
-def test_figures_product_is_a_ratio_of_the_simplest_pipeline() -> None:
-    found = {figure.name: figure for figure in figures(turns(20_000, 8_000))}
+def test_sum_up_product_is_a_ratio_of_the_simplest_pipeline() -> None:
+    found = {figure.name: figure for figure in summed_up(20_000, 8_000).figures}
     ratio = found["product as a ratio of (c) at 100"]
     assert ratio.value == pytest.approx(0.5)
     assert ratio.beside == "by rounds: 0.40, 0.50, 2.00"
@@ -173,5 +170,5 @@ def test_figures_product_is_a_ratio_of_the_simplest_pipeline() -> None:
 
 
 @pytest.mark.parametrize(("rival", "said"), [(15_560, 1), (15_580, 0)])
-def test_remarks_rival_below_its_table_is_named(rival: float, said: int) -> None:
-    assert len(remarks(turns(rival, 1_000))) == said
+def test_sum_up_rival_below_its_table_is_named(rival: float, said: int) -> None:
+    assert len(summed_up(rival, 1_000).remarks) == said

@@ -1,0 +1,216 @@
+"""Delivers alerts: each at least once, under the same id each time, and without holding up a check.
+
+A check writes what is to be told, in one transaction for each receiver. Every process looks for alerts that
+are due, takes some for ``HELD_S`` and sends them. One that was not sent, because the receiver or the sending
+process failed, is due again after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, Protocol
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from engine.operate.monitor.alerts import (
+    Alert,
+    AlertKey,
+    AlertState,
+    AlertThreshold,
+    checked,
+    sent,
+)
+from engine.operate.monitor.report import Judgement
+from engine.runtime.metrics import Metric, Value
+from engine.runtime.ports import Clock, StoreError
+
+#: A process has this long to send what it took: several times what a receiver has to answer.
+HELD_S: Final = 30
+#: How often a process looks for alerts that are due; the one that made a check looks at once.
+_LOOK_S: Final = 5.0
+#: Alerts that are sent at once.
+_AT_ONCE: Final = 10
+_FIRST_PAUSE_S: Final = 5.0
+_LONGEST_PAUSE_S: Final = 300.0
+OUTCOMES: Final = ("sent", "failed")
+
+_log = structlog.get_logger()
+
+
+class AlertNotSentError(Exception):
+    """A receiver did not take an alert. The text is one sentence, without the receiver's URL.
+
+    ``retry_after_s`` is the pause that the receiver asked for, 0 without one.
+    """
+
+    def __init__(self, sentence: str, retry_after_s: float = 0) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
+class AlertSender(Protocol):
+    """One receiver.
+
+    Attributes:
+        target: Names the receiver in rows, without its URL; the same in every process.
+        kind: The kind of receiver, for logs and metrics.
+        threshold: The mildest severity that it wants to know.
+    """
+
+    target: str
+    kind: str
+    threshold: AlertThreshold
+
+    async def send(self, alert: Alert) -> None:
+        """Send an alert, within seconds. Raises AlertNotSentError."""
+
+
+class DueAlert(msgspec.Struct, frozen=True):
+    """An alert that this process has taken to send; ``attempts`` were made before."""
+
+    target: str
+    key: AlertKey
+    alert: Alert
+    attempts: int
+
+
+Change = Callable[[Mapping[AlertKey, AlertState]], Mapping[AlertKey, AlertState]]
+
+
+class AlertStore(Protocol):
+    """What each receiver knows. Every method raises StoreError."""
+
+    async def change(self, target: str, change: Change) -> None:
+        """Change the states of a receiver, in one transaction, one process at a time.
+
+        Args:
+            target: The receiver.
+            change: Returns the states that are new or changed, by all states of the receiver.
+        """
+
+    async def take(self, targets: Sequence[str], most: int) -> list[DueAlert]:
+        """Take alerts that are due, and that no process has, for ``HELD_S``."""
+
+    async def taken_in(self, due: DueAlert, change: Callable[[AlertState], AlertState]) -> None:
+        """Change the state of an alert that the receiver has, unless another process did so."""
+
+    async def put_off(self, due: DueAlert, pause_s: float) -> None:
+        """Have an alert due again after a pause."""
+
+
+class AlertDelivery:
+    """Tells receivers of what checks found.
+
+    Args:
+        store: What the receivers know.
+        senders: The receivers.
+        clock: The time of a next alert.
+    """
+
+    def __init__(self, store: AlertStore, senders: Sequence[AlertSender], clock: Clock) -> None:
+        self._store = store
+        self._senders = {sender.target: sender for sender in senders}
+        self._clock = clock
+        self._due = asyncio.Event()
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    async def checked(self, judgement: Judgement, *, everything: bool) -> None:
+        """Note what a check found. Nothing is sent yet.
+
+        Args:
+            judgement: The check.
+            everything: Whether all tenants were judged.
+
+        Raises:
+            StoreError: It is not noted for every receiver; the next check does it.
+        """
+        for target, sender in self._senders.items():
+            threshold = sender.threshold
+
+            def change(
+                states: Mapping[AlertKey, AlertState], threshold: AlertThreshold = threshold
+            ) -> Mapping[AlertKey, AlertState]:
+                return checked(states, judgement, threshold, _new_id, everything=everything)
+
+            await self._store.change(target, change)
+        self._due.set()
+
+    async def run(self) -> None:
+        """Send what is due, until cancelled."""
+        logged = ""
+        while True:
+            try:
+                while await self.send_due():
+                    pass
+                logged = ""
+            except StoreError as error:  # the receivers are told when the database is back
+                reason = type(error).__name__
+                if reason != logged:
+                    _log.warning("alerts_unread", reason=reason)
+                logged = reason
+            self._due.clear()
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+
+    async def send_due(self) -> int:
+        """Send alerts that are due, some at once. Returns how many receivers took. Raises StoreError."""
+        due = await self._store.take(list(self._senders), _AT_ONCE)
+        return sum(await asyncio.gather(*(self._send(one) for one in due)))
+
+    async def _send(self, due: DueAlert) -> bool:
+        sender = self._senders[due.target]
+        try:
+            await sender.send(due.alert)
+        except AlertNotSentError as error:
+            self.counts[sender.kind, "failed"] += 1
+            _log.warning(
+                "alert_not_sent",
+                target=sender.kind,
+                tenant=due.alert.tenant,
+                metric=due.alert.metric,
+                attempts=due.attempts + 1,
+                reason=str(error),
+            )
+            await self._store.put_off(due, max(error.retry_after_s, pause_s(due.attempts)))
+            return False
+        self.counts[sender.kind, "sent"] += 1
+        alert = due.alert
+        _log.info(
+            "alert_sent",
+            target=sender.kind,
+            kind=alert.kind,
+            tenant=alert.tenant,
+            metric=alert.metric,
+            severity=alert.severity,
+        )
+        at = datetime.fromtimestamp(self._clock.now_us() / 1e6, UTC)
+        await self._store.taken_in(due, lambda state: sent(state, due.key, sender.threshold, _new_id, at))
+        return True
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield how many attempts receivers took, and how many they did not."""
+        kinds = sorted({sender.kind for sender in self._senders.values()})
+        values: dict[tuple[str, str], float] = {
+            (kind, outcome): self.counts[kind, outcome] for kind in kinds for outcome in OUTCOMES
+        }
+        text = "Attempts of this process to send an alert, by kind of receiver and outcome"
+        yield Value("counter", "tidemark_alerts_sent", text, values, ("target", "outcome"))
+
+
+def pause_s(attempts: int) -> float:
+    """Return the pause after an attempt that failed, with jitter. ``attempts`` were made before it."""
+    pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(attempts, 10))
+    return pause * random.uniform(0.75, 1.25)
+
+
+def _new_id() -> str:
+    return uuid4().hex

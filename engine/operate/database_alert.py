@@ -1,0 +1,127 @@
+"""Alerts of a database that is away: from memory, because their rows are in that database.
+
+The process that made the last check alerts, so that of many processes one does. If several do, their alerts
+have the same id, which is made of the cause and of the last check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+from uuid import NAMESPACE_URL, uuid5
+
+import structlog
+
+from engine.operate.alert_delivery import AlertNotSentError, AlertSender, pause_s
+from engine.operate.monitor.alerts import Alert, AlertKind
+from engine.runtime.ports import Clock
+
+#: A database that is back so soon was restarted, or failed over.
+AWAY_S: Final = 30.0
+_METRIC: Final = "database"
+
+_log = structlog.get_logger()
+
+
+class _Receiver:
+    """What one receiver is still to be told."""
+
+    def __init__(self, sender: AlertSender) -> None:
+        self.sender = sender
+        self.waiting: deque[Alert] = deque()
+        self.attempts = 0
+        self.due_at_s = 0.0
+
+
+class DatabaseAlert:
+    """Tells receivers that the database is away, and that it is back.
+
+    Args:
+        senders: The receivers.
+        clock: The time.
+    """
+
+    def __init__(self, senders: Sequence[AlertSender], clock: Clock) -> None:
+        self._receivers = [_Receiver(sender) for sender in senders]
+        self._clock = clock
+        self._checked_us: int | None = None
+        self._away_since_s: float | None = None
+        self._fired = False
+
+    def checked(self, at_us: int) -> None:
+        """Note that this process made the last check, at a time by the database's clock."""
+        self._checked_us = at_us
+
+    def checked_elsewhere(self) -> None:
+        """Note that another process made the last check: it alerts from now on."""
+        self._checked_us = None
+
+    async def observe(self, reason: str | None) -> None:
+        """Note whether the database answers, and send what is due.
+
+        Args:
+            reason: One sentence that says why it does not answer; None if it does.
+        """
+        now_s = self._clock.monotonic_s()
+        if reason is None:
+            self._away_since_s = None
+            if self._fired:
+                self._fired = False
+                self._tell("cleared", "the database answers again")
+        else:
+            if self._away_since_s is None:
+                self._away_since_s = now_s
+            away_s = now_s - self._away_since_s
+            if not self._fired and self._checked_us is not None and away_s >= AWAY_S:
+                self._fired = True
+                self._tell("fired", f"the database does not answer: {reason}")
+        due = (one for one in self._receivers if one.waiting and one.due_at_s <= now_s)
+        await asyncio.gather(*(self._send(one) for one in due))
+
+    def _tell(self, kind: AlertKind, message: str) -> None:
+        at = datetime.fromtimestamp(self._clock.now_us() / 1e6, UTC)
+        alert = Alert(
+            id=uuid5(NAMESPACE_URL, f"tidemark:{_METRIC}:{self._checked_us}:{kind}").hex,
+            kind=kind,
+            metric=_METRIC,
+            tenant=None,
+            severity="critical",
+            current_value=None,
+            threshold=None,
+            message=message,
+            timestamp=at,
+        )
+        for one in self._receivers:
+            one.waiting.append(alert)
+
+    async def _send(self, receiver: _Receiver) -> None:
+        while receiver.waiting:
+            alert = receiver.waiting[0]
+            try:
+                await receiver.sender.send(alert)
+            except AlertNotSentError as error:
+                pause = max(error.retry_after_s, pause_s(receiver.attempts))
+                receiver.due_at_s = self._clock.monotonic_s() + pause
+                receiver.attempts += 1
+                _log.warning(
+                    "alert_not_sent",
+                    target=receiver.sender.kind,
+                    tenant=None,
+                    metric=_METRIC,
+                    attempts=receiver.attempts,
+                    reason=str(error),
+                )
+                return
+            receiver.attempts = 0
+            receiver.waiting.popleft()
+            _log.info(
+                "alert_sent",
+                target=receiver.sender.kind,
+                kind=alert.kind,
+                tenant=None,
+                metric=_METRIC,
+                severity=alert.severity,
+            )

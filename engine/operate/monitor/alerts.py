@@ -1,0 +1,207 @@
+"""Alerts: what is told of a finding, and when. Pure.
+
+A finding is told once: when it begins, when it gets worse than the receiver knows, and when it is over. An
+alert that is being sent is finished first, so that a receiver never reads of an end before its beginning.
+
+If a metric of very many tenants is bad, and that of all tenants together as well, then it is one fault: the
+receivers are told once, of all tenants together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from engine.operate.monitor.report import SEVERITIES, Finding, Judgement, MetricName, Severity
+
+AlertKind = Literal["fired", "worsened", "cleared"]
+#: The mildest severity that is sent; ``any`` includes early warnings.
+AlertThreshold = Literal["any", "warning", "critical"]
+
+_MILDEST: Final[Mapping[AlertThreshold, int]] = {
+    "any": SEVERITIES.index("info"),
+    "warning": SEVERITIES.index("warning"),
+    "critical": SEVERITIES.index("critical"),
+}
+#: Nothing was told, or nothing was found.
+_NOTHING: Final = -1
+#: Of more tenants with the same bad metric one alert is sent: an outage would wake people a thousand times.
+MOST_TENANTS: Final = 20
+
+
+class AlertKey(NamedTuple):
+    """What an alert is about: a metric of a tenant. ``tenant`` None is all tenants together."""
+
+    tenant: str | None
+    metric: MetricName
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """One message to a receiver.
+
+    Attributes:
+        id: The same each time that this message is sent, so that a receiver can leave out repetitions.
+        kind: Whether it begins, got worse or is over.
+        metric: The metric; ``database`` and ``test`` are no metrics of a tenant.
+        tenant: The name of the tenant, None for all tenants together.
+        severity: That of the finding; of a ``cleared`` alert the one that was told before.
+        current_value: As in the finding; None where there is no data any more.
+        threshold: As in the finding.
+        message: One sentence for a person.
+        timestamp: When the check was made.
+    """
+
+    id: str
+    kind: AlertKind
+    metric: str
+    tenant: str | None
+    severity: Severity
+    current_value: float | None
+    threshold: float | None
+    message: str
+    timestamp: datetime
+
+
+class AlertState(msgspec.Struct, frozen=True):
+    """One metric of a tenant, as one receiver knows it.
+
+    Attributes:
+        found: The last finding, None if there was none.
+        told: The severity that the receiver was told last, None if nothing or an end.
+        pending: The alert that is to be sent, None if the receiver knows all.
+    """
+
+    found: Finding | None = None
+    told: Severity | None = None
+    pending: Alert | None = None
+
+
+def kind_of(told: Severity | None, found: Severity | None, threshold: AlertThreshold) -> AlertKind | None:
+    """Decide what a receiver is to be told.
+
+    | told | found | alert |
+    |---|---|---|
+    | nothing | nothing, or milder than the threshold | none |
+    | nothing | anything else | fired |
+    | a severity | a more severe one | worsened |
+    | a severity | the same, or a milder one | none |
+    | a severity | nothing, or milder than the threshold | cleared |
+
+    Args:
+        told: The severity that the receiver was told last.
+        found: The severity that was found now.
+        threshold: The mildest severity that it wants to know.
+    """
+    was = _rank(told)
+    now = _rank(found)
+    if now < _MILDEST[threshold]:
+        now = _NOTHING
+    if now == _NOTHING:
+        return None if was == _NOTHING else "cleared"
+    if was == _NOTHING:
+        return "fired"
+    return "worsened" if now > was else None
+
+
+def _rank(severity: Severity | None) -> int:
+    return _NOTHING if severity is None else SEVERITIES.index(severity)
+
+
+def checked(
+    states: Mapping[AlertKey, AlertState],
+    judgement: Judgement,
+    threshold: AlertThreshold,
+    new_id: Callable[[], str],
+    *,
+    everything: bool,
+) -> dict[AlertKey, AlertState]:
+    """Return the states that a check changes.
+
+    Args:
+        states: The states of one receiver.
+        judgement: The check.
+        threshold: The mildest severity that the receiver wants to know.
+        new_id: Makes the id of an alert.
+        everything: Whether all tenants were judged: those without a report are gone then.
+    """
+    judged_at = judgement.reports[0].judged_at
+    found = {AlertKey(one.tenant, one.metric): one for report in judgement.reports for one in report.findings}
+    unjudged = {AlertKey(report.tenant, metric) for report in judgement.reports for metric in report.unjudged}
+    tenants = {report.tenant for report in judgement.reports}
+    common = _common(found)
+    changed = {}
+    for key in {*states, *found} - unjudged:
+        if key.tenant is not None and key.metric in common and key not in states:
+            continue
+        if key.tenant not in tenants and not everything:
+            continue
+        state = states.get(key, AlertState())
+        now = next_state(
+            msgspec.structs.replace(state, found=found.get(key)), key, threshold, new_id, judged_at
+        )
+        if now != state:
+            changed[key] = now
+    return changed
+
+
+def _common(found: Mapping[AlertKey, Finding]) -> set[str]:
+    """Return the metrics that are bad of all tenants together, and of many by themselves."""
+    tenants = Counter(key.metric for key in found if key.tenant is not None)
+    return {
+        metric
+        for metric, count in tenants.items()
+        if count > MOST_TENANTS and AlertKey(None, metric) in found
+    }
+
+
+def next_state(
+    state: AlertState,
+    key: AlertKey,
+    threshold: AlertThreshold,
+    new_id: Callable[[], str],
+    at: datetime,
+) -> AlertState:
+    """Return a state with the alert that is due, if none is being sent."""
+    if state.pending is not None:
+        return state
+    kind = kind_of(state.told, None if state.found is None else state.found.severity, threshold)
+    if kind is None:
+        return state
+    return msgspec.structs.replace(state, pending=_alert(kind, state, key, new_id(), at))
+
+
+def sent(
+    state: AlertState, key: AlertKey, threshold: AlertThreshold, new_id: Callable[[], str], at: datetime
+) -> AlertState:
+    """Return a state whose pending alert was taken by the receiver, with the next one if one is due."""
+    assert state.pending is not None
+    told = None if state.pending.kind == "cleared" else state.pending.severity
+    return next_state(AlertState(state.found, told), key, threshold, new_id, at)
+
+
+def _alert(kind: AlertKind, state: AlertState, key: AlertKey, alert_id: str, at: datetime) -> Alert:
+    found = state.found
+    if kind == "cleared":
+        assert state.told is not None
+        name = key.metric.replace("_", " ")
+        of = "all tenants" if key.tenant is None else f"tenant {key.tenant}"
+        message = f"{name} of {of} is back within its threshold"
+        severity = state.told
+    else:
+        assert found is not None
+        message, severity = found.message, found.severity
+    return Alert(
+        id=alert_id,
+        kind=kind,
+        metric=key.metric,
+        tenant=key.tenant,
+        severity=severity,
+        current_value=None if found is None else found.current_value,
+        threshold=None if found is None else found.threshold,
+        message=message,
+        timestamp=at,
+    )

@@ -1,0 +1,182 @@
+"""Sends alerts over HTTP: to any webhook, signed as Standard Webhooks wants it, or to one of Slack.
+
+An address is judged when the socket to it is made, because only then it is certain: a name may have another
+address each time, and an address in the URL is never looked up. Redirects are not followed. No proxy of the
+environment is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import socket
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, TCPConnector
+
+from engine.operate.alert_delivery import AlertNotSentError
+from engine.operate.monitor.alerts import Alert, AlertThreshold
+
+#: All of a request: connecting, sending and reading the answer.
+TIMEOUT_S: Final = 5.0
+#: A receiver that asks for a longer pause is asked again all the same.
+_LONGEST_RETRY_AFTER_S: Final = 3600.0
+#: How Standard Webhooks marks a secret.
+_BASE64: Final = "whsec_"
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_COLORS: Final = {"info": "warning", "warning": "warning", "critical": "danger"}
+_TITLES: Final = {"fired": "", "worsened": " (worse)", "cleared": " (over)"}
+
+
+class AddressRefusedError(OSError):
+    """The receiver's address is not on the Internet, and no setting allows that."""
+
+
+class Webhook:
+    """A receiver of JSON (``engine.operate.alert_delivery.AlertSender``).
+
+    Args:
+        url: Where alerts are sent. It is a secret.
+        threshold: The mildest severity that is sent.
+        secret: The key of the signature: base64 after ``whsec_``, or any text. Empty for none.
+        private_addresses: Whether the receiver may have a private or link-local address.
+    """
+
+    kind = "webhook"
+
+    def __init__(
+        self, url: str, threshold: AlertThreshold, secret: str = "", *, private_addresses: bool = False
+    ) -> None:
+        self.target = f"{self.kind}:{sha256(url.encode()).hexdigest()[:16]}"
+        self.threshold = threshold
+        self._url = url
+        self._key = signing_key(secret)
+        self._private_addresses = private_addresses
+
+    async def send(self, alert: Alert) -> None:
+        """Send an alert. Raises AlertNotSentError."""
+        body, signed = self._request(alert)
+        headers = {"Content-Type": "application/json", "User-Agent": "Tidemark", **signed}
+        try:
+            async with (
+                asyncio.timeout(TIMEOUT_S),
+                ClientSession(
+                    connector=TCPConnector(socket_factory=self._socket, limit=1),
+                    timeout=ClientTimeout(total=None),
+                    trust_env=False,
+                ) as session,
+                session.post(self._url, data=body, headers=headers, allow_redirects=False) as response,
+            ):
+                status, retry_after = response.status, response.headers.get("Retry-After", "")
+        except TimeoutError:
+            raise AlertNotSentError(f"no answer within {TIMEOUT_S:g} s") from None
+        except ClientConnectorError as error:
+            cause = error.os_error
+            said = str(cause) if isinstance(cause, AddressRefusedError) else cause.strerror or "unreachable"
+            raise AlertNotSentError(f"cannot connect: {said}") from None
+        except (ClientError, ValueError, OSError) as error:  # their texts may have the URL
+            raise AlertNotSentError(f"no answer that is HTTP: {type(error).__name__}") from None
+        if 300 <= status < 400:
+            raise AlertNotSentError(f"status {status}: redirects are not followed, set the final URL")
+        if not 200 <= status < 300:
+            raise AlertNotSentError(f"status {status}", _seconds(retry_after))
+
+    def _request(self, alert: Alert) -> tuple[bytes, Mapping[str, str]]:
+        """Return the body and the headers of Standard Webhooks."""
+        body, at = msgspec.json.encode(alert), str(int(time.time()))
+        headers = {"webhook-id": alert.id, "webhook-timestamp": at}
+        if self._key:
+            digest = hmac.digest(self._key, b".".join((alert.id.encode(), at.encode(), body)), "sha256")
+            headers["webhook-signature"] = "v1," + base64.b64encode(digest).decode()
+        return body, headers
+
+    def _socket(self, info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if not self._private_addresses and not is_public(address[0]):
+            raise AddressRefusedError(
+                f"{address[0]} is not a public address: set alerts.private_addresses if it is the right one"
+            )
+        return socket.socket(family, kind, protocol)
+
+
+class SlackWebhook(Webhook):
+    """A receiver at Slack: one coloured attachment a message."""
+
+    kind = "slack"
+
+    def _request(self, alert: Alert) -> tuple[bytes, Mapping[str, str]]:
+        title = f"{alert.severity.capitalize()}: {alert.metric}{_TITLES[alert.kind]}"
+        fields = [("Tenant", alert.tenant or "all"), ("Severity", alert.severity)]
+        if alert.current_value is not None and alert.threshold is not None:
+            fields += [("Value", f"{alert.current_value:.6g}"), ("Threshold", f"{alert.threshold:.6g}")]
+        attachment = {
+            "color": "good" if alert.kind == "cleared" else _COLORS[alert.severity],
+            "fallback": _escaped(f"{title}: {alert.message}"),
+            "title": _escaped(title),
+            "text": _escaped(alert.message),
+            "fields": [{"title": name, "value": _escaped(value), "short": True} for name, value in fields],
+            "footer": f"Tidemark {alert.id}",
+            "ts": int(alert.timestamp.timestamp()),
+        }
+        return msgspec.json.encode({"attachments": [attachment]}), {}
+
+
+def signing_key(secret: str) -> bytes:
+    """Return the bytes of a secret. Raises ValueError if it begins like one in base64 and is none."""
+    if secret.startswith(_BASE64):
+        return base64.b64decode(secret.removeprefix(_BASE64), validate=True)
+    return secret.encode()
+
+
+def url_fault(url: str) -> str | None:
+    """Return in one sentence why a URL cannot be a receiver's; None if it can."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        return 'has to begin with "https://" (or "http://") and a host'
+    if port == 0:
+        return "has port 0"
+    return None
+
+
+def is_public(address: str) -> bool:
+    """Return whether an address is on the Internet, also if it is an IPv4 address inside of an IPv6 one."""
+    try:
+        found: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return all(one.is_global and not one.is_multicast for one in _inside(found))
+
+
+def _inside(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
+    """Return the addresses that packets to an address may reach."""
+    if isinstance(address, IPv4Address):
+        return [address]
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    if address in _NAT64:
+        return [IPv4Address(int(address) & 0xFFFF_FFFF)]
+    if address.sixtofour is not None:
+        return [address, address.sixtofour]
+    if address.teredo is not None:
+        return [address, *address.teredo]
+    return [address]
+
+
+def _seconds(text: str) -> float:
+    return min(float(text), _LONGEST_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
+
+
+def _escaped(text: str) -> str:
+    """Escape what Slack reads as links and mentions."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

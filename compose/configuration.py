@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from engine.runtime.setting_layers import COMMAND_LINE, DEFAULT, Layer, environment
 from engine.runtime.settings import Settings, SettingsError
@@ -96,6 +96,24 @@ def database_dsn(chosen: Settings) -> str:
 def bus_url(chosen: Settings) -> str:
     """Return the URL of Redis, empty for the embedded one. Raises SettingsError."""
     return chosen.redis.url or _secret("redis.url_file", chosen.redis.url_file)
+
+
+class AlertSecrets(NamedTuple):
+    """What [alerts] holds that nobody else may read; empty texts are not set."""
+
+    webhook_url: str
+    webhook_secret: str
+    slack_webhook_url: str
+
+
+def alert_secrets(chosen: Settings) -> AlertSecrets:
+    """Return the URLs of receivers and the key of signatures. Raises SettingsError."""
+    alerts = chosen.alerts
+    return AlertSecrets(
+        alerts.webhook_url or _secret("alerts.webhook_url_file", alerts.webhook_url_file),
+        alerts.webhook_secret or _secret("alerts.webhook_secret_file", alerts.webhook_secret_file),
+        alerts.slack_webhook_url or _secret("alerts.slack_webhook_url_file", alerts.slack_webhook_url_file),
+    )
 
 
 def _secret(key: str, file: str) -> str:

@@ -15,18 +15,18 @@ import msgspec
 import structlog
 
 from compose.admin import ConflictAdmin, QuarantineAdmin
+from compose.alerts import AlertingMonitor, named_receivers, send_tests
 from compose.command_commit import WorkCommitter
 from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
 from compose.job_command import JobAdmin
-from compose.monitoring import health_check, refuse_targets
+from compose.monitoring import health_check
 from compose.reload import Reading, Reload
 from compose.server import SystemClock
 from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
 from engine.model.domains import Domains
-from engine.operate.health import HealthCheck
-from engine.operate.rows import AlertTargets, CheckResult
+from engine.operate.rows import AlertTargets, AlertTest, CheckResult
 from engine.runtime.ports import StoreRetryError
 from engine.runtime.setting_layers import (
     COMMAND_LINE,
@@ -67,6 +67,9 @@ _MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
 _HIDDEN: Final[Mapping[str, Callable[[str], str]]] = {
     "auth.secret": lambda _: HIDDEN,
     "s3.secret_access_key": lambda _: HIDDEN,
+    "alerts.webhook_url": lambda _: HIDDEN,
+    "alerts.webhook_secret": lambda _: HIDDEN,
+    "alerts.slack_webhook_url": lambda _: HIDDEN,
     "postgres.dsn": dsn_without_secrets,
     "redis.url": url_without_secrets,
 }
@@ -250,11 +253,16 @@ class Deployment:
             yield PostgresDevices(database)
 
     @asynccontextmanager
-    async def monitor(self, targets: AlertTargets) -> AsyncIterator[HealthCheck]:
+    async def monitor(self, targets: AlertTargets | None) -> AsyncIterator[AlertingMonitor]:
         """Open the monitor."""
-        refuse_targets(targets)
+        senders = [] if targets is None else named_receivers(self.settings, targets)
+        clock = SystemClock()
         async with self._administered() as (database, _):
-            yield health_check(self.settings, database, SystemClock())
+            yield AlertingMonitor(health_check(self.settings, database, clock), senders, database, clock)
+
+    async def test_alerts(self, targets: AlertTargets) -> list[AlertTest]:
+        """Send a test to each receiver."""
+        return await send_tests(named_receivers(self.settings, targets))
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:

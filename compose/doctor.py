@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from compose.alerts import alert_findings
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
 from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
@@ -61,6 +62,7 @@ def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) 
         _disk(Path(settings.data.dir)),
         _uploads(settings),
         *_ports(settings),
+        *alert_findings(settings),
     ]
 
 

@@ -14,7 +14,15 @@ from engine.runtime.settings import Settings
 _OTHERS_READ: Final = stat.S_IROTH
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 #: Keys whose values are secrets, or may hold one.
-_SECRET_KEYS: Final = (("auth", "secret"), ("postgres", "dsn"), ("redis", "url"), ("s3", "secret_access_key"))
+_SECRET_KEYS: Final = (
+    ("auth", "secret"),
+    ("postgres", "dsn"),
+    ("redis", "url"),
+    ("s3", "secret_access_key"),
+    ("alerts", "webhook_url"),
+    ("alerts", "webhook_secret"),
+    ("alerts", "slack_webhook_url"),
+)
 
 
 def secret_findings(settings: Settings, file: Layer | None) -> Iterator[CheckResult]:
@@ -43,7 +51,15 @@ def secret_findings(settings: Settings, file: Layer | None) -> Iterator[CheckRes
 
 
 def _files(settings: Settings, file: Layer | None) -> Iterator[Path]:
-    named = (settings.postgres.dsn_file, settings.redis.url_file, settings.auth.secret_file)
+    alerts = settings.alerts
+    named = (
+        settings.postgres.dsn_file,
+        settings.redis.url_file,
+        settings.auth.secret_file,
+        alerts.webhook_url_file,
+        alerts.webhook_secret_file,
+        alerts.slack_webhook_url_file,
+    )
     yield from map(Path, filter(None, named))
     if _is_private(settings.auth.key_file):
         yield Path(settings.auth.key_file)

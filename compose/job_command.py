@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from compose.alerts import Alerts, receivers
 from compose.command_commit import OnFeedsAdvanced, command_committer
 from compose.jobs import job_bodies, schedules
 from compose.monitoring import health_job
@@ -89,7 +90,8 @@ class JobAdmin:
     async def _run(self, job: str, uploads: tuple[Database, CleanupJob], watch: _Watch) -> Counts:
         database, cleanup = uploads
         clock = SystemClock()
-        health = health_job(self._settings, database, clock)
+        alerts = Alerts(receivers(self._settings), database, clock)
+        health = health_job(self._settings, database, clock, alerts)
         body = job_bodies(self._settings, self._dsn, database, cleanup, health)[job]
         begun = await self._store.begin(job, None)
         if begun is None:

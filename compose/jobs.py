@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from compose.alerts import Alerts
 from compose.monitoring import health_job
 from engine.cache.devices import DeviceCache
 from engine.cache.tenants import TenantCache
@@ -45,6 +46,7 @@ class Jobs:
         tenants: The tenants in memory.
         devices: The devices in memory.
         clock: For rests.
+        alerts: Are told each judgement.
     """
 
     def __init__(
@@ -56,17 +58,24 @@ class Jobs:
         tenants: TenantCache,
         devices: DeviceCache,
         clock: Clock,
+        alerts: Alerts,
     ) -> None:
         async def warm() -> None:
             await tenants.preload(await devices.preload(_WARMED_DEVICES))
 
-        self._health = health = health_job(settings, database, clock)
+        self._health = health = health_job(settings, database, clock, alerts)
+
+        async def judged() -> None:
+            alerts.check_seen()
+            await health.follow()
+
         bodies = job_bodies(settings, dsn, database, uploads, health)
         times = schedules(settings)
         kinds = [JobKind(name, times[name], body) for name, body in bodies.items()]
+        self._alerts = alerts
         self._uploads = uploads
         self._scheduler = JobScheduler(
-            PostgresJobs(database), clock, kinds, {"warm": warm, "monitor": health.follow}
+            PostgresJobs(database), clock, kinds, {"warm": warm, "monitor": judged}
         )
 
     async def preload(self) -> None:
@@ -75,12 +84,13 @@ class Jobs:
 
     def services(self) -> list[Service]:
         """List the services."""
-        return [Service("jobs", self._scheduler.run)]
+        return [Service("jobs", self._scheduler.run), *self._alerts.services()]
 
     def metrics(self) -> Iterator[Metric]:
         """Yield the metrics of jobs, of health, and of the clean-up of uploads."""
         yield from self._scheduler.metrics()
         yield from self._health.metrics()
+        yield from self._alerts.metrics()
         yield from self._uploads.counters.metrics()
         ratio = self._scheduler.last_counts("uploads").get(RATIO)
         if ratio is not None:

@@ -17,6 +17,7 @@ import structlog
 import uvloop
 from anyio.abc import TaskStatus
 
+from compose.alerts import Alerts, receivers
 from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
 from compose.jobs import Jobs
@@ -184,7 +185,10 @@ class Server:
             DeviceLimits(settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s),
             limits.messages_per_minute,
         )
-        self._jobs = Jobs(settings, dsn, sessions, files.cleanup_job, tenants, self._devices, clock)
+        self._jobs = Jobs(
+            *(settings, dsn, sessions, files.cleanup_job, tenants, self._devices, clock),
+            Alerts(receivers(settings), self._reads, clock),
+        )
         self._bus = bus
         pools = {"commit": self._writes, "reads": self._reads, "uploads": sessions, "readiness": self._probes}
         sources: list[MetricSource] = [PoolMetrics(pools), ProcessMetrics(), self._jobs]

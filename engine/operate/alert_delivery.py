@@ -34,6 +34,8 @@ from engine.runtime.ports import Clock, StoreError
 HELD_S: Final = 30
 #: How often a process looks for alerts that are due; the one that made a check looks at once.
 _LOOK_S: Final = 5.0
+#: How often a command looks whether an alert is due again.
+_RETRY_LOOK_S: Final = 0.5
 #: Alerts that are sent at once.
 _AT_ONCE: Final = 10
 _FIRST_PAUSE_S: Final = 5.0
@@ -103,6 +105,9 @@ class AlertStore(Protocol):
     async def put_off(self, due: DueAlert, pause_s: float) -> None:
         """Have an alert due again after a pause."""
 
+    async def waiting(self, targets: Sequence[str]) -> int:
+        """Return how many alerts are still to be sent."""
+
 
 class AlertDelivery:
     """Tells receivers of what checks found.
@@ -160,6 +165,24 @@ class AlertDelivery:
                     await self._due.wait()
             except TimeoutError:
                 pass
+
+    async def send_all(self, patience_s: float) -> int:
+        """Send everything, and try again for a while where a receiver fails.
+
+        Returns:
+            How many alerts are left.
+
+        Raises:
+            StoreError: The database is away.
+        """
+        ends_at_s = self._clock.monotonic_s() + patience_s
+        targets = list(self._senders)
+        while left := await self._store.waiting(targets) if targets else 0:
+            if not await self.send_due():
+                if self._clock.monotonic_s() >= ends_at_s:
+                    break
+                await asyncio.sleep(_RETRY_LOOK_S)
+        return left
 
     async def send_due(self) -> int:
         """Send alerts that are due, some at once. Returns how many receivers took. Raises StoreError."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, get_args
 
 import structlog
 
 from engine.cluster.jobs import JobRun
-from engine.operate.monitor.report import Report, Status
+from engine.operate.monitor.report import Judgement, Report, Status
 from engine.operate.monitor.statuses import Health, LastHealth, last_health, status_changes
 from engine.operate.ports import HealthMonitor, HealthStore
 from engine.runtime.metrics import Metric, Value, gauge
@@ -29,16 +29,25 @@ class HealthJob:
         store: The last judgement, for all processes.
         clock: Tells how old a judgement is.
         window_s: The length of the window.
+        judged: Is told each judgement; may raise StoreError.
         by_tenant: Whether metrics tell tenants apart.
     """
 
     def __init__(
-        self, monitor: HealthMonitor, store: HealthStore, clock: Clock, window_s: int, *, by_tenant: bool
+        self,
+        monitor: HealthMonitor,
+        store: HealthStore,
+        clock: Clock,
+        window_s: int,
+        judged: Callable[[Judgement, JobRun], Awaitable[None]],
+        *,
+        by_tenant: bool,
     ) -> None:
         self._monitor = monitor
         self._store = store
         self._clock = clock
         self._window_s = window_s
+        self._judged = judged
         self._by_tenant = by_tenant
         self._last: LastHealth | None = None
 
@@ -54,6 +63,7 @@ class HealthJob:
         await self._store.replace(last)
         for report, was in status_changes(before, judgement):
             _log_change(report, was)
+        await self._judged(judgement, run)
         run.counts["score"] = last.overall.score
         run.counts.update(_tenants_by_status(last))
 

@@ -287,7 +287,7 @@ class HealthStore(Protocol):
 
 
 class HealthMonitor(Protocol):
-    """Judges, and sends alerts if there are targets of alerts."""
+    """Judges the health of tenants."""
 
     async def check(self, tenant: str | None, window_s: int) -> Judgement:
         """Judge one tenant, or all (None), by the minutes up to now.
@@ -296,6 +296,23 @@ class HealthMonitor(Protocol):
             RefusedError: There is no such tenant.
             StoreError: The database is away.
         """
+
+
+class AlertingMonitor(HealthMonitor, Protocol):
+    """Judges, and tells receivers of alerts what a check found."""
+
+    async def send(self, patience_s: float) -> int:
+        """Send what is due, again and again where a receiver fails.
+
+        Returns:
+            How many alerts are left; a later check, or a server, sends them.
+
+        Raises:
+            StoreError: The database is away.
+        """
+
+    async def keep_sending(self) -> None:
+        """Send whatever becomes due, and tell of a database that is away, until cancelled."""
 
 
 class JobAdmin(Protocol):

@@ -174,11 +174,18 @@ class UploadsEnded(NamedTuple):
 
 
 class AlertTargets(msgspec.Struct, frozen=True):
-    """Where ``run.py monitor`` sends alerts, and the mildest severity of one; ``any`` is ``info``."""
+    """Where ``run.py monitor`` sends alerts, and the mildest severity; None is that of the settings."""
 
     webhook: str | None = None
     slack_webhook: str | None = None
-    threshold: Literal["any", "warning", "critical"] = "warning"
+    threshold: Literal["any", "warning", "critical"] | None = None
+
+
+class AlertTest(NamedTuple):
+    """The kind of a receiver, and why it did not take a test; None if it took it."""
+
+    target: str
+    fault: str | None
 
 
 class CleanedUp(msgspec.Struct, frozen=True):

@@ -28,6 +28,9 @@ _DOMAIN_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 _ALTERNATIVES: Final = (
     (("postgres", "dsn"), ("postgres", "dsn_file")),
     (("redis", "url"), ("redis", "url_file")),
+    (("alerts", "webhook_url"), ("alerts", "webhook_url_file")),
+    (("alerts", "webhook_secret"), ("alerts", "webhook_secret_file")),
+    (("alerts", "slack_webhook_url"), ("alerts", "slack_webhook_url_file")),
 )
 
 

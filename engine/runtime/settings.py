@@ -270,6 +270,23 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tenants: bool
 
 
+class Alerts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The receivers of alerts. An empty text means not set."""
+
+    webhook_url: Text
+    webhook_url_file: Text
+    webhook_secret: Text
+    webhook_secret_file: Text
+    slack_webhook_url: Text
+    slack_webhook_url_file: Text
+    threshold: Literal["any", "warning", "critical"]
+    private_addresses: bool
+
+    def __repr__(self) -> str:
+        """Show no secret, wherever this ends up being printed."""
+        return "Alerts(…)"
+
+
 class S3(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where files are kept in place of a directory; an empty ``bucket`` means the directory."""
 
@@ -315,6 +332,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     uploads: Uploads
     jobs: Jobs
     monitor: Monitor
+    alerts: Alerts
     metrics: Metrics
     s3: S3
     log: Log

@@ -17,10 +17,10 @@ import msgspec
 
 from engine.operate.export import ExportStore
 from engine.operate.ports import (
+    AlertingMonitor,
     ConflictAdmin,
     DeviceAdmin,
     EpochAdmin,
-    HealthMonitor,
     JobAdmin,
     PolicyAdmin,
     QuarantineAdmin,
@@ -29,7 +29,7 @@ from engine.operate.ports import (
     TenantAdmin,
     UsageAdmin,
 )
-from engine.operate.rows import AlertTargets, CheckResult
+from engine.operate.rows import AlertTargets, AlertTest, CheckResult
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
@@ -112,8 +112,11 @@ class Deployment(Protocol):
     def jobs(self, *, files: bool) -> AbstractAsyncContextManager[JobAdmin]:
         """Open the scheduled jobs; ``files`` says that those of uploads are to be run."""
 
-    def monitor(self, targets: AlertTargets) -> AbstractAsyncContextManager[HealthMonitor]:
-        """Open the monitor, which sends alerts to the targets."""
+    def monitor(self, targets: AlertTargets | None) -> AbstractAsyncContextManager[AlertingMonitor]:
+        """Open the monitor, which sends alerts to the targets; None are none. Raises SettingsError."""
+
+    async def test_alerts(self, targets: AlertTargets) -> list[AlertTest]:
+        """Send a test to each target, or to the receivers of the settings. Raises SettingsError."""
 
     def examine(self) -> list[CheckResult]:
         """Check everything that a server needs. A fault is a finding, not an error."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
 from collections.abc import Iterable
 from datetime import UTC
@@ -21,6 +23,13 @@ from handlers.operate.printing import say
 
 #: The exit status of each status.
 EXIT_STATUSES: Final[dict[Status, int]] = {"healthy": 0, "degraded": 1, "critical": 2, "unknown": 3}
+#: Where a URL is passed on when the process starts again without it on its command line.
+_VARIABLES: Final = {
+    "--webhook": "TIDEMARK_MONITOR_WEBHOOK",
+    "--slack-webhook": "TIDEMARK_MONITOR_SLACK_WEBHOOK",
+}
+#: How long a single check tries to send what it found.
+_PATIENCE_S: Final = 15.0
 #: Where the last exit status of a call is kept, for its end by Ctrl-C.
 _LAST: Final = "tidemark.monitor.exit_status"
 
@@ -77,18 +86,22 @@ class MonitorCommand(click.Command):
     metavar="S",
     help="Seconds between two checks of --continuous.",
 )
-@click.option("--webhook", metavar="URL", help="Send alerts to this webhook.")
-@click.option("--slack-webhook", metavar="URL", help="Send alerts to this webhook of Slack.")
+@click.option("--webhook", metavar="URL", envvar=_VARIABLES["--webhook"], help="Send alerts to this webhook.")
+@click.option(
+    "--slack-webhook",
+    metavar="URL",
+    envvar=_VARIABLES["--slack-webhook"],
+    help="Send alerts to this webhook of Slack.",
+)
 @click.option(
     "--alert-threshold",
     type=click.Choice(["any", "warning", "critical"]),
-    default="warning",
-    show_default=True,
-    help="The mildest alert that is sent; any includes early warnings.",
+    help="The mildest alert that is sent; any includes early warnings.  [default: alerts.threshold]",
 )
+@click.option("--test-alert", is_flag=True, help="Send one alert to see that it arrives, and judge nothing.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON; with --continuous one line for each check.")
 @with_deployment()
-async def monitor(
+async def monitor(  # noqa: PLR0913  # one for each option
     deployment: Deployment,
     *,
     tenant: str | None,
@@ -97,18 +110,29 @@ async def monitor(
     interval_s: float,
     webhook: str | None,
     slack_webhook: str | None,
-    alert_threshold: Literal["any", "warning", "critical"],
+    alert_threshold: Literal["any", "warning", "critical"] | None,
+    test_alert: bool,
     json_: bool,
 ) -> None:
     """Judge the health of all tenants, together and each by itself.
 
     The exit status is 0 if all is healthy, 1 if degraded, 2 if critical, and 3 if it is unknown or the check
     could not be made. Thresholds are settings, see [monitor].
+
+    A receiver that is named here is told when something gets bad, gets worse and is over, once each. Those of
+    [alerts] are told by servers, every five minutes. --test-alert sends to those named here, or else to those
+    of [alerts]; its exit status is 0 if all took it.
     """
+    _hide_from_process_list([url for url in (webhook, slack_webhook) if url])
     targets = AlertTargets(webhook, slack_webhook, alert_threshold)
     context = click.get_current_context()
+    if test_alert:
+        context.exit(await _test(deployment, targets))
     window_s = max(60, round(hours * 3600))
-    async with deployment.monitor(targets) as health:
+    told = targets if webhook or slack_webhook else None
+    async with deployment.monitor(told) as health, anyio.create_task_group() as group:
+        if continuous:
+            group.start_soon(health.keep_sending)
         while True:
             judgement = await _checked(health, tenant, window_s, continuous=continuous)
             status: Status = "unknown" if judgement is None else judgement.status
@@ -118,7 +142,37 @@ async def monitor(
             if not continuous:
                 break
             await anyio.sleep(interval_s)
+        if left := await health.send(_PATIENCE_S):
+            say(f"{left} alerts could not be sent: the next check, or a server, tries again", err=True)
     context.exit(EXIT_STATUSES[status])
+
+
+async def _test(deployment: Deployment, targets: AlertTargets) -> int:
+    """Send a test to each receiver; return the exit status."""
+    tests = await deployment.test_alerts(targets)
+    if not tests:
+        raise click.ClickException("no receiver: give --webhook or --slack-webhook, or set [alerts]")
+    for one in tests:
+        say(f"{one.target}: {one.fault or 'sent'}", err=one.fault is not None)
+    return EXIT_STATUSES["healthy" if all(one.fault is None for one in tests) else "unknown"]
+
+
+def _hide_from_process_list(urls: list[str]) -> None:
+    """Start this process again with URLs in its environment, which only its own account can read."""
+    arguments = list(sys.orig_argv)
+    for option, variable in _VARIABLES.items():
+        for at, argument in enumerate(arguments):
+            name, is_joined, value = argument.partition("=")
+            if name != option:
+                continue
+            joined = bool(is_joined)
+            url = value if joined else arguments[at + 1]
+            if url in urls:
+                os.environ[variable] = url
+                del arguments[at : at + (1 if joined else 2)]
+            break
+    if arguments != sys.orig_argv:
+        os.execv(sys.executable, arguments)  # noqa: S606  # this program again
 
 
 async def _checked(

@@ -30,6 +30,7 @@ TIMEOUT_S: Final = 5.0
 _LONGEST_RETRY_AFTER_S: Final = 3600.0
 #: How Standard Webhooks marks a secret.
 _BASE64: Final = "whsec_"
+_REFUSED: Final = "{} is not a public address: set alerts.private_addresses if it is the right one"
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _COLORS: Final = {"info": "warning", "warning": "warning", "critical": "danger"}
 _TITLES: Final = {"fired": "", "worsened": " (worse)", "cleared": " (over)"}
@@ -59,6 +60,21 @@ class Webhook:
         self._url = url
         self._key = signing_key(secret)
         self._private_addresses = private_addresses
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether nobody on the way can read the alerts."""
+        return urlsplit(self._url).scheme == "https"
+
+    def address_fault(self) -> str | None:
+        """Look up the receiver's addresses, which blocks. Returns what is wrong, None if nothing is."""
+        parts = urlsplit(self._url)
+        try:
+            found = socket.getaddrinfo(parts.hostname, parts.port or parts.scheme, type=socket.SOCK_STREAM)
+        except OSError as error:
+            return f"its host is not known: {error.strerror}"
+        refused = [address[0] for *_, address in found if not self._allows(str(address[0]))]
+        return _REFUSED.format(refused[0]) if refused else None
 
     async def send(self, alert: Alert) -> None:
         """Send an alert. Raises AlertNotSentError."""
@@ -99,11 +115,12 @@ class Webhook:
 
     def _socket(self, info: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
         family, kind, protocol, _, address = info
-        if not self._private_addresses and not is_public(address[0]):
-            raise AddressRefusedError(
-                f"{address[0]} is not a public address: set alerts.private_addresses if it is the right one"
-            )
+        if not self._allows(address[0]):
+            raise AddressRefusedError(_REFUSED.format(address[0]))
         return socket.socket(family, kind, protocol)
+
+    def _allows(self, address: str) -> bool:
+        return self._private_addresses or is_public(address)
 
 
 class SlackWebhook(Webhook):

@@ -79,6 +79,14 @@ class PostgresAlerts:
         """Have an alert due again after a pause."""
         await self._database.execute(_PUT_OFF, {**_values(due), "pause": pause_s})
 
+    async def waiting(self, targets: Sequence[str]) -> int:
+        """Return how many alerts are still to be sent."""
+        ((count,),) = await self._database.query(
+            "SELECT count(*) FROM alerts WHERE pending IS NOT NULL AND target = ANY (%(targets)s)",
+            {"targets": list(targets)},
+        )
+        return int(count)
+
 
 async def _put(transaction: Transaction, target: str, key: AlertKey, state: AlertState, *, new: bool) -> None:
     values = {

@@ -1,0 +1,259 @@
+"""Webhooks against a real receiver: one that fails, hangs, redirects, answers nonsense, and Slack's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+import pytest
+from aiohttp import web
+
+import handlers.operate.webhooks as module
+from engine.operate.alert_delivery import AlertNotSentError
+from engine.operate.monitor.alerts import Alert, AlertKind
+from handlers.operate.webhooks import SlackWebhook, Webhook, is_public, url_fault
+
+FIRED: Final = Alert(
+    id="a1",
+    kind="fired",
+    metric="success_rate",
+    tenant="acme <!channel> & co",
+    severity="critical",
+    current_value=0.5,
+    threshold=0.95,
+    message="success rate 50 % (10 of 20 syncs failed): critical below 95 %",
+    timestamp=datetime(2026, 1, 1, tzinfo=UTC),
+)
+SECRET: Final = "a secret text"  # of this test
+
+
+class Receiver:
+    """An HTTP server whose next answer a test sets."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests: list[tuple[web.Request, bytes]] = []
+        self.answer: Callable[[], Awaitable[web.StreamResponse]] = self._ok
+
+    @staticmethod
+    async def _ok() -> web.StreamResponse:
+        return web.Response(text="ok")
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Keep the request, and answer as set."""
+        self.requests.append((request, await request.read()))
+        return await self.answer()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    found = Receiver()
+    app = web.Application()
+    app.router.add_post("/{any:.*}", found.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook?key=hidden"
+    yield found
+    await runner.cleanup()
+
+
+def _webhook(url: str, secret: str = "") -> Webhook:
+    return Webhook(url, "warning", secret, private_addresses=True)
+
+
+def _answers(status: int, **headers: str) -> Callable[[], Awaitable[web.StreamResponse]]:
+    async def answer() -> web.StreamResponse:
+        return web.Response(status=status, headers=headers)
+
+    return answer
+
+
+async def test_webhook_sends_json_with_id_time_and_signature(receiver: Receiver) -> None:
+    key = b"\x00binary\xff" * 4
+    await _webhook(receiver.url, "whsec_" + base64.b64encode(key).decode()).send(FIRED)
+    ((request, body),) = receiver.requests
+    assert msgspec.json.decode(body) == {
+        "id": "a1",
+        "kind": "fired",
+        "metric": "success_rate",
+        "tenant": "acme <!channel> & co",
+        "severity": "critical",
+        "current_value": 0.5,
+        "threshold": 0.95,
+        "message": FIRED.message,
+        "timestamp": "2026-01-01T00:00:00Z",
+    }
+    assert request.headers["webhook-id"] == "a1"
+    signed = f"a1.{request.headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(key, signed, sha256).digest()).decode()
+    assert request.headers["webhook-signature"] == f"v1,{expected}"
+
+
+async def test_webhook_without_a_secret_is_not_signed(receiver: Receiver) -> None:
+    await _webhook(receiver.url).send(FIRED)
+    assert "webhook-signature" not in receiver.requests[0][0].headers
+
+
+@pytest.mark.parametrize(
+    ("kind", "color"), [("fired", "danger"), ("worsened", "danger"), ("cleared", "good")]
+)
+async def test_slack_webhook_sends_one_attachment_as_slack_wants_it(
+    receiver: Receiver, kind: AlertKind, color: str
+) -> None:
+    alert = msgspec.structs.replace(FIRED, kind=kind)
+    await SlackWebhook(receiver.url, "warning", private_addresses=True).send(alert)
+    ((_, body),) = receiver.requests
+    message = msgspec.json.decode(body)
+    assert list(message) == ["attachments"]
+    (attachment,) = message["attachments"]
+    assert attachment["color"] == color
+    assert attachment["fallback"]
+    assert attachment["ts"] == 1767225600
+    assert {"title": "Tenant", "value": "acme &lt;!channel&gt; &amp; co", "short": True} in attachment[
+        "fields"
+    ]
+    assert all(set(field) == {"title", "value", "short"} for field in attachment["fields"])
+    assert "<" not in body.decode()
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 500, 503])
+async def test_webhook_receiver_that_fails_is_an_error_without_its_url(
+    receiver: Receiver, status: int
+) -> None:
+    receiver.answer = _answers(status)
+    with pytest.raises(AlertNotSentError, match=f"status {status}") as raised:
+        await _webhook(receiver.url).send(FIRED)
+    assert "hidden" not in str(raised.value)
+
+
+async def test_webhook_receiver_that_asks_for_a_pause_gets_it(receiver: Receiver) -> None:
+    receiver.answer = _answers(429, **{"Retry-After": "77"})
+    with pytest.raises(AlertNotSentError) as raised:
+        await _webhook(receiver.url).send(FIRED)
+    assert raised.value.retry_after_s == 77
+
+
+async def test_webhook_redirect_is_not_followed(receiver: Receiver) -> None:
+    receiver.answer = _answers(307, Location=receiver.url)
+    with pytest.raises(AlertNotSentError, match="redirects are not followed"):
+        await _webhook(receiver.url).send(FIRED)
+    assert len(receiver.requests) == 1
+
+
+async def test_webhook_receiver_that_hangs_is_given_up(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def never() -> web.StreamResponse:
+        await ended.wait()
+        return web.Response()
+
+    receiver.answer = never
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.05)
+    with pytest.raises(AlertNotSentError, match="no answer within"):
+        await _webhook(receiver.url).send(FIRED)
+    ended.set()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"nonsense\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"],
+)
+async def test_webhook_answer_that_is_no_http_is_an_error(said: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(said)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        with pytest.raises(AlertNotSentError, match="no answer that is HTTP") as raised:
+            await _webhook(f"http://127.0.0.1:{port}/hidden").send(FIRED)
+        assert "hidden" not in str(raised.value)
+
+
+async def test_webhook_port_that_nobody_listens_on_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(AlertNotSentError, match="cannot connect"):
+        await _webhook(f"http://127.0.0.1:{port}/").send(FIRED)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"])  # noqa: S104
+async def test_webhook_private_address_is_refused_when_the_socket_is_made(
+    receiver: Receiver, host: str
+) -> None:
+    url = receiver.url.replace("127.0.0.1", host)
+    with pytest.raises(AlertNotSentError, match=r"cannot connect: .* is not a public address"):
+        await Webhook(url, "warning").send(FIRED)
+    assert receiver.requests == []
+
+
+async def test_webhook_proxy_of_the_environment_is_not_used(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1/")
+    await _webhook(receiver.url).send(FIRED)
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",  # noqa: S104
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "ff02::1",
+        "::ffff:10.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "2002:a9fe:a9fe::1",
+        "no address",
+    ],
+)
+def test_is_public_address_that_is_not_on_the_internet_is_refused(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
+def test_is_public_address_on_the_internet_is_taken(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://a.example/", "https://", "http://a:0/", "http://a:99999/", "a.example"]
+)
+def test_url_fault_url_that_cannot_be_sent_to_is_told(url: str) -> None:
+    assert url_fault(url)
+
+
+@pytest.mark.parametrize("url", ["https://a.example/x", "http://10.0.0.1:8080/"])
+def test_url_fault_url_that_can_be_sent_to_is_none(url: str) -> None:
+    assert url_fault(url) is None
+
+
+def test_webhook_target_names_the_receiver_without_its_url() -> None:
+    first, second = _webhook("https://a.example/hidden"), _webhook("https://a.example/other")
+    assert first.target != second.target
+    assert "hidden" not in first.target

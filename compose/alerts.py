@@ -22,7 +22,7 @@ from engine.runtime.services import Service
 from engine.runtime.settings import Settings, SettingsError
 from handlers.operate.webhooks import SlackWebhook, Webhook, signing_key, url_fault
 from storage.postgres.pool import Database
-from storage.stores.alerts import PostgresAlerts
+from storage.stores.monitoring.alerts import PostgresAlerts
 
 #: How often a process looks whether the database answers.
 _LOOK_S: Final = 5.0

@@ -25,7 +25,7 @@ from engine.uploads.cleanup_job import RATIO, CleanupJob
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.jobs import PostgresJobs
-from storage.stores.minutes import PostgresMinutes
+from storage.stores.monitoring.minutes import PostgresMinutes
 
 _Watch = Callable[[Counts], None]
 

@@ -59,7 +59,7 @@ from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed
-from storage.stores.minutes import PostgresMinutes
+from storage.stores.monitoring.minutes import PostgresMinutes
 from storage.stores.tenants import PostgresTenants
 
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -29,11 +29,11 @@ from engine.model.uploads import (
     visible_to,
 )
 from engine.runtime.batching import Batcher, with_retries
-from engine.runtime.metrics import Metric, counter
 from engine.runtime.ports import Clock
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobMissingError, Blobs
 from engine.uploads.body_writer import PROGRESS_S, Body, BodyCutError, BodyWriter
+from engine.uploads.counters import UploadCounters
 from engine.uploads.finish import UploadFinisher
 from engine.uploads.locks import UploadLock, UploadLocks, part_used, taken_over
 from engine.uploads.metadata import Described
@@ -56,8 +56,8 @@ class Checksum(msgspec.Struct, frozen=True):
 class Creation(msgspec.Struct, frozen=True):
     """A request to create an upload.
 
-    ``described`` is None only for a partial upload. ``size_bytes`` is None if the client does not know it
-    yet. ``metadata`` is the header ``Upload-Metadata``.
+    ``described`` is None only for a partial upload, ``size_bytes`` while the client does not know it.
+    ``metadata`` is the header ``Upload-Metadata``.
     """
 
     kind: Kind
@@ -72,26 +72,6 @@ class UploadLimits(msgspec.Struct, frozen=True):
     quota: Quota
     quotas: dict[str, int]
     expire_s: float
-
-
-class UploadCounters(msgspec.Struct):
-    """Uploads of this process since it started."""
-
-    created: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    chunks: int = 0
-    received_bytes: int = 0
-
-    def metrics(self) -> Iterator[Metric]:
-        """Yield the counts."""
-        yield from (
-            counter("tidemark_uploads_created", "Uploads begun", self.created),
-            counter("tidemark_uploads_finished", "Uploads that became files", self.finished),
-            counter("tidemark_uploads_cancelled", "Uploads and files that devices took back", self.cancelled),
-            counter("tidemark_upload_chunks", "Requests that brought bytes of uploads", self.chunks),
-            counter("tidemark_upload_received_bytes", "Bytes of uploads that were kept", self.received_bytes),
-        )
 
 
 class UploadService:
@@ -280,8 +260,8 @@ class UploadService:
         await lock.save_offset(body_writer.offset_bytes, pieces, size_bytes, release=not ready_to_finish)
         self.counters.chunks += 1
         received_bytes = body_writer.offset_bytes - request.offset_bytes
-        self.counters.received_bytes += received_bytes
         self._minutes.of(lock.upload.ref.tenant_id).bytes_in += received_bytes
+        self.counters.received_bytes += received_bytes
         if cut and not ready_to_finish:
             raise self._broken_off(lock, body)
 
@@ -398,5 +378,5 @@ class UploadService:
 
 
 def _record_full(quota: Quota) -> SyncError:
-    most = f"{quota.files_per_record} files, unfinished ones included"
-    return SyncError("quota_exceeded", f"a record may have {most}")
+    most = quota.files_per_record
+    return SyncError("quota_exceeded", f"a record may have {most} files, unfinished ones included")

@@ -11,7 +11,7 @@ from aiohttp import WSMsgType
 from engine.model.minutes import Minute
 from storage.embedded.servers import Services
 from storage.postgres.pool import Database
-from storage.stores.minutes import PostgresMinutes
+from storage.stores.monitoring.minutes import PostgresMinutes
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.services import outage
 from tests.harness.ws_device import item, put

@@ -28,6 +28,7 @@ class World:
         self.last_health: LastHealth | None = None
         self.away = False
         self.time_us = JUDGED_US
+        self.alerted: list[tuple[Judgement, int]] = []
 
     async def check(self, tenant: str | None, window_s: int) -> Judgement:
         """Judge all tenants."""
@@ -54,7 +55,11 @@ class World:
 
     def process(self, *, by_tenant: bool = False) -> HealthJob:
         """Return the job of one more process."""
-        return HealthJob(self, self, self, 900, by_tenant=by_tenant)
+        return HealthJob(self, self, self, 900, self.judged, by_tenant=by_tenant)
+
+    async def judged(self, judgement: Judgement, run: JobRun) -> None:
+        """Keep the judgement that alerts are made of."""
+        self.alerted.append((judgement, run.due_us))
 
 
 async def run(job: HealthJob, world: World) -> dict[str, float | None]:
@@ -74,6 +79,15 @@ async def test_health_job_counts_score_and_tenants_by_status() -> None:
     world.tenants = {"acme": minute(100), "globex": minute(refused=100), "idle": minute()}
     counts = await run(world.process(), world)
     assert counts == {"score": 27, "healthy": 1, "degraded": 0, "critical": 1, "unknown": 1}
+
+
+async def test_health_job_has_alerts_made_of_each_judgement() -> None:
+    world = World()
+    world.tenants = {"acme": minute(refused=100)}
+    await run(world.process(), world)
+    ((judgement, due_us),) = world.alerted
+    assert judgement.status == "critical"
+    assert due_us == 0
 
 
 async def test_health_job_logs_a_change_of_status_once_by_whatever_process() -> None:

@@ -11,8 +11,8 @@ from engine.cluster.jobs import Begun, JobRun
 from engine.model.minutes import MINUTE_US, NO_TENANT, Minute
 from engine.operate.aggregation import Aggregation, LateHour
 from storage.postgres.pool import Database
-from storage.stores.aggregation import PostgresAggregation
-from storage.stores.minutes import PostgresMinutes
+from storage.stores.monitoring.aggregation import PostgresAggregation
+from storage.stores.monitoring.minutes import PostgresMinutes
 from tests.engine.cache.test_devices import Clock
 from tests.harness.services import execute, rows
 

@@ -14,7 +14,7 @@ from engine.operate.alert_delivery import AlertDelivery, AlertNotSentError
 from engine.operate.monitor.alerts import Alert, AlertKey, AlertState, AlertThreshold
 from engine.operate.monitor.report import Finding, Judgement, Report, Severity, Values
 from storage.postgres.pool import Database
-from storage.stores.alerts import PostgresAlerts
+from storage.stores.monitoring.alerts import PostgresAlerts
 from tests.harness.services import execute, rows
 
 AT: Final = datetime(2026, 1, 1, tzinfo=UTC)

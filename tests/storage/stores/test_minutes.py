@@ -10,7 +10,7 @@ from engine.cache.ports import MinuteRow
 from engine.model.minutes import MINUTE_US, NO_TENANT, Durations, Minute, TenantMinutes
 from engine.operate.ports import NoTenantError
 from storage.postgres.pool import Database
-from storage.stores.minutes import PostgresMinutes
+from storage.stores.monitoring.minutes import PostgresMinutes
 from storage.stores.tenants import PostgresTenants
 from tests.harness.services import execute, rows
 

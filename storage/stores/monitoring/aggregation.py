@@ -8,7 +8,7 @@ from typing import Final
 from engine.operate.aggregation import Due, LateHour, Snapshot, snapshot
 from storage.postgres.arrays import int_array, number_array_or_null
 from storage.postgres.pool import Database
-from storage.stores.minutes import LATE_AFTER, SUMS, summed_minute
+from storage.stores.monitoring.minutes import LATE_AFTER, SUMS, summed_minute
 
 #: An hour is summed when each of its minutes that is still to come will be marked as late.
 _SETTLED_AFTER: Final = f"({LATE_AFTER} + interval '1 minute')"

@@ -73,9 +73,10 @@ class Receiver:
 
     def take(self, alert: Alert) -> None:
         """Take a message, and check that it follows from those before."""
-        if self.seen.setdefault(alert.id, alert) is not alert:
+        if alert.id in self.seen:
             assert self.seen[alert.id] == alert
             return
+        self.seen[alert.id] = alert
         key = alert.tenant, alert.metric
         if alert.kind == "fired":
             assert key not in self.open

@@ -185,7 +185,7 @@ class Member:
             edit("metrics", f"{self.name}-{self.made}", "append", {**metric, "by": tag, **mark})
             return
         domain, record_id = draw.choice(setting.domains), f"sim{setting.seed}-{draw.randrange(setting.pool)}"
-        shown = self.device.record(domain, record_id).data
+        shown = self.store.record(domain, record_id).data
         field = draw.choice(["note", "place", "count"])
         value = f"{draw.randrange(1000)} by {tag}" if field == "count" else tag
         patch: dict[str, Any] = {field: value, **mark}

@@ -16,12 +16,12 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
 
-from bench.client.edits import Held, Record
+from bench.client.edits import Held
 from bench.client.messages import ConflictList, Failed, Heard
 from bench.client.protocol import DeviceProtocol, OnSettled, ProtocolError
 from bench.client.store import Store
 from engine.model.merge import Fields
-from engine.wire.messages import JSON_SUBPROTOCOL, Attachment, Choice, Op, Resolved
+from engine.wire.messages import JSON_SUBPROTOCOL, Choice, Op, Resolved
 
 _CONNECT_S: Final = 15.0
 #: Pings of the WebSocket find a connection that broke without a word; they are no sign of life to the server.
@@ -145,14 +145,6 @@ class Device:
         number = self.store.edit(domain, record_id, op, data, self._clock_us(), changed)
         self._edited.set()
         return number
-
-    def record(self, domain: str, record_id: str) -> Record:
-        """Show a record with the own edits on top of it."""
-        return self.store.record(domain, record_id)
-
-    def attachments(self, domain: str, record_id: str) -> list[Attachment]:
-        """Show the files of a record, to be had at ``/v1/files/{file_id}``."""
-        return self.store.attachments(domain, record_id)
 
     @property
     def online(self) -> bool:

@@ -109,12 +109,12 @@ async def test_device_gets_files_of_its_own_edits(server: Running, store: Store,
         if subscribed:
             device.edit("task", "a", "put", {"n": 1})
         async with asyncio.timeout(20):
-            while not device.attachments("task", "a"):
+            while not device.store.attachments("task", "a"):
                 device._heard.clear()
                 await device._heard.wait()
     finally:
         running.cancel()
         await asyncio.wait([running])
-    (shown,) = device.attachments("task", "a")
+    (shown,) = device.store.attachments("task", "a")
     assert (shown.file_id, shown.size_bytes) == (file.ref.upload_id, 1001)
-    assert device.record("task", "a") == (1, {"n": 1}, 0)
+    assert device.store.record("task", "a") == (1, {"n": 1}, 0)

@@ -114,13 +114,13 @@ async def test_device_offline_edits_reach_all_devices_once_online(shared: Runnin
     phone.device.edit("metrics", "m", "append", {"metric_name": "n", "value": 1, "timestamp": day(1)})
     phone.online()
     await phone.settled()
-    assert phone.device.record("task", "a") == (2, {"title": "pump", "status": "INPROGRESS"}, 0)
+    assert phone.device.store.record("task", "a") == (2, {"title": "pump", "status": "INPROGRESS"}, 0)
     office = await shared.device("office")
     [change] = (await office.pull())["changes"]
     assert (change["version"], change["data"]) == (2, {"title": "pump", "status": "INPROGRESS"})
     await office.push(item("patch", "task", "a", base=2, data={"title": "pump 3"}))
-    await phone.until(lambda: phone.device.record("task", "a").version == 3)
-    assert phone.device.record("task", "a").data == {"title": "pump 3", "status": "INPROGRESS"}
+    await phone.until(lambda: phone.device.store.record("task", "a").version == 3)
+    assert phone.device.store.record("task", "a").data == {"title": "pump 3", "status": "INPROGRESS"}
 
 
 async def test_device_wrong_clock_corrected(shared: Running, make: MakePhone) -> None:
@@ -143,7 +143,7 @@ async def test_device_lost_answer_requested_again_and_applied_once(shared: Runni
         await phone.until(lambda: proxy.cuts >= 2)
         proxy.chances.lost = 0.0
         await phone.settled()
-        assert phone.device.record("journal", "a") == (1, {"n": 1}, 0)
+        assert phone.device.store.record("journal", "a") == (1, {"n": 1}, 0)
         stored = rows(shared.dsn, "SELECT version FROM records WHERE tenant_id = " + tenant(shared))
         assert stored == [(1,)]
         await phone.offline()
@@ -167,7 +167,7 @@ async def test_device_held_change_listed_and_settled_by_a_choice(shared: Running
     assert await phone.device.resolve(lambda held: decided[held.record_id]) == 3
     assert [held.record_id for held in phone.store.conflicts] == ["d"]
     await phone.until(lambda: sum(version for _, _, version, _ in phone.store.replica()) == 7)
-    assert [phone.device.record("note", name).data for name in "abc"] == [
+    assert [phone.device.store.record("note", name).data for name in "abc"] == [
         {"by": "office"}, {"by": "phone"}, {"by": "both"},
     ]  # fmt: skip
 
@@ -315,7 +315,7 @@ async def test_device_killed_at_any_step_loses_and_repeats_no_edit(make: MakePho
             died.append(at)
         await phone.end()
         phone.boot()
-        shown = phone.device.record("journal", name).data or {}
+        shown = phone.device.store.record("journal", name).data or {}
         assert "n" in shown or 1 not in made
         assert "m" in shown or 2 not in made
         if "n" not in shown:
@@ -324,7 +324,7 @@ async def test_device_killed_at_any_step_loses_and_repeats_no_edit(make: MakePho
             phone.device.edit("journal", name, "patch", {"m": 2})
         phone.online()
         await phone.settled()
-        assert phone.device.record("journal", name) == (2, {"n": 1, "m": 2}, 0), at
+        assert phone.device.store.record("journal", name) == (2, {"n": 1, "m": 2}, 0), at
         await phone.offline()
     assert died == list(range(len(died)))
     assert 15 < len(died) < STEPS

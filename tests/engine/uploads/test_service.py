@@ -91,8 +91,9 @@ class Process:
         finisher = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
         limiter = WriteLimiter(lambda: 0, clock)
+        self.minutes = counted_minutes()
         self.service = UploadService(
-            store, self.blobs, self.locks, finisher, TYPES, clock, limiter, limits, counted_minutes()
+            store, self.blobs, self.locks, finisher, TYPES, clock, limiter, limits, self.minutes
         )
         self._running = asyncio.create_task(self.service.run())
 
@@ -313,6 +314,7 @@ async def test_find_finishes_an_upload_whose_last_request_died(site: Site, dsn: 
     found = await second.service.find(SESSION, upload.ref.upload_id)
     assert (found.state, found.offset_bytes) == ("stored", 100)
     assert await read(first, found) == content
+    assert [one.minutes.of(found.ref.tenant_id).uploads_finished for one in (first, second)] == [0, 1]
 
 
 async def test_find_expired_upload_is_gone(site: Site, dsn: str) -> None:
@@ -339,6 +341,7 @@ async def test_drain_ends_requests_and_keeps_their_bytes(site: Site) -> None:
     with pytest.raises(SyncError):
         await task
     assert (await second.service.find(SESSION, upload.ref.upload_id)).offset_bytes == 99
+    assert first.minutes.of(upload.ref.tenant_id).bytes_in == 99
 
 
 async def test_append_long_request_acknowledges_on_its_way(site: Site) -> None:

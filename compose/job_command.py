@@ -24,7 +24,7 @@ from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup_job import RATIO, CleanupJob
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
-from storage.stores.jobs import PostgresJobs
+from storage.stores.jobs.runs import PostgresJobs
 from storage.stores.monitoring.minutes import PostgresMinutes
 
 _Watch = Callable[[Counts], None]

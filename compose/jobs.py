@@ -25,9 +25,9 @@ from engine.runtime.settings import Settings
 from engine.uploads.cleanup_job import RATIO, CleanupJob
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
-from storage.stores.jobs import PostgresJobs
+from storage.stores.jobs.retention import PostgresRetention
+from storage.stores.jobs.runs import PostgresJobs
 from storage.stores.monitoring.aggregation import PostgresAggregation
-from storage.stores.retention import PostgresRetention
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
 

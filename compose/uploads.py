@@ -35,7 +35,7 @@ from handlers.uploads.routes import UploadRoutes
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
-from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_reads import PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 

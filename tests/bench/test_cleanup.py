@@ -12,7 +12,7 @@ from engine.cluster.jobs import Counts
 from engine.operate.retention import KeptFor, Retention
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
-from storage.stores.retention import PostgresRetention
+from storage.stores.jobs.retention import PostgresRetention
 from tests.harness.services import rows
 from tests.harness.upload_stack import job_run, now_us
 

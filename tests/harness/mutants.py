@@ -285,7 +285,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "an upload that expires in any state": Mutant(
-        "storage/stores/upload_cleanup.py",
+        "storage/stores/jobs/upload_cleanup.py",
         (("ANY(%(ids)s::uuid[]) AND u.state = {OPEN} AND {_DUE}", "ANY(%(ids)s::uuid[]) AND {_DUE}"),),
         (_STATES + "test_upload_state_update_each_is_a_listed_transition",),
     ),

@@ -39,8 +39,8 @@ from engine.wire.messages import Sync
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
-from storage.stores.retention import PostgresRetention
-from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.jobs.retention import PostgresRetention
+from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import STATES_BY_TEXT
 from storage.stores.uploads import PostgresUploads
 from tests.engine.uploads.test_service import FakeBody, FakeBus

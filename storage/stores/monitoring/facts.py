@@ -10,7 +10,7 @@ from engine.operate.monitor.stalled import STALLED_HOURS, STALLED_ITEMS, DeviceH
 from engine.operate.rows import UploadsEnded
 from storage.postgres.pool import Database
 from storage.stores.admin_reads import OF_TENANT, list_of_tenant
-from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.jobs.upload_cleanup import PostgresCleanup
 
 #: As ``engine.cache.device_health.score``: summed up here, since a hundred thousand rows would hold the loop.
 _SILENT_HOURS: Final = (

@@ -20,7 +20,7 @@ from engine.runtime.metrics import Value
 from engine.runtime.ports import StoreUnavailableError
 from engine.runtime.schedule import Schedule
 from storage.postgres.pool import Database
-from storage.stores.jobs import PostgresJobs
+from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.postgres_stalls import until
 from tests.harness.services import execute, rows
 
@@ -37,7 +37,7 @@ from engine.cluster import job_scheduler
 from engine.cluster.jobs import JobKind
 from engine.runtime.schedule import Schedule
 from storage.postgres.pool import Database
-from storage.stores.jobs import PostgresJobs
+from storage.stores.jobs.runs import PostgresJobs
 
 async def killed(run):
     os.kill(os.getpid(), signal.SIGKILL)

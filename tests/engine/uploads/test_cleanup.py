@@ -19,7 +19,7 @@ from engine.uploads.cleanup import Abandonment, RowsCleaned, UploadCleanup
 from engine.uploads.ports import NewUpload, Quota
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
-from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import sql_state
 from tests.engine.uploads.test_service import FakeBody
 from tests.harness.admin import remove_tenant

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from storage.stores.jobs import PostgresJobs
+from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import until

@@ -9,7 +9,7 @@ from engine.runtime.settings import S3
 from engine.uploads.blobs import StoredBlob
 from engine.uploads.cleanup import UploadCleanup
 from storage.blobs.s3 import S3Blobs
-from storage.stores.upload_cleanup import PostgresCleanup
+from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import sql_state
 from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows

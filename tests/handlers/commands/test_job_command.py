@@ -11,8 +11,8 @@ import pytest
 from engine.cluster.jobs import JobRun
 from engine.operate.retention import Page
 from storage.postgres.pool import Database
-from storage.stores.jobs import PostgresJobs
-from storage.stores.retention import PostgresRetention
+from storage.stores.jobs.retention import PostgresRetention
+from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
 from tests.harness.services import execute, rows

@@ -11,7 +11,7 @@ import pytest
 from engine.cluster.jobs import MOST_KILLED, Begun, Due
 from engine.runtime.schedule import Schedule
 from storage.postgres.pool import Database
-from storage.stores.jobs import PostgresJobs
+from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.services import execute, rows
 
 #: A due time of the past, with a fraction, as that of a run by hand.

@@ -13,7 +13,7 @@ from engine.operate.retention import KeptFor, Retention
 from engine.runtime.settings import SettingsError
 from storage.postgres.partitions import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
-from storage.stores.retention import PostgresRetention
+from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.usage import recount
 from tests.harness.admin import add_tenants
 from tests.harness.in_process_server import settings_with

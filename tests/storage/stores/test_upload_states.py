@@ -16,9 +16,10 @@ from engine.uploads.metadata import Described
 from engine.uploads.service import Creation
 from engine.wire.errors import SyncError
 from storage.postgres.connection import Statement
-from storage.stores import upload_cleanup, upload_reads, upload_states, uploads
+from storage.stores import upload_reads, upload_states, uploads
 from storage.stores.commit import reads as commit_reads
 from storage.stores.commit import writes as commit_writes
+from storage.stores.jobs import upload_cleanup
 from storage.stores.upload_states import STATE_TEXTS, STATES_BY_TEXT
 from tests.engine.uploads.test_service import FakeBody
 from tests.harness.services import execute, rows

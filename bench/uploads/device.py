@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from bench.load.websocket_client import reason_of
 from bench.uploads.http_client import Answer, HttpConnection, Part
 from bench.uploads.workload import DOMAIN, Picture
 
@@ -44,9 +45,8 @@ class Uploader:
 
     def __init__(self, address: tuple[str, int], token: str, chunk_bytes: int, number: int = 0) -> None:
         self._address = address
-        host, port = address
         self._headers = {
-            "Host": f"{host}:{port}",
+            "Host": "{}:{}".format(*address),
             "Authorization": f"Bearer {token}",
             "Tus-Resumable": "1.0.0",
         }
@@ -94,7 +94,7 @@ class Uploader:
     async def upload(self, picture: Picture) -> Stored:
         """Upload one file. Raises FailedError."""
         length = {"Upload-Length": str(picture.size_bytes), "Upload-Metadata": picture.metadata}
-        location = (await self._asked("creation", "POST", "/v1/uploads", length))["location"]
+        location = (await self._asked("POST", "/v1/uploads", length))["location"]
         offset = failed = 0
         while offset < picture.size_bytes:
             try:
@@ -102,8 +102,8 @@ class Uploader:
                 failed = 0
             except OSError as error:
                 failed += 1
-                await self._again(_reason(error), failed)
-                told = int((await self._asked("HEAD", "HEAD", location))["upload-offset"])
+                await self._again(reason_of(error), failed)
+                told = int((await self._asked("HEAD", location))["upload-offset"])
                 if told < offset:
                     raise FailedError(f"{offset} bytes were acknowledged and {told} are there") from None
                 offset = told
@@ -125,9 +125,7 @@ class Uploader:
         self.sent_bytes += wanted - offset
         return wanted
 
-    async def _asked(
-        self, what: str, method: str, path: str, headers: dict[str, str] | None = None
-    ) -> dict[str, str]:
+    async def _asked(self, method: str, path: str, headers: dict[str, str] | None = None) -> dict[str, str]:
         """Ask until it goes well, and return the headers of the answer. Raises FailedError."""
         failed = 0
         while True:
@@ -138,7 +136,7 @@ class Uploader:
                 raise _failure(answer)
             except OSError as error:
                 failed += 1
-                await self._again(f"{what}: {_reason(error)}", failed)
+                await self._again(f"{method}: {reason_of(error)}", failed)
 
     async def _again(self, reason: str, failed: int) -> None:
         """Wait before what failed is tried again. Raises FailedError when it failed too often."""
@@ -146,10 +144,6 @@ class Uploader:
             raise FailedError(f"{reason}, {failed} times")
         self.retries[reason] += 1
         await asyncio.sleep(_PAUSE_S * 2 ** (failed - 1))
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
 
 
 def _refusal(answer: Answer) -> str:

@@ -108,7 +108,10 @@ def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iter
     yield from database_findings(
         dsn,
         settings.server.workers * each + _FURTHER_CONNECTIONS,
-        settings.uploads.tenant_quotas,
+        {
+            "uploads.tenant_quotas": settings.uploads.tenant_quotas,
+            "monitor.tenants": settings.monitor.tenants,
+        },
         migrates_itself=migrates_itself,
     )
 

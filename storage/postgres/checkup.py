@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +15,7 @@ from storage.postgres.migrate import status
 from storage.postgres.partitions import days_ahead
 from storage.postgres.readiness import unfit
 from storage.postgres.remedies import DatabaseFaultError
-from storage.postgres.rights import quota_findings, rights_finding
+from storage.postgres.rights import rights_finding, tenant_findings
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -29,14 +29,14 @@ _APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-tim
 
 
 def database_findings(
-    dsn: str, connections: int, quotas: Collection[str], *, migrates_itself: bool
+    dsn: str, connections: int, tenants: Mapping[str, Collection[str]], *, migrates_itself: bool
 ) -> Iterator[CheckResult]:
     """Check a database.
 
     Args:
         dsn: The database.
         connections: How many connections servers open to it.
-        quotas: The names of tenants that have a quota of their own.
+        tenants: The names of tenants that have settings of their own, by the setting.
         migrates_itself: Whether `serve` brings the schema up to date.
     """
     try:
@@ -48,7 +48,7 @@ def database_findings(
             yield _connections(connection, connections)
             if rights.level == "fault":
                 return  # the checks after this one need those rights
-            yield from quota_findings(connection, quotas)
+            yield from tenant_findings(connection, tenants)
         yield from _schema(dsn, migrates_itself=migrates_itself)
     except DatabaseFaultError as fault:
         yield CheckResult("fault", "database", fault.found, fault.remedy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from engine.operate.rows import CheckResult
@@ -45,18 +45,24 @@ def rights_finding(connection: Connection) -> CheckResult:
     return CheckResult("ok", "rights", f"the role {role} owns its tables and may create more")
 
 
-def quota_findings(connection: Connection, quotas: Collection[str]) -> Iterator[CheckResult]:
-    """Check that every tenant with a quota of its own exists."""
-    if not quotas:
-        return
+def tenant_findings(connection: Connection, named: Mapping[str, Collection[str]]) -> Iterator[CheckResult]:
+    """Check that every tenant exists that has settings of its own.
+
+    Args:
+        connection: The database.
+        named: The names of tenants, by the setting that has them.
+    """
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('tenants') IS NULL")
         if cursor.fetchall() == [(True,)]:
             return
-        cursor.execute(_UNKNOWN, (list(quotas),))
-        unknown = sorted(str(name) for (name,) in cursor.fetchall())
-    if unknown:
-        found = f"uploads.tenant_quotas names no tenant that there is: {', '.join(unknown)}"
-        yield CheckResult("warning", "quotas", found, "correct the name, or add the tenant")
-    else:
-        yield CheckResult("ok", "quotas", f"{len(quotas)} tenants have one of their own")
+        for setting, names in named.items():
+            if not names:
+                continue
+            cursor.execute(_UNKNOWN, (list(names),))
+            unknown = sorted(str(name) for (name,) in cursor.fetchall())
+            if unknown:
+                found = f"{setting} names no tenant that there is: {', '.join(unknown)}"
+                yield CheckResult("warning", setting, found, "correct the name, or add the tenant")
+            else:
+                yield CheckResult("ok", setting, f"{len(names)} tenants have their own")

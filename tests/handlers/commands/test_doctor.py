@@ -262,16 +262,19 @@ async def test_doctor_role_without_rights_found_with_remedy(examined: Run, dsn: 
     assert found(ended, "schema")["level"] == "ok"
 
 
-async def test_doctor_quotas_of_unknown_tenants_found(examined: Run, dsn: str) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value"), [("uploads.tenant_quotas", "1"), ("monitor.tenants", '{"min_syncs": 5}')]
+)
+async def test_doctor_settings_of_unknown_tenants_found(
+    examined: Run, dsn: str, setting: str, value: str
+) -> None:
     add_tenants(dsn, "acme")
-    quotas = {"TIDEMARK__UPLOADS__TENANT_QUOTAS": '{"acme": 1, "acne": 1}'}
-    one = found(await examined(**quotas), "quotas")
-    assert (one["level"], one["found"]) == (
-        "warning",
-        "uploads.tenant_quotas names no tenant that there is: acne",
-    )
+    variable = "TIDEMARK__" + setting.replace(".", "__").upper()
+    own = {variable: f'{{"acme": {value}, "acne": {value}}}'}
+    one = found(await examined(**own), setting)
+    assert (one["level"], one["found"]) == ("warning", f"{setting} names no tenant that there is: acne")
     add_tenants(dsn, "acne")
-    assert found(await examined(**quotas), "quotas")["level"] == "ok"
+    assert found(await examined(**own), setting)["level"] == "ok"
 
 
 async def test_doctor_lines_fit_the_terminal(command: Run) -> None:

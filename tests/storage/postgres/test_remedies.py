@@ -125,7 +125,7 @@ def test_remedies_wrong_password_names_its_setting_and_is_not_shown(services: Se
 
 
 def test_doctor_refused_connection_gives_its_remedy(services: Services) -> None:
-    (finding,) = database_findings(named(services.dsn, "nowhere"), 1, (), migrates_itself=False)
+    (finding,) = database_findings(named(services.dsn, "nowhere"), 1, {}, migrates_itself=False)
     assert (finding.level, finding.subject) == ("fault", "database")
     assert finding.found.endswith('database "nowhere" does not exist')
     assert finding.remedy.startswith("create it")
@@ -150,7 +150,7 @@ def test_docs_recipe_role_can_migrate_and_others_cannot_connect(services: Servic
         made = _as(named(services.dsn, name), name, "a password of your own")
         migrate(made)
         add_tenants(made, "acme")
-        levels = {one.subject: one.level for one in database_findings(made, 1, (), migrates_itself=False)}
+        levels = {one.subject: one.level for one in database_findings(made, 1, {}, migrates_itself=False)}
         assert levels["rights"] == levels["schema"] == levels["database"] == "ok"
         assert "has to own the database" in _fault(_as(named(services.dsn, name), role)).remedy
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -266,7 +266,7 @@ class MinuteReads(Protocol):
 class MonitorReads(Protocol):
     """Facts of tenants that no minute has. ``tenant`` is one tenant; None is all. Both raise StoreError."""
 
-    async def devices_seen(self, tenant: str | None) -> dict[str, DevicesSeen]:
+    async def devices_seen(self, tenant: str | None) -> Mapping[str | None, DevicesSeen]:
         """Sum up the devices of each tenant that were seen within 7 days, revoked ones left out.
 
         Their scores are as of now: that of a silent device sinks.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from datetime import datetime
-from functools import reduce
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import msgspec
@@ -107,18 +107,26 @@ class Window(NamedTuple):
     covered_s: float
 
 
-def judge_all(facts: Iterable[Facts], monitor: Monitor, window: Window) -> Judgement:
-    """Judge all tenants together, and each by itself.
+def judge_all(facts: Iterable[Facts], monitor: Monitor, window: Window) -> Generator[None, None, Judgement]:
+    """Judge all tenants together, and each by itself, in steps of 0.1 ms at most.
 
     Args:
         facts: Those of each tenant, and of no tenant.
         monitor: The thresholds.
         window: The window.
     """
-    each = list(facts)
-    together = reduce(Facts.plus, each, Facts(None))
-    tenants = sorted((one for one in each if one.tenant is not None), key=lambda one: one.tenant or "")
-    return judgement([judge(one, monitor.thresholds(one.tenant), window) for one in (together, *tenants)])
+    together = Facts(None)
+    tenants = []
+    for one in facts:
+        together = together.plus(one)
+        if one.tenant is not None:
+            tenants.append((one.tenant, one))
+        yield
+    reports = [judge(together, monitor.thresholds(None), window)]
+    for name, one in sorted(tenants, key=itemgetter(0)):
+        reports.append(judge(one, monitor.thresholds(name), window))
+        yield
+    return judgement(reports)
 
 
 def judgement(reports: list[Report]) -> Judgement:

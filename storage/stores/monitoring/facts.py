@@ -31,19 +31,20 @@ _SEEN: Final = (
     " AND greatest(d.last_seen_at, h.last_sync_at) > now() - interval '7 days'"
     " GROUP BY t.name"
 )
-#: Devices that may be stalled, with their hours in order; ``is_stalled`` decides. These are few. In the hour
-#: that goes on the device may not have told its queue yet: so one hour more is read.
-_GROWING: Final = (
-    "SELECT t.name, h.device_id, array_agg(h.syncs - h.failed ORDER BY h.hour_start),"
-    " array_agg(h.queue_depth ORDER BY h.hour_start)"
-    " FROM tenants AS t JOIN sync_device_hours AS h USING (tenant_id)"
+#: Devices that may be stalled, with their hours in order; ``is_stalled`` decides. They are few, because most
+#: queues are short now. In the hour that goes on a device may not have told its queue: one more is read.
+_QUEUES: Final = (
+    "SELECT t.name, s.device_id, h.succeeded, h.depths"
+    " FROM tenants AS t JOIN sync_device_health AS s USING (tenant_id)"
     " JOIN devices AS d USING (tenant_id, device_id)"
-    f" WHERE {OF_TENANT} AND d.revoked_at IS NULL AND h.queue_depth IS NOT NULL"
-    f" AND h.hour_start >= date_trunc('hour', now(), 'UTC') - interval '{STALLED_HOURS} hours'"
-    " GROUP BY t.name, h.device_id HAVING"
-    " (array_agg(h.queue_depth ORDER BY h.hour_start DESC))[1]"
-    f" - (array_agg(h.queue_depth ORDER BY h.hour_start DESC))[{STALLED_HOURS}] >= {STALLED_ITEMS}"
-    " ORDER BY t.name, h.device_id"
+    " CROSS JOIN LATERAL (SELECT array_agg(syncs - failed ORDER BY hour_start) AS succeeded,"
+    " array_agg(queue_depth ORDER BY hour_start) AS depths FROM sync_device_hours"
+    " WHERE tenant_id = s.tenant_id AND device_id = s.device_id AND queue_depth IS NOT NULL"
+    f" AND hour_start >= date_trunc('hour', now(), 'UTC') - interval '{STALLED_HOURS} hours') AS h"
+    f" WHERE {OF_TENANT} AND d.revoked_at IS NULL AND s.queue_depth >= {STALLED_ITEMS}"
+    f" AND s.heartbeat_at > now() - interval '{STALLED_HOURS} hours'"
+    f" AND cardinality(h.depths) >= {STALLED_HOURS}"
+    " ORDER BY t.name, s.device_id"
 )
 #: Stalled devices of a tenant that are named.
 _MOST_NAMED: Final = 20
@@ -56,11 +57,11 @@ class PostgresMonitorReads:
         self._database = database
         self._uploads = PostgresCleanup(database)
 
-    async def devices_seen(self, tenant: str | None) -> dict[str, DevicesSeen]:
+    async def devices_seen(self, tenant: str | None) -> dict[str | None, DevicesSeen]:
         """Sum up devices."""
         rows = await list_of_tenant(self._database, _SEEN, tenant)
         stalled = defaultdict[str, list[str]](list)
-        for name, device_id, succeeded, depths in await self._database.query(_GROWING, {"tenant": tenant}):
+        for name, device_id, succeeded, depths in await self._database.query(_QUEUES, {"tenant": tenant}):
             if is_stalled([*map(DeviceHour, succeeded, depths)]):
                 stalled[name].append(device_id)
         return {

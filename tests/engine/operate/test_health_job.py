@@ -15,6 +15,7 @@ from engine.operate.monitor.report import Judgement
 from engine.operate.monitor.statuses import Health, LastHealth
 from engine.runtime.metrics import Value
 from engine.runtime.ports import StoreUnavailableError
+from engine.wire.steps import run_steps
 from tests.engine.operate.monitor.test_judge import MONITOR, WINDOW, minute
 
 JUDGED_US = 1_772_366_400_000_000
@@ -33,7 +34,7 @@ class World:
     async def check(self, tenant: str | None, window_s: int) -> Judgement:
         """Judge all tenants."""
         assert (tenant, window_s) == (None, 900)
-        return judge_all([Facts(name, one) for name, one in self.tenants.items()], MONITOR, WINDOW)
+        return run_steps(judge_all([Facts(name, one) for name, one in self.tenants.items()], MONITOR, WINDOW))
 
     async def last(self) -> LastHealth | None:
         """Read the row."""

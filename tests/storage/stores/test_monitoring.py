@@ -92,14 +92,19 @@ async def test_devices_seen_sums_those_of_a_week_that_are_not_revoked(database: 
 
 
 def add_hours(tenant_id: int, device: str, *hours: tuple[int, int, int | None]) -> str:
-    """Return a statement that stores a device's last hours, the last one going on: syncs, failed, queue."""
+    """Return statements that store a device's last hours, the last one going on: syncs, failed, queue."""
+    depth = next((str(depth) for _, _, depth in reversed(hours) if depth is not None), "NULL")
     rows = ", ".join(
         f"({tenant_id}, '{device}', date_trunc('hour', now(), 'UTC') - interval '{ago} hours',"
         f" {syncs}, {failed}, 0, {'NULL' if depth is None else depth})"
         for ago, (syncs, failed, depth) in enumerate(reversed(hours))
     )
     columns = "tenant_id, device_id, hour_start, syncs, failed, conflicts, queue_depth"
-    return f"INSERT INTO sync_device_hours ({columns}) VALUES {rows}"
+    return (
+        f"INSERT INTO sync_device_hours ({columns}) VALUES {rows};"
+        " INSERT INTO sync_device_health (tenant_id, device_id, queue_depth, heartbeat_at)"
+        f" VALUES ({tenant_id}, '{device}', {depth}, now())"
+    )
 
 
 async def test_devices_seen_names_those_whose_queue_grows_while_they_sync(

@@ -15,6 +15,7 @@ from engine.model.minutes import Durations, Minute
 from engine.operate.monitor.judge import DevicesSeen, Facts, Window, judge, judge_all
 from engine.operate.monitor.report import Judgement, Report
 from engine.runtime.settings import TenantThresholds, Thresholds
+from engine.wire.steps import run_steps
 from tests.engine.runtime.test_settings import load
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -220,7 +221,7 @@ def test_judge_more_failures_never_raise_the_score(syncs: int, data: st.DataObje
 @given(st.lists(st.sampled_from(["acme", "globex", "umbrella"]), unique=True), st.data())
 def test_judge_all_together_is_the_sum_and_each_tenant_itself(names: list[str], data: st.DataObject) -> None:
     each = [data.draw(facts_of(name)) for name in [*names, None]]
-    found = judge_all(each, MONITOR, WINDOW)
+    found = run_steps(judge_all(each, MONITOR, WINDOW))
     together, *own = found.reports
     assert together.tenant is None
     assert together.values.syncs == sum(one.minutes.syncs for one in each)
@@ -311,7 +312,7 @@ def test_judge_all_thresholds_of_a_tenant_are_its_own() -> None:
         MONITOR, tenants={"acme": TenantThresholds(success_rate_critical=0.5, success_rate_early=0.6)}
     )
     each = [Facts(name, minute(90, failed=10)) for name in ("globex", "acme")]
-    found: Judgement = judge_all(each, own, WINDOW)
+    found: Judgement = run_steps(judge_all(each, own, WINDOW))
     assert [(one.tenant, one.status) for one in found.reports] == [
         (None, "critical"),
         ("acme", "healthy"),
@@ -321,7 +322,7 @@ def test_judge_all_thresholds_of_a_tenant_are_its_own() -> None:
 
 
 def test_judge_all_idle_tenants_do_not_make_all_unknown() -> None:
-    found = judge_all([Facts("acme", minute(30)), Facts("globex")], MONITOR, WINDOW)
+    found = run_steps(judge_all([Facts("acme", minute(30)), Facts("globex")], MONITOR, WINDOW))
     assert [one.status for one in found.reports] == ["healthy", "healthy", "unknown"]
     assert found.status == "healthy"
 
@@ -334,6 +335,6 @@ def test_judge_early_warning_of_too_few_syncs_is_no_doubt() -> None:
 
 def test_judge_all_critical_tenant_outweighs_degraded_ones() -> None:
     slow, failing = Facts("acme", minute(100, ms=600)), Facts("globex", minute(90, failed=10))
-    found = judge_all([slow, failing], MONITOR, WINDOW)
+    found = run_steps(judge_all([slow, failing], MONITOR, WINDOW))
     assert [one.status for one in found.reports[1:]] == ["degraded", "critical"]
     assert found.status == "critical"

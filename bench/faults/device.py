@@ -68,7 +68,7 @@ _decode = msgspec.json.Decoder(_Heard).decode
 
 
 class FaultsDevice(Device):
-    """A device of a tenant. ``harmed``: some of its syncs are delayed, doubled, lost or cut in half.
+    """A device of a tenant. ``harmed``: some of its syncs are delayed, doubled, lost or begun with a half.
 
     Some answers are lost too. What is lost costs the connection, and is sent again on the next one.
     """
@@ -114,9 +114,9 @@ class FaultsDevice(Device):
         luck = draw.random()
         if luck < _GARBLED:
             await super()._send(socket, text[: len(text) // 2])
-        if luck < _GARBLED + _DROPPED:
+        elif luck < _GARBLED + _DROPPED:
             raise ConnectionError("a sync was lost")
-        if luck > 1 - _TWICE:
+        elif luck > 1 - _TWICE:
             await super()._send(socket, text)
 
     def _hear(self, protocol: DeviceProtocol, text: bytes | str) -> list[bytes]:
@@ -136,6 +136,8 @@ class FaultsDevice(Device):
                 self._note(SettledByHand, **found)
             case "error":
                 self._note(Refused, key=key, code=heard.code, retryable=heard.retryable)
+                if heard.code == "malformed" and self._harm is not None:
+                    return []  # the half of a sync: the device, which sent all of it, would take it back
             case _:
                 pass
         return super()._hear(protocol, text)

@@ -79,7 +79,7 @@ async def faults(options: Options) -> Report:
     work = (
         f"{rounds} rounds, seed {options.seed}; {DEVICES} devices of {len(TENANTS)} tenants, each"
         f" {PER_S:g} times a second with 1 to {_MOST_AT_ONCE} edits of records that all share; 5 % of syncs"
-        f" delayed, 1 % doubled, 0.1 % lost, 0.1 % cut in half; beside them {REFERENCES} devices without that"
+        f" delayed, 1 % doubled, 0.1 % lost, 0.1 % malformed; beside them {REFERENCES} devices without that"
     )
     report = Report(scenario="faults", work=work)
     with fresh_on_tcp(options.settings) as (environment, postgres):

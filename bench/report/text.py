@@ -188,8 +188,5 @@ def felt(abuse: Abuse, kind: str) -> Latency:
 
 
 def brief(abuse: Abuse) -> str:
-    """Write in a line what others felt in a phase."""
-    felt_ms = ", ".join(f"{kind} {_p50_p99(felt(abuse, kind))}" for kind in KINDS)
-    refused = sum(abuse.others.refused.values())
-    told = f"refused {refused}, held {_some(abuse.stretch_ms)} ms, queued {_some(abuse.queued, '.0%')}"
-    return f"{abuse.phase}: {felt_ms} ms, {told}, load {abuse.load:.1f}"
+    """Write in a line what others felt in a phase, and what it took of the worker."""
+    return ", ".join(f"{heading} {cell(abuse)}" for heading, cell in _ABUSES[1:8])

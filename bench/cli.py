@@ -26,8 +26,7 @@ from bench.report.results import Report, as_json
 from bench.report.text import text_of
 from bench.scenarios.behind_nginx import behind_nginx
 from bench.scenarios.comparison import compare
-from bench.scenarios.concurrent import concurrent
-from bench.scenarios.high_volume import high_volume
+from bench.scenarios.concurrent import concurrent, high_volume
 from bench.scenarios.limits import limits
 from bench.scenarios.outages import outages
 from bench.scenarios.scaling import scaling

@@ -2,6 +2,8 @@
 
 An open loop at a fixed rate, or with ``--saturate`` as many syncs as the server takes. With ``--fill`` the
 same load goes by turns to an empty database and to one that holds many records.
+
+``high_volume``: 10,000 items in a minute, 100 in each sync, at even intervals.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from bench.baselines.compare import by_turns, simplest_pipeline
+from bench.harness.audit import Auditor
+from bench.harness.child import progress
 from bench.harness.environment import Environment, fresh
-from bench.harness.load_run import Target
+from bench.harness.load_run import Target, planned, run_load
 from bench.harness.stage import Options, product_stage, staged
-from bench.load.workload import MIX
+from bench.load.plan import Step
+from bench.load.workload import MIX, Backlog
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
-from bench.report.summary import audited
+from bench.report.summary import audited, row_of
 
 DURATION_S: Final = 60.0
 _WARMUP_S: Final = 5.0
@@ -26,6 +31,11 @@ _FILL_ROUNDS: Final = 3
 P50_MS, P95_MS, P99_MS = 5.0, 15.0, 40.0
 #: How much slower a filled database may be than an empty one.
 FILLED_RATIO: Final = 1.3
+
+#: Of ``high_volume``, in ``DURATION_S``.
+ITEMS: Final = 10_000
+BATCH: Final = Backlog(100, 0)
+DEVICES: Final = 10
 
 
 async def concurrent(options: Options) -> Report:
@@ -107,3 +117,32 @@ def _bars(rows: Sequence[Row], options: Options) -> list[Bar]:
     )
     timed = [Bar(name, took_ms, "at most", limit_ms, "ms") for name, took_ms, limit_ms in limits]
     return [connected_bar(rows), lost_bar(rows), *([] if options.saturate else timed)]
+
+
+async def high_volume(options: Options) -> Report:
+    """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
+    duration_s = options.duration_s or DURATION_S
+    items = round(ITEMS * duration_s / DURATION_S)
+    work = f"{items:,} items in {duration_s:g} s, {BATCH.items} a sync at even intervals, {DEVICES} devices"
+    report = Report(scenario="high_volume", work=work)
+    async with staged(options, report.logged) as target:
+        progress(f"{items:,} items: {duration_s:.0f} s")
+        auditor = Auditor(target.dsn)
+        steps = [Step("high volume", items / BATCH.items / duration_s, duration_s)]
+        (run,) = await run_load(target, planned(target, DEVICES, steps, backlog=BATCH, even=True))
+        audit = auditor.audit(run)
+    row = row_of(run, audit)
+    times_us = zip(run.outcome.due_us, run.outcome.done_us, run.codes, strict=True)
+    latencies_us = [done_us - due_us for due_us, done_us, code in times_us if code == "synced"]
+    average_ms = sum(latencies_us) / len(latencies_us) / 1000 if latencies_us else 0.0
+    report.rows.append(row)
+    report.figures += [
+        Figure("average of a sync", average_ms, "ms", f"of {BATCH.items} items"),
+        Figure("p95 of a sync", row.latency.p95_ms, "ms", f"of {BATCH.items} items"),
+    ]
+    report.bars += [
+        connected_bar([row]),
+        lost_bar([row]),
+        Bar("items stored", 100 * audit.records / items, "at least", 100, "%"),
+    ]
+    return report

@@ -87,7 +87,7 @@ class HealthJob:
             )
         status: dict[str, float] = {name: float(name == overall.status) for name in get_args(Status)}
         yield Value("gauge", "tidemark_health_status", "1 for the status of all together", status, "status")
-        text = "Tenants by status, as of the last judgement; a tenant without any data is none"
+        text = "Tenants by status, as of the last judgement"
         yield Value("gauge", "tidemark_health_tenants", text, _tenants_by_status(last), "status")
         text = "When health was last judged, by any process, as Unix time"
         yield gauge("tidemark_health_judged_timestamp_seconds", text, last.judged_at_us / 1e6)

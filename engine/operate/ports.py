@@ -269,6 +269,8 @@ class MonitorReads(Protocol):
     async def devices_seen(self, tenant: str | None) -> Mapping[str | None, DevicesSeen]:
         """Sum up the devices of each tenant that were seen within 7 days, revoked ones left out.
 
+        A tenant without devices is in the result, too: silence is to be seen.
+
         Their scores are as of now: that of a silent device sinks.
         """
 

@@ -22,14 +22,16 @@ _SCORE: Final = (
     f" + greatest(0, 20 - 20 * {_SILENT_HOURS} / 24)"
     " + greatest(0, 20 - 20::float8 * h.conflicts / h.total_syncs)) END"
 )
+_IS_SEEN: Final = (
+    "(WHERE d.revoked_at IS NULL AND greatest(d.last_seen_at, h.last_sync_at) > now() - interval '7 days')"
+)
 _SEEN: Final = (
-    f"SELECT t.name, count(*), sum({_SCORE})::float8,"
-    " coalesce(sum(h.total_syncs), 0)::bigint, coalesce(sum(h.failed_syncs), 0)::bigint"
-    " FROM tenants AS t JOIN devices AS d USING (tenant_id)"
+    f"SELECT t.name, count(*) FILTER {_IS_SEEN}, coalesce(sum({_SCORE}) FILTER {_IS_SEEN}, 0)::float8,"
+    f" coalesce(sum(h.total_syncs) FILTER {_IS_SEEN}, 0)::bigint,"
+    f" coalesce(sum(h.failed_syncs) FILTER {_IS_SEEN}, 0)::bigint"
+    " FROM tenants AS t LEFT JOIN devices AS d USING (tenant_id)"
     " LEFT JOIN sync_device_health AS h USING (tenant_id, device_id)"
-    f" WHERE {OF_TENANT} AND d.revoked_at IS NULL"
-    " AND greatest(d.last_seen_at, h.last_sync_at) > now() - interval '7 days'"
-    " GROUP BY t.name"
+    f" WHERE {OF_TENANT} GROUP BY t.name"
 )
 #: Devices that may be stalled, with their hours in order; ``is_stalled`` decides. They are few, because most
 #: queues are short now. In the hour that goes on a device may not have told its queue: one more is read.

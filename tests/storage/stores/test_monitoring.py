@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from engine.cache.device_health import Counts, score
+from engine.operate.monitor.judge import DevicesSeen
 from engine.operate.monitor.statuses import Health, LastHealth
 from engine.operate.ports import NoTenantError
 from storage.postgres.pool import Database
@@ -84,9 +85,10 @@ async def test_devices_seen_sums_those_of_a_week_that_are_not_revoked(database: 
     found = await reads.devices_seen(None)
     acme = found["acme"]
     assert (acme.devices, acme.score_sum, acme.syncs, acme.failed) == (3, 100 + 100 + 20, 20, 10)
-    assert found.keys() == {"acme", "globex"}
-    assert await reads.devices_seen("globex") == {"globex": found["globex"]}
-    assert await reads.devices_seen("empty") == {}
+    assert found.keys() == {"acme", "globex", "empty"}
+    for tenant in ("globex", "empty"):
+        assert await reads.devices_seen(tenant) == {tenant: found[tenant]}
+    assert found["empty"] == DevicesSeen()
     with pytest.raises(NoTenantError):
         await reads.devices_seen("nobody")
 

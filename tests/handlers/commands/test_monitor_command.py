@@ -10,11 +10,12 @@ import pytest
 
 from storage.embedded.servers import Services
 from tests.harness.commands import Run, command
+from tests.harness.health_causes import failures, pushes
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import WAITS_FOR_LOCK, backend, tenants_held
 from tests.harness.services import execute, outage
 from tests.harness.tus_uploader import photo, uploader
-from tests.harness.ws_device import Device, Json, put
+from tests.harness.ws_device import Json, put
 
 __all__ = ["command"]
 
@@ -32,19 +33,6 @@ async def judged(command: Run, *arguments: str, **variables: str) -> tuple[int, 
 def found(report: Json) -> dict[str, str]:
     """Return the severities of a report's findings by metric."""
     return {one["metric"]: one["severity"] for one in report["findings"]}
-
-
-async def pushes(device: Device, count: int) -> None:
-    """Send syncs of one record each that all go well."""
-    for number in range(count):
-        await device.push(put(f"r{number}", None, n=number))
-
-
-async def failures(device: Device, count: int) -> None:
-    """Send syncs that fail by the device's own fault: a key that it used for another message."""
-    await device.sync("once", put("once", None))
-    for number in range(count):
-        await device.refused("sync", key="once", items=[put("once", None, n=number)])
 
 
 # -- the six metrics, by what devices do -----------------------------------------------------------
@@ -244,7 +232,9 @@ async def test_monitor_thresholds_of_a_tenant_come_from_settings(serve: Serve, c
         (("acme",), "unexpected extra argument"),
         (("--tenant",), "requires an argument"),
         (("--tenant", "nobody"), "there is no tenant nobody"),
-        (("--webhook", "https://alerts.example"), "leave out --webhook"),
+        (("--webhook", "alerts.example"), "has to begin with"),
+        (("--slack-webhook", "ftp://a.example/"), "has to begin with"),
+        (("--test-alert",), "no receiver"),
         (("--config", "/nonexistent.toml"), "/nonexistent.toml"),
     ],
 )

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hmac
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
@@ -19,6 +19,9 @@ import handlers.operate.webhooks as module
 from engine.operate.alert_delivery import AlertNotSentError
 from engine.operate.monitor.alerts import Alert, AlertKind
 from handlers.operate.webhooks import SlackWebhook, Webhook, is_public, url_fault
+from tests.harness.alert_receiver import Receiver, receiver
+
+__all__ = ["receiver"]
 
 FIRED: Final = Alert(
     id="a1",
@@ -32,38 +35,6 @@ FIRED: Final = Alert(
     timestamp=datetime(2026, 1, 1, tzinfo=UTC),
 )
 SECRET: Final = "a secret text"  # of this test
-
-
-class Receiver:
-    """An HTTP server whose next answer a test sets."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.requests: list[tuple[web.Request, bytes]] = []
-        self.answer: Callable[[], Awaitable[web.StreamResponse]] = self._ok
-
-    @staticmethod
-    async def _ok() -> web.StreamResponse:
-        return web.Response(text="ok")
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Keep the request, and answer as set."""
-        self.requests.append((request, await request.read()))
-        return await self.answer()
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    found = Receiver()
-    app = web.Application()
-    app.router.add_post("/{any:.*}", found.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook?key=hidden"
-    yield found
-    await runner.cleanup()
 
 
 def _webhook(url: str, secret: str = "") -> Webhook:

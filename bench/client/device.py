@@ -77,7 +77,10 @@ def remedy(code: int | None, reason: str | None = None) -> Remedy:
 
 
 class Backoff:
-    """Exponential, with full jitter: devices that were cut off together do not come back together."""
+    """Exponential, with full jitter: devices that were cut off together do not come back together.
+
+    ``due_s`` is until when a device waits, by ``time.monotonic``.
+    """
 
     FIRST_S: Final = 0.5
     LONGEST_S: Final = 60.0
@@ -85,11 +88,13 @@ class Backoff:
     def __init__(self, unit: Callable[[], float]) -> None:
         self._unit = unit
         self._bound_s = self.FIRST_S
+        self.due_s = 0.0
 
     def failed(self, retry_after_ms: int = 0) -> float:
         """Count a failure and give the seconds to wait: at least what the server asked for."""
         wait_s = retry_after_ms / 1000 + self._unit() * self._bound_s
         self._bound_s = min(self.LONGEST_S, 2 * self._bound_s)
+        self.due_s = time.monotonic() + wait_s
         return wait_s
 
     def worked(self) -> None:

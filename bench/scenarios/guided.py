@@ -12,21 +12,10 @@ from typing import Any
 
 from aiohttp import ClientSession
 
-from bench.client.device import Backoff, Device
+from bench.client.device import Device
 from bench.client.edits import Settled
 from bench.client.store import Store
 from storage.postgres.blocking import connected
-
-
-class _ToldBackoff(Backoff):
-    """A backoff that knows until when its device waits."""
-
-    due_s = 0.0
-
-    def failed(self, retry_after_ms: int = 0) -> float:
-        wait_s = super().failed(retry_after_ms)
-        self.due_s = time.monotonic() + wait_s
-        return wait_s
 
 
 class Guided(Device):
@@ -48,7 +37,6 @@ class Guided(Device):
         # It follows a domain that nobody edits, so that nothing is delivered.
         store = Store(home / f"{name}.sqlite", name, domains=["note"], durability="NORMAL")
         super().__init__(store, url, lambda: token, session, unit=random.random, on_settled=self._settle)
-        self._backoff = self._told = _ToldBackoff(random.random)
 
     def write(self) -> None:
         """Edit its record."""
@@ -89,7 +77,7 @@ class Guided(Device):
     def own_wait_s(self, now_s: float) -> float:
         """Return how long it still waits by its own backoff."""
         pause_s = 0.0 if self._protocol is None else self._protocol.pause_s or 0.0
-        return max(pause_s, self._told.due_s - now_s, 0.0)
+        return max(pause_s, self._backoff.due_s - now_s, 0.0)
 
     def faults(self, versions: dict[str, int]) -> Iterator[str]:
         """Compare what was acknowledged with the versions in the tables, and close the store."""

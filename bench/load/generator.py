@@ -65,35 +65,46 @@ class Generator:
 
     async def connect(self) -> Ready:
         """Open the connections, and subscribe on each if the plan is an idle one."""
-        began_s = perf_counter()
+        began_s, turns = perf_counter(), asyncio.Semaphore(CONNECTING)
         refusals: Counter[str] = Counter()
-        turns = asyncio.Semaphore(SUBSCRIBING if self._plan.loop == "idle" else CONNECTING)
         everyone = range(len(self._sockets))
-        await asyncio.gather(*(self._connect(index, turns, refusals) for index in everyone))
-        connected = len(everyone) - self._sockets.count(None)
-        return Ready(connected, perf_counter() - began_s, refusals)
+        devices = await asyncio.gather(*(self._connect(index, turns, refusals) for index in everyone))
+        connect_s = perf_counter() - began_s
+        if self._plan.loop == "idle":
+            turns = asyncio.Semaphore(SUBSCRIBING)
+            await asyncio.gather(*(self._subscribe(device, turns) for device in devices))
+        for index, device in enumerate(devices):
+            if device.socket is not None and device.ended.done():
+                self._ended[f"closed_{device.ended.result()}"] += 1
+            elif device.socket is not None:
+                device.socket.on_text = partial(self._received, index)
+                device.socket.on_end = partial(self._lost, index)
+                self._sockets[index] = device.socket
+        return Ready(len(devices) - self._sockets.count(None), connect_s, refusals)
 
-    async def _connect(self, index: int, turns: asyncio.Semaphore, refusals: Counter[str]) -> None:
-        plan, device = self._plan, SimpleDevice()
+    async def _connect(self, index: int, turns: asyncio.Semaphore, refusals: Counter[str]) -> SimpleDevice:
+        plan, device = self._plan, SimpleDevice(answer_s=GRACE_S)
         where = plan.host, plan.ports[index], plan.tokens[index]
         async with turns:
             try:
                 welcome = await device.open(*where, deflate=plan.deflate)
-                if plan.loop == "idle":
-                    page = await device.ask("subscribe", id="live", cursor=None, domains=None)
-                    self._ended.update([page["code"]] if page["type"] == "error" else [])
             except OSError as error:
                 refusals[reason_of(error)] += 1
-                return
-        socket = device.socket
-        if socket is None or device.ended.done():
-            self._ended["closed_at_once"] += 1
-            return
-        self._sockets[index] = socket
-        socket.on_text, socket.on_end = partial(self._received, index), partial(self._lost, index)
+                device.close()
+                return SimpleDevice()
         # As the guide asks for; the bare servers name no session and know no such message.
-        if "session" in welcome:
-            socket.send(_HELLO % datetime.now(UTC).isoformat().encode())
+        if device.socket is not None and "session" in welcome:
+            device.socket.send(_HELLO % datetime.now(UTC).isoformat().encode())
+        return device
+
+    async def _subscribe(self, device: SimpleDevice, turns: asyncio.Semaphore) -> None:
+        async with turns:
+            try:
+                page = await device.ask("subscribe", id="live", cursor=None, domains=None)
+            except TimeoutError:
+                page = {"type": "error", "code": "unanswered"}
+            if page["type"] == "error" and page["code"] != "closed":
+                self._ended[page["code"]] += 1
 
     async def run(self, start_s: float) -> Outcome:
         """Run the plan from a time of ``perf_counter`` on."""

@@ -56,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """How many devices are connected, and subscribed in an idle run; and how many were refused, by reason."""
+    """How many devices are connected, and how many were refused, by reason."""
 
     connected: int
     connect_s: float

@@ -12,6 +12,7 @@ from typing import Any, Final
 import psutil
 from aiohttp import ClientError, ClientSession, ClientTimeout
 
+from bench.harness.load_run import Target
 from storage.postgres.blocking import connected
 
 _SAMPLE_S: Final = 0.05
@@ -38,23 +39,21 @@ _BUSY: Final = (
 class Gauge:
     """Measures the worker that listens on a port of this host, and its database with one tenant in it."""
 
-    def __init__(self, host: str, port: int, dsn: str, tenant: str) -> None:
-        self._metrics = f"http://{host}:{port}/metrics"
-        self._port = port
-        self._dsn = dsn
+    def __init__(self, target: Target, tenant: str) -> None:
+        self._target = target
         self._tenant = tenant
         self.look_again()
 
     def look_again(self) -> None:
         """Find the worker anew, after a restart."""
-        self._worker = _listener(self._port)
+        self._worker = _listener(self._target.port)
 
     def held(self) -> tuple[int, ...]:
         """Return how many bytes the database has, and how many rows the tenant has in all tables together."""
         return self._read(_HELD, self._tenant)
 
     def _read(self, statement: str, *values: str) -> tuple[int, ...]:
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
+        with connected(self._target.dsn) as connection, connection.cursor() as cursor:
             cursor.execute(statement, values)
             return tuple(map(int, cursor.fetchall()[0]))
 
@@ -105,8 +104,9 @@ class Gauge:
 
     async def _told_s(self) -> dict[str, float]:
         """Read the longest stretch of the loop since the last time, and the time charged so far."""
+        url = f"http://{self._target.host}:{self._target.port}/metrics"
         with suppress(ClientError, OSError):  # TimeoutError is one
-            async with ClientSession(timeout=_PAGE_S) as session, session.get(self._metrics) as page:
+            async with ClientSession(timeout=_PAGE_S) as session, session.get(url) as page:
                 lines = [line.partition(" ") for line in (await page.text()).splitlines()]
                 return {name: float(value) for name, _, value in lines if name in (_LONGEST, _CHARGED)}
         return {}

@@ -118,7 +118,7 @@ class Others:
         self._cursors[place] = answer.get("cursor") or self._cursors[place]
 
 
-async def photo_s(target: Target, dsn: str, tenant: str) -> float:
+async def photo_s(target: Target, tenant: str) -> float:
     """Upload a photo and send its record. Returns the seconds from the record's answer until it is attached.
 
     Raises BenchError.
@@ -138,7 +138,7 @@ async def photo_s(target: Target, dsn: str, tenant: str) -> float:
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):
             # Only the database shows it.
-            while await asyncio.to_thread(_state, dsn, stored.file_id) != "attached":  # noqa: ASYNC110
+            while await asyncio.to_thread(_state, target.dsn, stored.file_id) != "attached":  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
     return perf_counter() - came_s
 

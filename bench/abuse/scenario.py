@@ -37,7 +37,6 @@ from bench.report.text import brief
 from engine.model.domains import DomainPolicy
 from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
-from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
 from storage.stores.usage import PostgresUsage
 
@@ -72,7 +71,6 @@ class Site(msgspec.Struct):
 
     target: Target
     way: Target
-    dsn: str
     version: Version = HERE
     server: Server | None = None
     environment: Mapping[str, str] = {}
@@ -88,7 +86,7 @@ class Site(msgspec.Struct):
     async def cutting(self, stack: AsyncExitStack) -> Process:
         """Start a process that makes the next day's partitions at once when it is told a line."""
         self.cuts += 1
-        arguments = _CUT, self.dsn, str(_DAYS_AHEAD + self.cuts)
+        arguments = _CUT, self.target.dsn, str(_DAYS_AHEAD + self.cuts)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", *arguments), cwd=self.version.root, stdin=PIPE, stdout=PIPE
         )
@@ -99,7 +97,7 @@ class Site(msgspec.Struct):
 
     def bus(self, tenant: str, devices: list[str]) -> tuple[str, str, list[tuple[int, str]]]:
         """Return what forged messages need: Redis, a channel, and devices with their tenant's id."""
-        with connected(self.dsn) as connection, connection.cursor() as cursor:
+        with connected(self.target.dsn) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT current_database()::text, epoch::text FROM cluster_state")
             ((database, epoch),) = cursor.fetchall()
             cursor.execute("SELECT tenant_id::int FROM tenants WHERE name = %s", (tenant,))
@@ -129,13 +127,14 @@ async def _site(environment: Environment, options: Options, commit: str | None) 
     version = HERE if commit is None else await asyncio.to_thread(checked_out, commit, home / "tree")
     dsn = await version.database(environment, name)
     secret, port = secrets.token_urlsafe(48), free_ports(2)
-    target = Target(port=port, secret=secret, tenants=[_OTHERS], audience=options.settings.auth.audience)
+    audience = options.settings.auth.audience
+    target = Target(port=port, secret=secret, tenants=[_OTHERS], audience=audience, dsn=dsn)
     given = variables(environment, dsn, secret, options.config)
     # The limits of a server as it is delivered are part of what is measured.
     chosen = {name: value for name, value in given.items() if "__LIMITS__" not in name}
     chosen |= {"TIDEMARK__SERVER__DRAIN_S": "1", "TIDEMARK__DATA__DIR": str(home)}
     server = version.server(chosen, port=port)
-    site = Site(target, target, dsn, version, server, server.environment, environment.redis_url)
+    site = Site(target, target, version, server, server.environment, environment.redis_url)
     async with AsyncExitStack() as stack:
         if options.through_nginx:
             front = fronted(home, version.root, server.environment, port, 1, port + 1)
@@ -163,7 +162,7 @@ async def abuse(options: Options) -> Report:
         if options.url is not None:
             one = msgspec.structs.replace(options, tenants=1)
             there = stack.enter_context(remote(one, options.url))
-            sites = [Site(there, there, there.dsn)]
+            sites = [Site(there, there)]
         else:
             environment = stack.enter_context(fresh(options.settings))
             commits = [None] if options.before is None or before is not None else [None, options.before]
@@ -216,18 +215,20 @@ class _Abuse:
     async def run(self) -> None:
         """Measure all phases. Raises BenchError."""
         attack, site = self._attack, self._site
-        add_tenants(site.dsn, [_OTHERS, self._tenant])
+        dsn, tenant = site.target.dsn, self._tenant
+        add_tenants(dsn, [_OTHERS, tenant])
         if attack.manual:
             held = DomainPolicy("manual")
-            async with command_database(site.dsn) as database:
-                await PostgresPolicies(database, {"task": held}).set(self._tenant, "task", held)
+            administer(
+                dsn, lambda database: PostgresPolicies(database, {"task": held}).set(tenant, "task", held)
+            )
         if site.server is not None:
             await site.renew(attack.bounds)
-        self._gauge = Gauge(site.target.host, site.target.port, site.dsn, self._tenant)
+        self._gauge = Gauge(site.target, tenant)
         await self._warm_up()
         await self._phase("at rest")
         if attack.seeded is not None and not self._gauge.held()[1]:
-            attack.seeded(site.dsn, self._tenant)
+            attack.seeded(dsn, tenant)
         one = await self._phase("one device", self._plan(ONE))
         ten = await self._phase("ten devices", self._plan(TEN))
         if not site.before:
@@ -318,14 +319,15 @@ class _Abuse:
             if cutting.returncode:
                 raise BenchError("the partitions were not cut: the last words of the command are above")
         if self._attack.beside == "photo" and not phase.startswith("sink"):
-            return await photo_s(self._site.target, self._site.dsn, _OTHERS)
+            return await photo_s(self._site.target, _OTHERS)
         return None
 
     def _fullest(self) -> float | None:
         """Return the most that the attackers' tenant holds of any bound; a version before may have none."""
         if self._site.before:
             return None
-        (holds,) = administer(self._site.dsn, lambda database: PostgresUsage(database).usage(self._tenant))
+        dsn, tenant = self._site.target.dsn, self._tenant
+        (holds,) = administer(dsn, lambda database: PostgresUsage(database).usage(tenant))
         limits = self._settings.tenant_limits
         bounds: dict[str, int] = {name: getattr(limits, name) for name in NAMES} | dict(self._attack.bounds)
         parts: list[float] = [getattr(holds.usage, name) / bounds[name] for name in NAMES]

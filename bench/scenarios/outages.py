@@ -131,8 +131,8 @@ async def _site(options: Options, workers: int, *, loaded: bool) -> AsyncIterato
         server = await stack.enter_async_context(product(environment, dsn, secret, options.config, workers))
         await server.ready()
         session = await stack.enter_async_context(ClientSession())
-        target = Target(port=server.port, secret=secret, tenants=[_TENANT], audience=audience)
-        yield Site(name, loaded, environment.home, postgres, dsn, server, target, session, server.pids())
+        target = Target(port=server.port, secret=secret, tenants=[_TENANT], audience=audience, dsn=dsn)
+        yield Site(name, loaded, environment.home, postgres, server, target, session, server.pids())
 
 
 class Site(msgspec.Struct):
@@ -142,7 +142,6 @@ class Site(msgspec.Struct):
     loaded: bool
     home: Path
     postgres: Cluster
-    dsn: str
     server: Server
     target: Target
     session: ClientSession
@@ -172,7 +171,7 @@ class Site(msgspec.Struct):
                 progress(f"{self.name}, {outage}: {seen}")
         for one in self.open:
             one.close()
-        versions = versions_of(self.dsn)
+        versions = versions_of(self.target.dsn)
         self.acknowledged = len(self.pushed) + sum(len(device.applied) for device in self.guided)
         self.wrong += [fault for device in self.guided for fault in device.faults(versions)]
         stored = {name: versions.get(name) for name in self.pushed}

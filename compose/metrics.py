@@ -36,8 +36,8 @@ class ProcessMetrics:
         labels = ("version", "python", "schema")
         yield Value("gauge", "tidemark_build_info", "The running version; always 1", {self._build: 1}, labels)
         yield gauge("tidemark_start_time_seconds", "When the process started, as Unix time", self._started_s)
-        yield counter("tidemark_cpu_seconds", "Time of processors that was used", time.process_time())
-        yield gauge("tidemark_resident_memory_bytes", "Memory in use", _resident_bytes())
+        yield counter("tidemark_cpu_seconds", "Processor time of the process", time.process_time())
+        yield gauge("tidemark_resident_memory_bytes", "Resident memory of the process", _resident_bytes())
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         yield gauge("tidemark_open_files_limit", "Connections and files that may be open", files)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy.grafana.panels import Dashboard, Panel, Query, Row, grown, highest, rate, total
+from deploy.grafana.panels import Dashboard, Panel, Query, Row, grown, highest, lowest, rate, total
 
 _WITH_CONFLICT: Final = rate("tidemark_items_total", where='status=~"conflict|resolved"')
 _SETTLED: Final = grown("tidemark_conflicts_total", where='outcome=~"server|client|merged"')
 _MET: Final = grown("tidemark_conflicts_total", where='outcome!="held"')
 _TENANTS_FAIL: Final = rate("tidemark_tenant_syncs_total", "tenant", where='outcome!="succeeded"')
 _TENANTS_SUCCEED: Final = rate("tidemark_tenant_syncs_total", "tenant", where='outcome="succeeded"')
+_TENANTS_HEALTH: Final = lowest("tidemark_tenant_health_score", "tenant")
 _TENANTS_HOLD: Final = rate("tidemark_tenant_conflicts_total", "tenant", where='outcome="held"')
 _TENANTS_ABANDON: Final = rate("tidemark_tenant_uploads_total", "tenant", where='outcome="abandoned"')
 
@@ -176,6 +177,12 @@ BUSINESS: Final = Dashboard(
         Row(
             "Tenants, where metrics.tenants is true",
             (
+                Panel(
+                    "Health of tenants",
+                    "short",
+                    "The scores of the ten tenants with the lowest.",
+                    (Query(f"bottomk(10, {_TENANTS_HEALTH})", "{{tenant}}"),),
+                ),
                 Panel(
                     "Syncs of tenants",
                     "reqps",

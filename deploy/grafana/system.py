@@ -211,6 +211,39 @@ SYSTEM: Final = Dashboard(
             ),
         ),
         Row(
+            "Health",
+            (
+                Panel(
+                    "Score",
+                    "short",
+                    "The health of all tenants together, from 0 to 100, as the servers last judged it.",
+                    (Query(highest("tidemark_health_score"), "score"),),
+                    is_number=True,
+                ),
+                Panel(
+                    "Status",
+                    "short",
+                    "1 for the status of all tenants together. unknown: there are too few data to judge.",
+                    (Query(highest("tidemark_health_status", "status"), "{{status}}"),),
+                    is_number=True,
+                ),
+                Panel(
+                    "Tenants by status",
+                    "short",
+                    "run.py monitor names them, with reasons.",
+                    (Query(highest("tidemark_health_tenants", "status"), "{{status}}"),),
+                    is_number=True,
+                ),
+                Panel(
+                    "Last judged",
+                    "s",
+                    "How long ago. After 15 minutes the status is unknown.",
+                    (Query(f"time() - {highest('tidemark_health_judged_timestamp_seconds')}", "ago"),),
+                    is_number=True,
+                ),
+            ),
+        ),
+        Row(
             "Jobs (their label job is called exported_job here: Prometheus itself uses job)",
             (
                 Panel(
@@ -242,7 +275,7 @@ SYSTEM: Final = Dashboard(
                     (
                         Query(rate("tidemark_minute_rows_total"), "rows"),
                         Query(rate("tidemark_minute_flush_failures_total"), "failed"),
-                        Query(rate("tidemark_minutes_dropped_total"), "dropped"),
+                        Query(rate("tidemark_minute_rows_dropped_total"), "dropped"),
                     ),
                 ),
             ),

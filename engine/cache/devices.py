@@ -74,8 +74,12 @@ class DeviceCounters(msgspec.Struct):
             counter("tidemark_device_misses", "Syncs of devices not read yet", self.misses),
             counter("tidemark_device_reads", "Devices read when they connected", self.reads),
             counter("tidemark_health_flush_rows", "Rows of health written behind", self.flush_rows),
-            counter("tidemark_health_flush_seconds", "Time that writing behind took", self.flush_s),
-            counter("tidemark_health_flush_failures", "Flushes that failed", self.flush_failures),
+            counter("tidemark_health_flush_seconds", "Time that writing health behind took", self.flush_s),
+            counter(
+                "tidemark_health_flush_failures",
+                "Writes of health that failed and are tried again",
+                self.flush_failures,
+            ),
         )
         text = "Reads of devices that connect, from memory or from the database"
         yield self.durations.metric("tidemark_device_read_duration_seconds", text)

@@ -46,7 +46,7 @@ class MinuteCounters(msgspec.Struct):
             counter("tidemark_minute_flush_seconds", "Time that writing minutes took", self.flush_s),
             counter("tidemark_minute_flush_failures", "Writes of minutes that failed", self.failures),
             counter(
-                "tidemark_minutes_dropped",
+                "tidemark_minute_rows_dropped",
                 "Rows of minutes dropped while the database was away",
                 self.dropped,
             ),
@@ -94,7 +94,9 @@ class Minutes:
 
     def metrics(self) -> Iterator[Metric]:
         """Yield the counts of writes, and how much waits for one."""
-        yield gauge("tidemark_minutes_waiting", "Rows of ended minutes not written yet", len(self._waiting))
+        yield gauge(
+            "tidemark_minute_rows_waiting", "Rows of ended minutes not written yet", len(self._waiting)
+        )
         yield from self.counters.metrics()
 
     async def run(self) -> None:

@@ -33,7 +33,7 @@ class BusState(msgspec.Struct):
 
     def metrics(self) -> Iterator[Metric]:
         """Yield the state and the counts."""
-        text = "How long the last message took to come back"
+        text = "How long the last message took to Redis and back"
         yield from (
             gauge("tidemark_bus_up", "Whether Redis carries messages between processes", self.up),
             gauge("tidemark_bus_round_trip_seconds", text, self.round_trip_s),

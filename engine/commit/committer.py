@@ -139,7 +139,9 @@ class Committer(WorkQueue):
         queue = self._queue
         yield gauge("tidemark_queued_messages", "Messages that wait to be stored", queue.messages)
         age_s = queue.age_s(self._clock.monotonic_s())
-        yield gauge("tidemark_queue_age_seconds", "How long the oldest of them has waited", age_s)
+        yield gauge(
+            "tidemark_queue_age_seconds", "How long the oldest message in the queue has waited", age_s
+        )
         text = "The part of a bound of the queue that is in use"
         used = {
             "messages": queue.messages / self._limits.queue_messages,

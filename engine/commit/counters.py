@@ -70,7 +70,7 @@ class Counters(msgspec.Struct):
             "tidemark_batch_duration_seconds", "From taking a batch out of the queue to its answers"
         )
         yield self.commit_durations.metric(
-            "tidemark_commit_duration_seconds", "The writes of a batch and its COMMIT"
+            "tidemark_commit_duration_seconds", "The writes of a batch with its COMMIT"
         )
         yield from (
             counter("tidemark_batch_retries", "Batches tried again", self.retries),
@@ -87,6 +87,8 @@ class Counters(msgspec.Struct):
         )
         yield Value("counter", "tidemark_items", "Items of answered syncs, by status", self.items, "status")
         labels = ("policy", "outcome")
-        yield Value("counter", "tidemark_conflicts", "New conflicts, by outcome", self.conflicts, labels)
+        yield Value(
+            "counter", "tidemark_conflicts", "New conflicts, by policy and outcome", self.conflicts, labels
+        )
         text = "Open conflicts that a person settled, by choice"
         yield Value("counter", "tidemark_conflicts_settled", text, self.settled, "choice")

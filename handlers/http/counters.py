@@ -41,7 +41,7 @@ class Traffic(msgspec.Struct):
             Value(
                 "counter",
                 "tidemark_handshakes_refused",
-                "Handshakes refused",
+                "Handshakes refused, by the code of the error",
                 self.refused_handshakes,
                 "code",
             ),

@@ -300,23 +300,53 @@ class PoolMetrics:
             "gauge", "tidemark_database_connections", "Open connections to PostgreSQL", open_now, "pool"
         )
         busy = of(lambda usage: usage.busy)
-        yield Value("gauge", "tidemark_database_connections_busy", "Connections in use", busy, "pool")
+        yield Value(
+            "gauge", "tidemark_database_connections_busy", "Connections to PostgreSQL in use", busy, "pool"
+        )
         limits = of(lambda usage: usage.limit)
-        yield Value("gauge", "tidemark_database_connections_limit", "The most connections", limits, "pool")
+        yield Value(
+            "gauge",
+            "tidemark_database_connections_limit",
+            "The most connections to PostgreSQL",
+            limits,
+            "pool",
+        )
         opened = of(lambda usage: usage.opened)
-        yield Value("counter", "tidemark_database_connections_opened", "Connections opened", opened, "pool")
+        yield Value(
+            "counter",
+            "tidemark_database_connections_opened",
+            "Connections to PostgreSQL opened",
+            opened,
+            "pool",
+        )
         failures = of(lambda usage: usage.failures)
         text = "Attempts at which no host let this process in"
         yield Value("counter", "tidemark_database_connection_failures", text, failures, "pool")
         waits = of(lambda usage: usage.waits)
-        yield Value("counter", "tidemark_database_waits", "Waits for a free connection", waits, "pool")
+        yield Value(
+            "counter", "tidemark_database_waits", "Waits for a free connection to PostgreSQL", waits, "pool"
+        )
         wait_s = of(lambda usage: usage.wait_s)
         yield Value(
-            "counter", "tidemark_database_wait_seconds", "Time of these waits, added up", wait_s, "pool"
+            "counter",
+            "tidemark_database_wait_seconds",
+            "Time of waits for a connection, added up",
+            wait_s,
+            "pool",
         )
         trips = of(lambda usage: usage.round_trips)
-        yield Value("counter", "tidemark_database_round_trips", "Requests to PostgreSQL", trips, "pool")
+        yield Value(
+            "counter",
+            "tidemark_database_round_trips",
+            "Requests to PostgreSQL, of one or several statements",
+            trips,
+            "pool",
+        )
         statements = of(lambda usage: usage.statements)
         yield Value(
-            "counter", "tidemark_database_statements", "Statements in these requests", statements, "pool"
+            "counter",
+            "tidemark_database_statements",
+            "Statements in requests to PostgreSQL",
+            statements,
+            "pool",
         )

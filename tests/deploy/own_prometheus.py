@@ -35,6 +35,12 @@ class Prometheus:
         """The values of a query that are numbers."""
         return [value for value in await self.query(expr) if not math.isnan(value)]
 
+    async def until(self, expr: str) -> None:
+        """Wait until a query has a value."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while not await self.query(expr):  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.2)
+
     async def rules(self) -> dict[str, str]:
         """The expressions of all alert rules by name, as Prometheus writes them."""
         groups = (await self._get("rules"))["groups"]

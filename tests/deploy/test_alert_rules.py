@@ -97,6 +97,8 @@ CASES: dict[str, dict[str, str]] = {
         f"tidemark_connections_opened_total{{{_ON}}}": growth(10, 10),
     },
     "TidemarkHealthNotStored": {f"tidemark_health_flush_failures_total{{{_ON}}}": growth(1)},
+    "TidemarkHealthCritical": {f'tidemark_health_status{{{_ON},status="critical"}}': level(1, 0)},
+    "TidemarkHealthNotJudged": {f"tidemark_health_judged_timestamp_seconds{{{_ON}}}": level(0, 10_800)},
     "TidemarkJobFails": {
         f'tidemark_job_runs_total{{{_ON},exported_job="cleanup",outcome="failed"}}': growth(1)
     },

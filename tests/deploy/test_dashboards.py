@@ -162,6 +162,8 @@ async def test_queries_of_dashboards_and_rules_have_a_value_under_load(
     async with load(server), prometheus(tmp_path, target, token()) as asked:
         for job in ("cleanup", "aggregate", "warm"):  # servers are told of it at their next look
             await _run_job(server, job)
+        await asked.until("sum(tidemark_minute_rows_total) > 0")
+        await _run_job(server, "monitor")
         for name, expr in (await asked.rules()).items():
             left = re.fullmatch(r"(.*) (==|>|<) [\d.]+", expr, re.DOTALL)
             assert left is not None, f"{name} ends with no comparison: {expr}"

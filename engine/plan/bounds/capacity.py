@@ -66,8 +66,12 @@ class CapacityState(msgspec.Struct):
         rows = {name.removesuffix("_rows"): count for name, count in held.items() if name.endswith("_rows")}
         yield Value("gauge", "tidemark_held_rows", "Rows that all tenants hold", rows, "kind")
         sizes = {name.removesuffix("_bytes"): size for name, size in held.items() if name.endswith("_bytes")}
-        yield Value("gauge", "tidemark_held_bytes", "Bytes of JSON in them", sizes, "kind")
-        yield gauge("tidemark_open_conflicts", "Conflicts that wait for a person", self.open_conflicts)
+        yield Value("gauge", "tidemark_held_bytes", "Bytes of JSON that all tenants hold", sizes, "kind")
+        yield gauge(
+            "tidemark_open_conflicts",
+            "Conflicts that wait for a person, counted up to 100,000",
+            self.open_conflicts,
+        )
         yield gauge(
             "tidemark_database_full", "Whether pushes are refused for want of room", self.full is not None
         )

@@ -42,7 +42,11 @@ class LoopWatch:
         text = "By how much the event loop was late, measured 20 times a second"
         yield Histogram("tidemark_loop_delay_seconds", text, self.delays, self.delay_sum_s)
         longest_s = self.take_longest_s()
-        yield gauge("tidemark_loop_delay_longest_seconds", "The longest since the last scrape", longest_s)
+        yield gauge(
+            "tidemark_loop_delay_longest_seconds",
+            "The longest delay of the event loop since the last scrape",
+            longest_s,
+        )
 
     def log_held(self, spent_s: float, tenant_id: int | None, device_id: str | None, kind: str) -> None:
         """Log work that held the loop."""

@@ -218,6 +218,6 @@ def test_minutes_metrics_tell_what_waits() -> None:
     process = Process()
     process.sync()
     process.pass_minutes(1)
-    waiting = {metric.name: metric for metric in process.minutes.metrics()}["tidemark_minutes_waiting"]
+    waiting = {metric.name: metric for metric in process.minutes.metrics()}["tidemark_minute_rows_waiting"]
     assert getattr(waiting, "values") == 1  # noqa: B009  # a histogram has none
     assert process.minutes.of(1).durations == Durations()

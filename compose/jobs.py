@@ -79,7 +79,8 @@ class Jobs:
         )
 
     async def preload(self) -> None:
-        """Read what the last judgement found. Raises StoreError."""
+        """Read which runs succeeded last, and what the last judgement found. Raises StoreError."""
+        await self._scheduler.preload()
         await self._health.follow()
 
     def services(self) -> list[Service]:

@@ -211,7 +211,7 @@ SYSTEM: Final = Dashboard(
             ),
         ),
         Row(
-            "Health",
+            "Health and alerts",
             (
                 Panel(
                     "Score",
@@ -240,6 +240,16 @@ SYSTEM: Final = Dashboard(
                     "How long ago. After 15 minutes the status is unknown.",
                     (Query(f"time() - {highest('tidemark_health_judged_timestamp_seconds')}", "ago"),),
                     is_number=True,
+                ),
+                Panel(
+                    "Alerts sent",
+                    "short",
+                    "Attempts to tell the receivers of [alerts], over the time that is shown.",
+                    (
+                        Query(
+                            grown("tidemark_alerts_sent_total", "target", "outcome"), "{{target}} {{outcome}}"
+                        ),
+                    ),
                 ),
             ),
         ),

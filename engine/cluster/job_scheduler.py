@@ -55,13 +55,13 @@ class JobScheduler:
         self._clock = clock
         self._kinds = kinds
         self._followers = followers
-        self._successes: Mapping[str, LastSuccess] | None = None
+        self._successes: Mapping[str, LastSuccess] = {}
         self._runs: Counter[tuple[str, Outcome]] = Counter()
         self._running: set[str] = set()
 
     def last_counts(self, job: str) -> Counts:
         """Return what the last successful run of a job counted, in any process; empty if there is none."""
-        found = (self._successes or {}).get(job)
+        found = self._successes.get(job)
         return {} if found is None else found.counts
 
     def metrics(self) -> Iterator[Metric]:
@@ -75,6 +75,13 @@ class JobScheduler:
             at_s = {job: success.ended_us / 1e6 for job, success in self._successes.items()}
             text = "When a run of the job last succeeded, in any process, as Unix time"
             yield Value("gauge", "tidemark_job_last_success_timestamp_seconds", text, at_s, "job")
+
+    async def preload(self) -> None:
+        """Read which runs succeeded before: followers are called for later ones. Raises StoreError."""
+        self._successes = (await self._look_up()).successes
+
+    async def _look_up(self) -> JobsNow:
+        return await self._store.look([kind.name for kind in self._kinds])
 
     async def run(self) -> None:
         """Look for due jobs until cancelled. Runs are stopped then, and another process begins them again."""
@@ -95,7 +102,7 @@ class JobScheduler:
 
     async def _look(self, group: asyncio.TaskGroup) -> float:
         """Begin what is due; return the time until the next look."""
-        now = await self._store.look([kind.name for kind in self._kinds])
+        now = await self._look_up()
         self._follow(now, group)
         next_us = now.now_us + int(LOOK_S * 1e6)
         for kind in self._kinds:
@@ -107,8 +114,6 @@ class JobScheduler:
 
     def _follow(self, now: JobsNow, group: asyncio.TaskGroup) -> None:
         before, self._successes = self._successes, now.successes
-        if before is None:  # what ended before this process began, it has read at its start
-            return
         for job, follow in self._followers.items():
             success = now.successes.get(job)
             if success is not None and success != before.get(job):

@@ -99,6 +99,9 @@ CASES: dict[str, dict[str, str]] = {
     "TidemarkHealthNotStored": {f"tidemark_health_flush_failures_total{{{_ON}}}": growth(1)},
     "TidemarkHealthCritical": {f'tidemark_health_status{{{_ON},status="critical"}}': level(1, 0)},
     "TidemarkHealthNotJudged": {f"tidemark_health_judged_timestamp_seconds{{{_ON}}}": level(0, 10_800)},
+    "TidemarkAlertsNotSent": {
+        f'tidemark_alerts_sent_total{{{_ON},target="webhook",outcome="failed"}}': growth(1)
+    },
     "TidemarkJobFails": {
         f'tidemark_job_runs_total{{{_ON},exported_job="cleanup",outcome="failed"}}': growth(1)
     },

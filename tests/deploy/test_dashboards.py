@@ -154,6 +154,8 @@ async def test_queries_of_dashboards_and_rules_have_a_value_under_load(
     server = await supervise(
         2,
         TIDEMARK__METRICS__TENANTS="true",
+        TIDEMARK__ALERTS__WEBHOOK_URL="http://127.0.0.1:9/",
+        TIDEMARK__ALERTS__PRIVATE_ADDRESSES="true",
         TIDEMARK__DOMAINS__NOTE__POLICY="manual",
         TIDEMARK__LIMITS__MESSAGES_PER_MINUTE="100000",
     )

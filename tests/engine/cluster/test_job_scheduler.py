@@ -69,6 +69,9 @@ class Process:
         self.runs: list[JobRun] = []
         kind = JobKind("warm", DAILY, body or self._note)
         self.scheduler = JobScheduler(self.store, SystemClock(), [kind], {"warm": follow})
+
+    def begin(self) -> None:
+        """Begin to look for due jobs."""
         self.task = asyncio.create_task(self.scheduler.run())
 
     async def _note(self, run: JobRun) -> None:
@@ -106,6 +109,8 @@ async def start(dsn: str) -> AsyncIterator[Start]:
         body: JobBody | None = None, follow: Callable[[], Awaitable[None]] = _nothing
     ) -> AsyncIterator[Process]:
         process = Process(dsn, body, follow)
+        await process.scheduler.preload()
+        process.begin()
         yield process
         await process.stop()
 
@@ -165,6 +170,22 @@ def _known(process: Process) -> Callable[[], Awaitable[bool]]:
     return known
 
 
+async def test_scheduler_run_that_ends_before_the_first_look_is_followed(start: Start, dsn: str) -> None:
+    followed = asyncio.Event()
+
+    async def follow() -> None:
+        followed.set()
+
+    process = Process(dsn, None, follow)
+    await process.scheduler.preload()
+    other = await start()
+    await until(_known(other))
+    process.begin()
+    async with asyncio.timeout(10):
+        await followed.wait()
+    await process.stop()
+
+
 async def test_scheduler_failed_run_waits_for_its_next_time(start: Start, dsn: str) -> None:
     async def fails(_: JobRun) -> None:
         raise ValueError("a fault")
@@ -221,7 +242,7 @@ async def test_scheduler_killed_process_is_seen_and_its_run_begun_again(start: S
 async def test_scheduler_database_away_logged_once_and_due_run_caught_up(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures = [StoreUnavailableError("away")] * 3
+    failures: list[StoreUnavailableError] = []
     look = PostgresJobs.look
 
     async def failing(self: PostgresJobs, jobs: Sequence[str]) -> JobsNow:
@@ -232,6 +253,7 @@ async def test_scheduler_database_away_logged_once_and_due_run_caught_up(
     monkeypatch.setattr(PostgresJobs, "look", failing)
     with capture_logs() as logs:
         process = await start()
+        failures += [StoreUnavailableError("away")] * 3
         await until(_known(process))
     assert [line["event"] for line in logs] == ["jobs_unread", "job_succeeded"]
 

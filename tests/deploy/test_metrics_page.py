@@ -16,9 +16,11 @@ _DOCS: Final = ROOT / "docs" / "metrics.md"
 
 
 def rows(page: str) -> dict[str, str]:
-    """The row of the documentation for each metric of a page."""
+    """The row of the documentation for each metric of a page that has a value."""
     found: dict[str, str] = {}
     for family in text_string_to_metric_families(page):
+        if not family.samples:  # its labels are not known
+            continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le", "worker"})
         if name == "tidemark_worker_up":

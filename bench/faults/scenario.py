@@ -66,7 +66,7 @@ _PAGE_RECORDS: Final = 50
 _NAMED: Final = 20
 #: Two waits are measured once in so many rounds: for a tenant that a stopped worker holds, which is stopped
 #: for longer than anybody may have to wait for it, and for a policy to be in force.
-_ROUNDS_A_WAIT: Final = 10
+_ROUNDS_A_WAIT: Final = 5
 _STOPPED_S: Final = 4.0
 _BUSY_PER_S: Final = 10.0
 _POLICY_DOMAIN: Final = "ticket"

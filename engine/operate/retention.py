@@ -13,33 +13,44 @@ from engine.runtime.batching import with_retries
 _MOST_LOCKED: Final = 20
 
 
+class Place(NamedTuple):
+    """Where a page of rows begins or ends: the tenant, and the time of the last of its rows."""
+
+    tenant_id: int
+    at_us: int
+
+
 class Page(NamedTuple):
-    """Rows that one statement found past their time; those that it did not delete were locked."""
+    """Rows that one statement found past their time, up to ``last``.
+
+    Those that it did not delete were locked.
+    """
 
     found: int
     deleted: int
+    last: Place
 
 
 class RetentionStore(Protocol):
-    """Rows of all tenants. Every method is one transaction, durable on return. All raise StoreError.
+    """Rows of all tenants. Every method is one transaction, which a crash may undo. All raise StoreError.
 
-    Each deletes one page of the rows that are older than an instant. Rows of a tenant that a batch has locked
-    stay.
+    Each deletes one page of the rows that are older than an instant, from the place on where the page before
+    ended. Rows of a tenant that a batch has locked stay.
     """
 
-    async def drop_last_data(self, before_us: int, limit: int) -> Page:
+    async def drop_last_data(self, before_us: int, after: Place, limit: int) -> Page:
         """Drop the last data of records that were deleted before an instant.
 
         No version and no ``seq`` changes, so that no device is told.
         """
 
-    async def delete_conflicts(self, before_us: int, limit: int) -> Page:
+    async def delete_conflicts(self, before_us: int, after: Place, limit: int) -> Page:
         """Delete conflicts that were settled before an instant.
 
         Open conflicts stay, and so do the changes that they hold.
         """
 
-    async def delete_quarantined(self, before_us: int, limit: int) -> Page:
+    async def delete_quarantined(self, before_us: int, after: Place, limit: int) -> Page:
         """Delete items that were rejected before an instant."""
 
 
@@ -74,11 +85,16 @@ class Retention:
             )
 
 
-async def _pages(run: JobRun, name: str, delete: Callable[[int], Awaitable[Page]]) -> None:
+async def _pages(run: JobRun, name: str, delete: Callable[[Place, int], Awaitable[Page]]) -> None:
     """Delete rows a page at a time. Rows that batches keep locked are left for the next run."""
-    locked = 0
-    while locked < _MOST_LOCKED and (page := await with_retries(partial(delete, PAGE))).found:
+    after, locked = Place(0, 0), 0
+    while locked < _MOST_LOCKED:
+        page = await with_retries(partial(delete, after, PAGE))
+        if not page.found:
+            return
         if page.deleted:
             run.count(name, page.deleted)
+        if page.deleted == page.found:
+            after = page.last
         locked = 0 if page.deleted else locked + 1
         await run.rest()

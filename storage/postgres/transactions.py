@@ -29,8 +29,8 @@ def set_for_transaction(**values: str | int) -> Statement:
     )
 
 
-def transaction_settings(synchronous_commit: str) -> Statement:
-    """Return the settings of a server's transaction.
+def transaction_settings(synchronous_commit: str, **more: str) -> Statement:
+    """Return the settings of a server's transaction, and ``more``.
 
     - ``enable_seqscan = off``: a plan made while a table was empty would go on reading all of it.
     - ``force_generic_plan``: a lone sync would be planned again each time, since a plan for its values looks
@@ -45,6 +45,7 @@ def transaction_settings(synchronous_commit: str) -> Statement:
         enable_seqscan="off",
         plan_cache_mode="force_generic_plan",
         client_min_messages="warning",
+        **more,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.cluster.jobs import PAGE
-from engine.operate.retention import KeptFor, Page, Retention
+from engine.operate.retention import KeptFor, Page, Place, Retention
 from tests.harness.upload_stack import job_run
 
 
@@ -12,22 +12,22 @@ class Store:
 
     def __init__(self, *pages: Page) -> None:
         self.pages = list(pages)
-        self.asked: list[tuple[int, int]] = []
+        self.asked: list[Place] = []
 
-    async def drop_last_data(self, before_us: int, limit: int) -> Page:
+    async def drop_last_data(self, before_us: int, after: Place, limit: int) -> Page:
         """Find none."""
-        assert before_us == 990_000_000
-        assert limit == PAGE
-        return Page(0, 0)
+        assert (before_us, after, limit) == (990_000_000, Place(0, 0), PAGE)
+        return Page(0, 0, after)
 
-    async def delete_conflicts(self, before_us: int, limit: int) -> Page:
+    async def delete_conflicts(self, before_us: int, after: Place, limit: int) -> Page:
         """Give the next page."""
-        self.asked.append((before_us, limit))
+        assert (before_us, limit) == (980_000_000, PAGE)
+        self.asked.append(after)
         return self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
 
-    async def delete_quarantined(self, before_us: int, limit: int) -> Page:
+    async def delete_quarantined(self, before_us: int, after: Place, limit: int) -> Page:
         """Be asked nothing: rejected items are kept for ever."""
-        raise AssertionError(before_us, limit)
+        raise AssertionError(before_us, after, limit)
 
 
 async def _cleaned(store: Store) -> dict[str, float | None]:
@@ -37,12 +37,15 @@ async def _cleaned(store: Store) -> dict[str, float | None]:
 
 
 async def test_retention_page_that_is_locked_is_asked_for_again() -> None:
-    store = Store(Page(500, 500), Page(500, 0), Page(500, 200), Page(3, 3), Page(0, 0))
+    begin, first, last = Place(0, 0), Place(1, 7), Place(2, 5)
+    store = Store(
+        Page(500, 500, first), Page(500, 0, last), Page(500, 200, last), Page(3, 3, last), Page(0, 0, last)
+    )
     assert await _cleaned(store) == {"conflicts": 703}
-    assert store.asked == [(980_000_000, PAGE)] * 5
+    assert store.asked == [begin, first, first, first, last]
 
 
 async def test_retention_pages_that_stay_locked_are_left_for_the_next_run() -> None:
-    store = Store(Page(500, 0))
+    store = Store(Page(500, 0, Place(1, 7)))
     assert await _cleaned(store) == {}
     assert len(store.asked) == 20

@@ -11,9 +11,10 @@ import pytest
 from engine.cluster import jobs
 from engine.operate.retention import KeptFor, Retention
 from engine.runtime.settings import SettingsError
+from storage.postgres.blocking import connected
 from storage.postgres.partitions import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
-from storage.stores.jobs.retention import PostgresRetention
+from storage.stores.jobs.retention import _CONFLICTS, _QUARANTINED, _SETTINGS, PostgresRetention
 from storage.stores.usage import recount
 from tests.harness.admin import add_tenants
 from tests.harness.in_process_server import settings_with
@@ -143,6 +144,29 @@ async def test_retention_rejected_items_go_only_if_set_page_by_page(
     assert await kept.run() == (5, 5)
     kept.check_counted()
     assert kept.left() == {"young"}
+
+
+def test_retention_page_is_read_by_the_index_alone(kept: Kept) -> None:
+    """With statistics the planner would rather read and sort all that a tenant has."""
+    execute(
+        kept.dsn,
+        "INSERT INTO conflict_resolution_log (tenant_id, conflict_id, domain, record_id, device_id, policy,"
+        " outcome, server_version, client_op, client_at_us, opened_at_us)"
+        " SELECT 1 + n % 2, n, 'task', n, 'd', 'manual', 'server', 1, 'put', 0, n"
+        " FROM generate_series(1, 4000) AS n",
+        "INSERT INTO quarantine (tenant_id, quarantine_id, device_id, item, code, message, at_us)"
+        " SELECT 1 + n % 2, n, 'd', '', '', '', n FROM generate_series(1, 4000) AS n",
+        "ANALYZE conflict_resolution_log, quarantine, tenants",
+    )
+    values = {"now": "9000", "tenant": "2", "at": "1000", "limit": "10"}
+    by_time = {_CONFLICTS: "conflict_resolution_log_by_time", _QUARANTINED: "quarantine_by_time"}
+    for statement, index in by_time.items():
+        with connected(kept.dsn) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(f"{_SETTINGS.text}; EXPLAIN {statement}", values)
+            plan = "\n".join(line for (line,) in cursor.fetchall()).split("CTE held")[0]
+        assert f"Index Scan using {index}" in plan
+        assert "Bitmap" not in plan
+        assert "-> Sort" not in plan.replace("  ", "")
 
 
 def test_retention_default_is_90_days_for_conflicts_and_no_limit_else() -> None:

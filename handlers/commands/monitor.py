@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import traceback
@@ -130,18 +131,22 @@ async def monitor(  # noqa: PLR0913  # one for each option
         context.exit(await _test(deployment, targets))
     window_s = max(60, round(hours * 3600))
     told = targets if webhook or slack_webhook else None
-    async with deployment.monitor(told) as health, anyio.create_task_group() as group:
-        if continuous:
-            group.start_soon(health.keep_sending)
-        while True:
-            judgement = await _checked(health, tenant, window_s, continuous=continuous)
-            status: Status = "unknown" if judgement is None else judgement.status
-            context.meta[_LAST] = EXIT_STATUSES[status]
-            if judgement is not None:
-                _print(judgement, json_=json_, line=continuous)
-            if not continuous:
-                break
-            await anyio.sleep(interval_s)
+    async with deployment.monitor(told) as health:
+        sending = asyncio.ensure_future(health.keep_sending()) if continuous and told is not None else None
+        try:
+            while True:
+                judgement = await _checked(health, tenant, window_s, continuous=continuous)
+                status: Status = "unknown" if judgement is None else judgement.status
+                context.meta[_LAST] = EXIT_STATUSES[status]
+                if judgement is not None:
+                    _print(judgement, json_=json_, line=continuous)
+                if not continuous:
+                    break
+                await anyio.sleep(interval_s)
+        finally:
+            if sending is not None:
+                sending.cancel()
+                await asyncio.wait([sending])
         if left := await health.send(_PATIENCE_S):
             say(f"{left} alerts could not be sent: the next check, or a server, tries again", err=True)
     context.exit(EXIT_STATUSES[status])

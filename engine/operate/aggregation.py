@@ -44,9 +44,10 @@ class Due(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The figures of a tenant's hour that come from minutes; None without data.
+    """The figures of a tenant's hour that come from minutes, and the counts that they are made of.
 
-    ``sync_requests`` are ``succeeded``, ``failed`` and ``refused`` together. Rates are of 1.
+    A figure without data is None. ``sync_requests`` are ``succeeded``, ``failed`` and ``refused`` together.
+    Rates are of 1.
     """
 
     sync_requests: int
@@ -61,6 +62,10 @@ class Snapshot(NamedTuple):
     conflicts_manual: int
     conflict_rate: float | None
     bytes_synced: int
+    items: int
+    uploads_finished: int
+    uploads_abandoned: int
+    duration_us: int
 
 
 class AggregationStore(Protocol):
@@ -158,4 +163,8 @@ def snapshot(hour: Minute) -> Snapshot:
         conflicts_manual=hour.conflicts_open,
         conflict_rate=hour.conflicts / hour.items if hour.items else None,
         bytes_synced=hour.bytes_in,
+        items=hour.items,
+        uploads_finished=hour.uploads_finished,
+        uploads_abandoned=hour.uploads_abandoned,
+        duration_us=durations.sum_us,
     )

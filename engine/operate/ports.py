@@ -254,7 +254,7 @@ class MinuteReads(Protocol):
 
         Args:
             tenant: One tenant; None is all tenants, and what no tenant is known for.
-            since_us: The window's start, inclusive. Minutes are kept for 48 hours.
+            since_us: The window's start, inclusive. Minutes are kept for 48 hours, whole hours for longer.
             until_us: The window's end, exclusive.
 
         Raises:

@@ -29,5 +29,13 @@ CREATE INDEX sync_minutes_late ON sync_minutes (tenant_id, minute_start) WHERE l
 -- Up to where the hours of all tenants are summed.
 ALTER TABLE cluster_state ADD COLUMN aggregated_until timestamptz NOT NULL DEFAULT 'epoch';
 
--- sync_requests = succeeded + failed + refused: an error of the device's own, or of the service.
-ALTER TABLE sync_analytics_snapshot ADD COLUMN refused bigint NOT NULL DEFAULT 0;
+-- sync_requests = succeeded + failed + refused: an error of the device's own, or of the service. What figures are made
+-- of stands beside them, so that windows of many hours add hours up, and their percentiles come from summed buckets.
+ALTER TABLE sync_analytics_snapshot
+    ADD COLUMN refused bigint NOT NULL DEFAULT 0,
+    ADD COLUMN items bigint NOT NULL DEFAULT 0,
+    ADD COLUMN uploads_finished bigint NOT NULL DEFAULT 0,
+    ADD COLUMN uploads_abandoned bigint NOT NULL DEFAULT 0,
+    ADD COLUMN duration_us bigint NOT NULL DEFAULT 0,
+    ADD COLUMN duration_buckets smallint[] NOT NULL DEFAULT '{}',
+    ADD COLUMN duration_counts integer[] NOT NULL DEFAULT '{}';

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.operate.aggregation import Due, LateHour, Snapshot, snapshot
-from storage.postgres.arrays import int_array, number_array_or_null
+from storage.postgres.arrays import int_array, number_array_or_null, text_array
 from storage.postgres.pool import Database
-from storage.stores.monitoring.minutes import LATE_AFTER, SUMS, summed_minute
+from storage.stores.monitoring.minutes import LATE_AFTER, MINUTES, SINCE, SUMS, UNTIL, summed_minute
 
 #: An hour is summed when each of its minutes that is still to come will be marked as late.
 _SETTLED_AFTER: Final = f"({LATE_AFTER} + interval '1 minute')"
-_INSTANT: Final = "to_timestamp(%({0})s::float8 / 1000000)"
-_SINCE, _UNTIL, _BEFORE = (_INSTANT.format(name) for name in ("since", "until", "before"))
+_BEFORE: Final = "to_timestamp(%(before)s::float8 / 1000000)"
 _DUE: Final = (
     "SELECT (extract(epoch FROM aggregated_until) * 1000000)::bigint,"
     f" (extract(epoch FROM date_bin('1 hour', now() - {_SETTLED_AFTER}, 'epoch')) * 1000000)::bigint"
@@ -21,27 +20,28 @@ _DUE: Final = (
 )
 _HOUR_OF_MINUTE: Final = "(extract(epoch FROM date_bin('1 hour', minute_start, 'epoch')) * 1000000)::bigint"
 _LATE: Final = (
-    f"SELECT DISTINCT {_HOUR_OF_MINUTE}, tenant_id FROM sync_minutes WHERE late AND minute_start < {_SINCE}"
+    f"SELECT DISTINCT {_HOUR_OF_MINUTE}, tenant_id FROM sync_minutes WHERE late AND minute_start < {SINCE}"
 )
 _UNMARK: Final = (
     "UPDATE sync_minutes SET late = false WHERE late AND tenant_id = ANY(%(tenants)s::int[])"
-    f" AND minute_start >= {_SINCE} AND minute_start < {_UNTIL}"
+    f" AND minute_start >= {SINCE} AND minute_start < {UNTIL}"
 )
-_SUMS: Final = SUMS.format(
-    period=_HOUR_OF_MINUTE, where=f"minute_start >= {_SINCE} AND minute_start < {_UNTIL}"
-)
+_SUMS: Final = SUMS.format(rows=MINUTES.format(period=_HOUR_OF_MINUTE, since=SINCE, until=UNTIL))
+_BUCKETS: Final = ("duration_buckets", "duration_counts")
 #: Figures that do not come from minutes stay as they are.
 _WRITE: Final = (
-    f"INSERT INTO sync_analytics_snapshot AS t (tenant_id, hour_start, {', '.join(Snapshot._fields)})"
+    "INSERT INTO sync_analytics_snapshot AS t"
+    f" (tenant_id, hour_start, {', '.join((*Snapshot._fields, *_BUCKETS))})"
     " SELECT w.* FROM (SELECT unnest(%(tenants)s::int[]) AS tenant_id,"
     f" to_timestamp(unnest(%(hours)s::bigint[]) / 1000000), "
     + ", ".join(f"unnest(%({name})s::float8[])" for name in Snapshot._fields)
-    + ") AS w WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
+    + ", unnest(%(duration_buckets)s::text[])::smallint[], unnest(%(duration_counts)s::text[])::int[]"
+    ") AS w WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
     " ON CONFLICT (tenant_id, hour_start) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in Snapshot._fields)
+    + ", ".join(f"{name} = excluded.{name}" for name in (*Snapshot._fields, *_BUCKETS))
     + " RETURNING 1"
 )
-_SUMMED: Final = f"UPDATE cluster_state SET aggregated_until = {_UNTIL} WHERE aggregated_until < {_UNTIL}"
+_SUMMED: Final = f"UPDATE cluster_state SET aggregated_until = {UNTIL} WHERE aggregated_until < {UNTIL}"
 #: Tenant by tenant, by the primary key: an index of time alone would cost every minute a write.
 _DELETE_MINUTES: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM"
@@ -78,19 +78,23 @@ class PostgresAggregation:
 
     async def sum_hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> int:
         """Write snapshots. A late minute that comes meanwhile waits for the mark, and is marked again."""
-        hours = {"tenants": int_array(tenant_ids), "since": since_us, "until": until_us}
+        which = {"tenants": int_array(tenant_ids), "since": since_us, "until": until_us}
         async with self._database.transaction() as transaction:
-            await transaction.query(_UNMARK, hours)
-            rows = await transaction.query(_SUMS, hours)
+            await transaction.query(_UNMARK, which)
+            rows = await transaction.query(_SUMS, which)
             if not rows:
                 return 0
-            snapshots = [snapshot(summed_minute(row)) for row in rows]
+            hours = [summed_minute(row) for row in rows]
+            filled = [hour.durations.filled() for hour in hours]
+            snapshots = [snapshot(hour) for hour in hours]
             values: dict[str, object] = {
                 name: number_array_or_null(column)
                 for name, column in zip(Snapshot._fields, zip(*snapshots, strict=True), strict=True)
             }
             values["tenants"] = int_array(row[0] for row in rows)
             values["hours"] = int_array(row[1] for row in rows)
+            values["duration_buckets"] = text_array(int_array(buckets) for buckets, _ in filled)
+            values["duration_counts"] = text_array(int_array(counts) for _, counts in filled)
             return len(await transaction.query(_WRITE, values))
 
     async def summed(self, until_us: int) -> None:

@@ -51,13 +51,16 @@ def test_aggregation_parts_of_the_first_run_are_of_three_days() -> None:
 
 def test_snapshot_figures_are_those_of_the_sum() -> None:
     hour = Minute(syncs=20, failed=3, refused=7, items=40, conflicts=6, conflicts_open=2, bytes_in=9)
+    hour.uploads_finished, hour.uploads_abandoned = 8, 5
     for _ in range(9):
         hour.durations.add(10_000)
     hour.durations.add(500_000)
     found = snapshot(hour)
     assert found.p95_duration_ms is not None
     assert 495 < found.p95_duration_ms < 505
-    assert found == Snapshot(20, 10, 3, 7, 59.0, found.p95_duration_ms, 4.0, 6, 4, 2, 0.15, 9)
+    assert found == Snapshot(
+        20, 10, 3, 7, 59.0, found.p95_duration_ms, 4.0, 6, 4, 2, 0.15, 9, 40, 8, 5, 590_000
+    )
 
 
 def test_snapshot_figures_without_data_are_none_not_zero() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from engine.cache.ports import MinuteRow
 from engine.cluster.jobs import Begun, JobRun
-from engine.model.minutes import MINUTE_US, NO_TENANT, Minute
+from engine.model.minutes import MINUTE_US, NO_TENANT, Minute, TenantMinutes
 from engine.operate.aggregation import Aggregation, LateHour
 from storage.postgres.pool import Database
 from storage.stores.monitoring.aggregation import PostgresAggregation
@@ -124,9 +124,48 @@ async def test_aggregation_sums_an_hour_again_whose_minutes_came_late(world: Wor
     assert world.snapshots()[0] == (1, 2, 16)
 
 
+async def test_windows_with_summed_hours_are_those_of_their_minutes(world: World) -> None:
+    await world.minutes.put(
+        [
+            world.row(hours, minute(hours + after_m, 1_000 * (hours + 1), 50_000), tenant_id, after_m)
+            for hours in range(6)
+            for after_m in (0, 20, 59)
+            for tenant_id in (NO_TENANT, 1, 2)
+            if (hours, tenant_id) != (3, 2)
+        ]
+    )
+    execute(world.dsn, "UPDATE sync_minutes SET late = false")  # as if each had come in time
+
+    async def windows() -> list[list[TenantMinutes]]:
+        first_us = world.settled_us - 5 * HOUR_US
+        return [
+            await world.minutes.windows(
+                tenant, first_us + since_m * MINUTE_US, first_us + until_m * MINUTE_US
+            )
+            for tenant in (None, "acme")
+            for since_m, until_m in ((0, 300), (20, 240), (21, 239), (20, 40), (60, 120), (-600, 900), (5, 5))
+        ]
+
+    before = await windows()
+    assert before[0][0].minutes.durations.count == 30
+    await world.run()
+    assert await windows() == before
+    hours = "UPDATE sync_analytics_snapshot SET sync_requests = sync_requests + 1000 WHERE tenant_id = 1"
+    execute(world.dsn, hours)
+    counted = [one[1].minutes.syncs for one in (await windows())[:6]]
+    assert [
+        new - old for new, old in zip(counted, [one[1].minutes.syncs for one in before[:6]], strict=True)
+    ] == [
+        *(5000, 3000, 2000, 0, 1000, 5000),
+    ], "whole hours are read from their sums"
+    await world.minutes.put([world.row(2, minute(1), after_m=7, process=OTHER)])
+    late = await world.minutes.windows("acme", world.settled_us - 2 * HOUR_US, world.settled_us - HOUR_US)
+    assert late[0].minutes.syncs == 2 * 3 + 79 + 1, "an hour with late minutes is not"
+
+
 async def test_aggregation_deletes_minutes_after_two_days_and_device_hours_after_seven(world: World) -> None:
     old = [world.row(49, minute(1), tenant_id) for tenant_id in (NO_TENANT, 1, 2)]
-    await world.minutes.put([*old, world.row(47, minute(2))])
+    await world.minutes.put([*old, world.row(46, minute(2))])
     hours = ", ".join(f"(1, 'd{days}', now() - interval '{days} days', 1, 0, 0)" for days in (1, 6, 8, 9))
     execute(
         world.dsn,

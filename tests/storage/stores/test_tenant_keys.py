@@ -43,6 +43,7 @@ OVER_ALL = {
     ("retention.py", "FOR UPDATE SKIP LOCKED), gone AS (DELETE"): "what is kept no longer goes alike",
     ("partitions.py", "gone AS (DELETE FROM events_earlier AS e USING old"): "and late events",
     ("upload_cleanup.py", "JOIN tenants AS t ON t.tenant_id = u.tenant_id"): "an operator sees all tenants",
+    ("minutes.py", "FROM sync_minutes WHERE late"): "few minutes of any tenant come late",
     ("aggregation.py", "FROM sync_minutes WHERE late"): "few minutes of any tenant come late",
     ("aggregation.py", "FROM sync_device_hours WHERE hour_start"): "hours of all devices end",
     ("aggregation.py", "SELECT 0 AS tenant_id UNION ALL"): "and minutes of all tenants",

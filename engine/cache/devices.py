@@ -187,11 +187,8 @@ class DeviceCache:
                 devices.move_to_end(key)
 
     def _may_be_evicted(self, device: Device) -> bool:
-        return (
-            device.unsaved is None
-            and device.saved_generation != _BEING_SAVED
-            and not self._connected(device.key)
-        )
+        being_saved = device.saved_generation == _BEING_SAVED
+        return device.unsaved is None and not being_saved and not self._connected(device.key)
 
     # -- as a service ---------------------------------------------------------------------------
 

@@ -43,9 +43,9 @@ from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import STATES_BY_TEXT
 from storage.stores.uploads import PostgresUploads
+from tests.engine.cache.test_minutes import counted_minutes
 from tests.engine.uploads.test_service import FakeBody, FakeBus
 from tests.harness.admin import add_tenants
-from tests.harness.minutes import counted_minutes
 from tests.harness.services import rows
 
 SETTINGS = open_deployment(None, {}).settings

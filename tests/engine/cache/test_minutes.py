@@ -69,6 +69,11 @@ class Stored:
         return sums
 
 
+def counted_minutes() -> Minutes:
+    """Return minutes that stay in memory, for components under test that count in them."""
+    return Minutes(Stored(), Clock(), lambda: "0" * 32)
+
+
 class Process:
     """The minutes of one process, and a model of what it counted."""
 

@@ -34,8 +34,8 @@ from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
 from storage.stores.uploads import PostgresUploads
+from tests.engine.cache.test_minutes import counted_minutes
 from tests.harness.admin import add_tenants
-from tests.harness.minutes import counted_minutes
 from tests.harness.services import execute
 
 TYPES = FileTypes(open_deployment(None, {}).settings.uploads)

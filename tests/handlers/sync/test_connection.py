@@ -32,7 +32,7 @@ from handlers.sync.operations import Operations
 from handlers.sync.push_counts import PushCounts
 from handlers.sync.pushes import Pushes
 from handlers.sync.reads import Reads
-from tests.harness.minutes import counted_minutes
+from tests.engine.cache.test_minutes import counted_minutes
 
 RETRY_MS = 700
 

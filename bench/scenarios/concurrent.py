@@ -19,6 +19,7 @@ from bench.harness.load_run import Target, planned, run_load
 from bench.harness.stage import Options, product_stage, staged
 from bench.load.plan import Step
 from bench.load.workload import MIX, Backlog
+from bench.report.own_metrics import own_figures
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
 from bench.report.summary import audited, row_of
 
@@ -61,8 +62,10 @@ def _work(options: Options) -> str:
 
 
 async def _rounds(target: Target, options: Options, report: Report) -> None:
-    for number in range(1, (options.rounds or 1) + 1):
-        report.rows.append(await _round(f"round {number}", target, options))
+    async with own_figures(target) as figures:
+        for number in range(1, (options.rounds or 1) + 1):
+            report.rows.append(await _round(f"round {number}", target, options))
+    report.figures += figures
     report.bars = _bars(report.rows, options)
 
 

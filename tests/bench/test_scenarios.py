@@ -68,7 +68,12 @@ def test_concurrent_measures_audits_and_reports(
     assert first["cpu_ms"].keys() == {"generator", "server", "postgres"}
     assert all(spent > 0 for spent in first["cpu_ms"].values())
     assert [bar["name"] for bar in report["bars"] if not bar["met"]] == []
-    assert "product as a ratio of (c) at 5" in {figure["name"] for figure in report["figures"]}
+    figures = {figure["name"]: figure["value"] for figure in report["figures"]}
+    assert "product as a ratio of (c) at 5" in figures
+    assert figures["success"] == 100
+    assert figures["policies read from memory"] > 90
+    assert figures["connections to PostgreSQL"] <= 8
+    assert figures["requests to PostgreSQL"] > 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert list(home.iterdir()) == []
 

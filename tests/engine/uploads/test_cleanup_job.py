@@ -173,7 +173,7 @@ async def test_cleanup_killed_before_deleting_bytes_leaves_orphans_for_the_next_
     killed = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.harness.cleanup_killed",
+        "tests.engine.uploads.cleanup_killed",
         cwd=Path(__file__).parents[3],
         env={**os.environ, "TIDEMARK__POSTGRES__DSN": stack.dsn, **data},
     )

@@ -190,6 +190,26 @@ async def test_monitor_outage_of_the_service_is_critical_though_no_device_failed
     assert "6 of them refused by the service" in report["reasons"][0]
 
 
+async def test_monitor_refused_handshakes_are_critical_for_all_together(
+    serve: Serve, command: Run, services: Services
+) -> None:
+    """No tenant is known for them: the database is away before the tenants were read."""
+    server = await serve()
+    with outage(services, server.dsn):
+        for number in range(5):
+            async with server.http.ws_connect(
+                f"{server.url}/v1/sync",
+                headers=server.headers(f"phone-{number}"),
+                protocols=("tidemark.v1.json",),
+            ) as socket:
+                assert (await socket.receive_json())["code"] == "unavailable"
+    await server.drained()
+    ended = await command("monitor", *HOURS, "--json")
+    together, *tenants = json.loads(ended.out)["reports"]
+    assert (ended.status, together["status"], together["values"]["refused"]) == (2, "critical", 5)
+    assert {report["status"] for report in tenants} == {"unknown"}
+
+
 async def test_monitor_silence_is_unknown_and_exit_3(serve: Serve, command: Run) -> None:
     await serve()
     status, report = await judged(command)

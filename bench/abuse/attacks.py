@@ -30,8 +30,9 @@ _WRITE_BYTES: Final = 65_536
 _RECORD_BYTES, _FRAME_BYTES = 250_000, 1_000_000
 #: Large conflicts of each device whose lists are asked for.
 _CONFLICTS: Final = 16
-#: So many records of ``MAX_FIELDS`` fields fit a frame, 14 KB each with numbers of six digits.
-_WIDE: Final = 70
+#: Records of ``MAX_FIELDS`` fields. With 70, as many as fit a frame, the tenant has to pay for what prepares
+#: ten devices during all of their phase, and they are not read.
+_WIDE: Final = 16
 #: Events are dated so far ahead at least, which is past the days that have partitions.
 _AHEAD_US: Final = 40 * 86_400_000_000
 #: Rows that a tenant has before an attack.

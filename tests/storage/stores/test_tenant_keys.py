@@ -16,7 +16,17 @@ from tests.harness.services import named, rows
 STORAGE = Path(__file__).parents[3] / "storage"
 
 #: Small, the same for every tenant, and so copied to each node: docs/scaling.md.
-REFERENCE = {"tenants", "removed_tenants", "cluster_state", "job_runs", "server_processes", "health_report"}
+REFERENCE = {
+    *(
+        "tenants",
+        "removed_tenants",
+        "cluster_state",
+        "job_runs",
+        "server_processes",
+        "health_report",
+        "alerts",
+    ),
+}
 
 #: Statements that go over all tenants on purpose, by a part of their text, and why that does no harm.
 OVER_ALL = {

@@ -122,8 +122,11 @@ def judge(report: Report, rows: Mapping[str, Sequence[Row]], rate_per_s: float) 
 
 
 def cost_ms(rows: Sequence[Row], tree: str) -> float:
-    """Return the median CPU time of a sync in a process tree, in milliseconds."""
-    return median(row.cpu_ms[tree] for row in rows)
+    """Return the median CPU time of a sync in a process tree, in milliseconds.
+
+    It is never 0, as the meter tells it if a process had no turn in a short run.
+    """
+    return max(median(row.cpu_ms[tree] for row in rows), LEAST_MS)
 
 
 def _costs(rows: Sequence[Row]) -> str:

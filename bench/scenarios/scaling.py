@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from bench.baselines.compare import LEAST_MS
 from bench.harness.environment import BenchError, fresh
 from bench.harness.stage import Options, product_stage
 from bench.load.plan import Loop

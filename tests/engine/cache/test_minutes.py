@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -135,6 +136,54 @@ async def test_minutes_of_any_course_are_stored_exactly_once_everything_is_writt
     process.store.outcomes = ["retry", "unknown"]
     await process.minutes.drain()
     assert process.store.sums() == process.model
+
+
+class Passing(Clock):
+    """Time that goes on by itself, from shortly before the end of a minute."""
+
+    def now_us(self) -> int:
+        """Give the microseconds."""
+        return self.us + MINUTE_US - 50_000 + time.monotonic_ns() // 1000 - self._began_us
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began_us = time.monotonic_ns() // 1000
+
+
+async def test_minutes_run_ends_a_minute_in_time_and_writes_before_and_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 0.001)
+    store, both = Stored(), asyncio.Event()
+    minutes = Minutes(store, Passing(), lambda: "1" * 32)
+
+    def count() -> None:
+        minutes.of(1).syncs += 1
+        if len(store.rows) == 2:
+            both.set()
+
+    store.during = count
+    count()
+    running = asyncio.create_task(minutes.run())
+    await asyncio.wait_for(both.wait(), 10)
+    running.cancel()
+    await asyncio.wait([running])
+    assert list(store.rows) == [(1, BEGIN_US, "1" * 32), (1, BEGIN_US + MINUTE_US, "1" * 32)]
+
+
+async def test_minutes_run_goes_on_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 0.001)
+    process = Process()
+    process.sync()
+    written = asyncio.Event()
+    process.store.outcomes = ["retry", "unknown", "retry"]
+    process.store.during = lambda: written.set() if process.store.rows else None
+    running = asyncio.create_task(process.minutes.run())
+    await asyncio.wait_for(written.wait(), 10)
+    running.cancel()
+    await asyncio.wait([running])
+    assert process.store.sums() == process.model
+    assert process.minutes.counters.failures == 3
 
 
 async def test_minutes_counted_during_a_write_are_written_by_the_next() -> None:

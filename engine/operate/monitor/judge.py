@@ -108,7 +108,7 @@ class Window(NamedTuple):
 
 
 def judge_all(facts: Iterable[Facts], monitor: Monitor, window: Window) -> Generator[None, None, Judgement]:
-    """Judge all tenants together, and each by itself, in steps of 0.1 ms at most.
+    """Judge all tenants together, and each by itself, in steps of 0.3 ms at most.
 
     Args:
         facts: Those of each tenant, and of no tenant.

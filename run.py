@@ -7,6 +7,7 @@ import click
 
 from compose.deployment import open_deployment, run_worker
 from compose.metrics import release
+from handlers.commands.audit import audit
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor
@@ -94,6 +95,7 @@ for command in (
     quarantine,
     job,
     monitor,
+    audit,
     export,
     doctor,
     settings,

@@ -56,6 +56,7 @@ from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
+from storage.stores.audit import PostgresAudit
 from storage.stores.devices import PostgresDevices
 from storage.stores.export import PostgresExport
 from storage.stores.policies import PostgresPolicies
@@ -263,6 +264,12 @@ class Deployment:
     async def test_alerts(self, targets: AlertTargets) -> list[AlertTest]:
         """Send a test to each receiver."""
         return await send_tests(named_receivers(self.settings, targets))
+
+    @asynccontextmanager
+    async def audit(self) -> AsyncIterator[PostgresAudit]:
+        """Open the audit log."""
+        async with self._administered() as (database, _):
+            yield PostgresAudit(database)
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from engine.model.audit import EVENTS, EventName, EventRule
 from engine.model.uploads import STATES, State, StateRule
 from engine.wire.errors import ERRORS, ErrorKind
 from storage.stores.upload_states import STATE_TEXTS
@@ -106,8 +107,43 @@ def _state_row(state: State, rule: StateRule) -> str:
     return " | ".join((f"| `{state}`", f"`{STATE_TEXTS[state]}`", rule.meaning, *marks)) + " |"
 
 
+_EVENTS_HEAD: Final = """\
+# Audit events
+
+`python -m docs.generate` makes this page from the table in `engine/model/audit.py`. To change the page,
+change the table.
+
+The [audit log](operations.md#audit) has a row for each security event: `run.py audit` lists them. A row names
+the event, its actor, its tenant, its target and details:
+
+| kind of actor | who it is |
+|---|---|
+| `account` | the system's account and host that ran a command or a server, such as `root@host-1` |
+| `user` | the `sub` of a verified token, which `--user` sets |
+| `device` | the device of a verified token without a `sub` |
+| `address` | the address of a client whose token was not verified |
+| `server` | a server process, for what no client is known for |
+"""
+
+
+def audit_events_page() -> str:
+    """Make docs/audit-events.md."""
+    lines = [
+        _EVENTS_HEAD,
+        "| event | target | details | meaning |",
+        "|---|---|---|---|",
+        *(_event_row(name, rule) for name, rule in EVENTS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _event_row(name: EventName, rule: EventRule) -> str:
+    return f"| `{name}` | {rule.target} | {rule.details} | {rule.meaning} |"
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Give each generated page with its text."""
+    yield DOCS / "audit-events.md", audit_events_page()
     yield DOCS / "errors.md", errors_page()
     yield DOCS / "upload-states.md", upload_states_page()
 

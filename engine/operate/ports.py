@@ -14,6 +14,7 @@ from engine.operate.monitor.judge import DevicesSeen
 from engine.operate.monitor.report import Judgement
 from engine.operate.monitor.statuses import LastHealth
 from engine.operate.rows import (
+    AuditEntry,
     CleanedUp,
     ConflictCase,
     ConflictSummary,
@@ -242,6 +243,25 @@ class QuarantineAdmin(Protocol):
 
         Raises:
             RefusedError: The item cannot be sent, or left the quarantine meanwhile.
+            StoreError: The database is away.
+        """
+
+
+class AuditReads(Protocol):
+    """The audit log."""
+
+    async def entries(
+        self, tenant: str | None, actor: str | None, since: datetime, most: int
+    ) -> list[AuditEntry]:
+        """Read the latest ``most`` events since an instant, the earliest first.
+
+        Args:
+            tenant: The name that the tenant had; None is all, and events of none.
+            actor: The name of the actor; None is anybody.
+            since: Their earliest time.
+            most: How many are returned.
+
+        Raises:
             StoreError: The database is away.
         """
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from engine.model.audit import ActorKind
 from engine.model.domains import Fallback, Policy
 from engine.model.rows import Conflict, Quarantined, Record, TenantUsage
 from engine.wire.messages import ItemError, Status, Winner
@@ -238,6 +239,20 @@ class JobSummary(msgspec.Struct, frozen=True):
     timezone: str
     next_at: datetime
     last: JobRunSummary | None
+
+
+class AuditEntry(msgspec.Struct, frozen=True):
+    """One row of the audit log (``engine.model.audit``), as it was written."""
+
+    at: datetime
+    event: str
+    actor_kind: ActorKind
+    actor: str
+    tenant: str | None
+    tenant_number: int | None
+    target: str
+    details: dict[str, Any] | None
+    times: int
 
 
 class CheckResult(msgspec.Struct, frozen=True):

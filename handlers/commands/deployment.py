@@ -18,6 +18,7 @@ import msgspec
 from engine.operate.export import ExportStore
 from engine.operate.ports import (
     AlertingMonitor,
+    AuditReads,
     ConflictAdmin,
     DeviceAdmin,
     EpochAdmin,
@@ -96,6 +97,9 @@ class Deployment(Protocol):
 
     def devices(self) -> AbstractAsyncContextManager[DeviceAdmin]:
         """Open the devices."""
+
+    def audit(self) -> AbstractAsyncContextManager[AuditReads]:
+        """Open the audit log."""
 
     def exports(self) -> AbstractAsyncContextManager[ExportStore]:
         """Open the records and events to export."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -16,23 +16,7 @@ import click
 from engine.operate.export import CsvForm, Format, Row, json_line
 from engine.wire.timestamps import to_us as microseconds
 from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
-
-
-class _Time(click.ParamType[int]):
-    """A day or a time, UTC without a zone, as microseconds since 1970."""
-
-    name = "time"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            at = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail("a day or an instant such as 2026-01-31 or 2026-01-31T12:00:00Z.", param, ctx)
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
-        return microseconds(at)
+from handlers.commands.times import Instant
 
 
 @click.command(
@@ -42,8 +26,8 @@ class _Time(click.ParamType[int]):
 )
 @click.option("--tenant", metavar="T", required=True, help="The tenant.")
 @click.option("--domain", metavar="D", required=True, help="The domain, of records or of events.")
-@click.option("--from", "from_us", type=_Time(), metavar="TIME", help="Leave out what is older.")
-@click.option("--to", "to_us", type=_Time(), metavar="TIME", help="Leave out what is not older.")
+@click.option("--from", "begins_at", type=Instant(), metavar="TIME", help="Leave out what is older.")
+@click.option("--to", "ends_at", type=Instant(), metavar="TIME", help="Leave out what is not older.")
 @click.option("--format", "format_", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="A new file, not stdout.")
 @with_deployment()
@@ -52,8 +36,8 @@ async def export(
     *,
     tenant: str,
     domain: str,
-    from_us: int | None,
-    to_us: int | None,
+    begins_at: datetime | None,
+    ends_at: datetime | None,
     format_: Format,
     output: Path | None,
 ) -> None:
@@ -64,6 +48,8 @@ async def export(
     field of the data is a column. Servers may run: each page is a transaction of its own, and a change after
     its page is not in the export.
     """
+    from_us = None if begins_at is None else microseconds(begins_at)
+    to_us = None if ends_at is None else microseconds(ends_at)
     if from_us is not None and to_us is not None and from_us >= to_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
     async with deployment.exports() as store:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
+
+from engine.model.audit import AuditRow
 from engine.runtime.ports import StoreUnknownError
 from storage.postgres.connection import ConnectionLostError, PooledConnection, Statement
 from storage.postgres.driver import Row, Values
@@ -87,6 +90,29 @@ COMMAND_LIMITS: Final = StatementLimits(
 )
 
 
+#: Appends one event to the audit log.
+AUDIT: Final = (
+    "INSERT INTO audit_log (event, actor_kind, actor, tenant, tenant_number, target, details, times)"
+    " VALUES (%(event)s, %(actor_kind)s, %(actor)s, %(tenant)s, %(tenant_number)s::int, %(target)s,"
+    " %(details)s::json, %(times)s::int)"
+)
+
+
+def audit_values(row: AuditRow) -> Values:
+    """Return the values of ``AUDIT``."""
+    details = None if row.details is None else msgspec.json.encode(row.details).decode()
+    return {
+        "event": row.event,
+        "actor_kind": row.actor.kind,
+        "actor": row.actor.name,
+        "tenant": row.tenant,
+        "tenant_number": row.tenant_number,
+        "target": row.target,
+        "details": details,
+        "times": row.times,
+    }
+
+
 class _Release(Protocol):
     def __call__(self, connection: PooledConnection, *, clean: bool) -> Awaitable[None]: ...
 
@@ -132,6 +158,14 @@ class Transaction:
         begin = "" if self._begun else f"BEGIN; {self._settings.text}; "
         self._begun = True
         return await self._connection.run(begin + statement, values)
+
+    async def note(self, row: AuditRow) -> None:
+        """Append an event to the audit log, with the change that it tells of.
+
+        Raises:
+            StoreError: As ``PooledConnection.run``.
+        """
+        await self.query(AUDIT, audit_values(row))
 
     async def commit(self, statements: Sequence[Statement] = (), values: Values | None = None) -> None:
         """Run the last statements of a transaction that has begun, and commit, in one round trip.

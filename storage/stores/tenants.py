@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from engine.cache.ports import ANY_TENANT
+from engine.model.audit import Actor, AuditRow, EventName
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Reused, Tenant, TenantPolicies
 from engine.operate.ports import RefusedError
@@ -16,6 +17,7 @@ from engine.runtime.ports import StoreError
 from storage.postgres.arrays import int_array
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.stores.audit import process_account
 from storage.stores.tenant_rows import Reader, advance_generation, tenant_id_of
 
 #: Rows erased in one transaction. A long one would keep the counters of all tenants from being vacuumed.
@@ -50,10 +52,15 @@ class PostgresTenants:
     """``engine.cache.ports.TenantStore`` and ``engine.operate.ports.TenantAdmin``.
 
     Each change is one transaction that advances the generation, by which servers notice it.
+
+    Args:
+        database: The database.
+        actor: Who changes; None is the account of this process.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, actor: Actor | None = None) -> None:
         self._database = database
+        self._actor = actor
 
     async def find(self, name: str) -> TenantPolicies | None:
         """Find a tenant by name."""
@@ -98,6 +105,7 @@ class PostgresTenants:
             if created:
                 counter = "INSERT INTO tenant_counters (tenant_id) VALUES (%(tenant)s)"
                 await transaction.query(counter, {"tenant": created[0][0]})
+                await transaction.note(self._event("tenant_added", name, name, created[0][0]))
                 await advance_generation(transaction)
         return bool(created)
 
@@ -167,7 +175,20 @@ class PostgresTenants:
                 " ON CONFLICT (name) DO UPDATE SET removed_at = excluded.removed_at",
                 {"name": name},
             )
+            row = self._event("tenant_removed", name, name, tenant_id, {"erased": bool(holding)})
+            await transaction.note(row)
             await advance_generation(transaction)
+
+    def _event(
+        self,
+        event: EventName,
+        target: str,
+        tenant: str | None,
+        tenant_number: int | None,
+        details: dict[str, object] | None = None,
+    ) -> AuditRow:
+        actor = self._actor or process_account()
+        return AuditRow(event, actor, target, tenant, tenant_number, details)
 
     async def _erase(self, tenant_id: int) -> None:
         for table in await _tables(self._database, _PARTS):

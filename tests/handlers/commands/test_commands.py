@@ -67,6 +67,7 @@ def run(dsn: str) -> Run:
         "tenant usage",
         "token",
         "epoch renew",
+        "audit",
         "conflicts list",
         "conflicts show",
         "conflicts resolve",

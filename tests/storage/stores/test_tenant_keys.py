@@ -25,6 +25,7 @@ REFERENCE = {
         "server_processes",
         "health_report",
         "alerts",
+        "audit_log",
     ),
 }
 

@@ -1,0 +1,54 @@
+"""The audit log: read by commands. Changes append to it in their own transaction (``Transaction.note``)."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from datetime import datetime
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+
+from engine.model.audit import Actor
+from engine.operate.rows import AuditEntry
+from storage.postgres.pool import Database
+
+_READ: Final = (
+    "SELECT at, event, actor_kind, actor, tenant, tenant_number, target, details::text, times FROM audit_log"
+    " WHERE at >= %(since)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
+    " AND (%(actor)s::text IS NULL OR actor = %(actor)s) ORDER BY at DESC, audit_id DESC LIMIT %(most)s"
+)
+
+
+@cache
+def process_account() -> Actor:
+    """Return the system's account that this process runs as, and its host."""
+    number = os.getuid()
+    try:
+        name = pwd.getpwuid(number).pw_name
+    except KeyError:  # an account of a container need not have a name
+        name = str(number)
+    return Actor("account", f"{name}@{socket.gethostname()}")
+
+
+class PostgresAudit:
+    """``engine.operate.ports.AuditReads``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def entries(
+        self, tenant: str | None, actor: str | None, since: datetime, most: int
+    ) -> list[AuditEntry]:
+        """Read the latest events since an instant, the earliest first."""
+        values = {"tenant": tenant, "actor": actor, "since": since, "most": most}
+        rows = await self._database.query(_READ, values)
+        return [_entry(*row) for row in reversed(rows)]
+
+
+def _entry(*columns: Any) -> AuditEntry:
+    *before, details, times = columns
+    decoded = None if details is None else msgspec.json.decode(details)
+    return AuditEntry(*(*before, decoded, times))

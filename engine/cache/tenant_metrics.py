@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
 from operator import add
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from engine.model.minutes import Minute
 from engine.runtime.metrics import Metric, Value
+
+#: Tenants that are counted before other work gets its turn on the loop: 0.3 ms.
+_SLICE: Final = 250
+#: Minutes that may wait to be added up at the next scrape. Beyond them nobody scrapes.
+_MOST_ENDED: Final = 3
 
 
 class _Counts(NamedTuple):
@@ -25,8 +33,36 @@ class _Counts(NamedTuple):
     duration_us: int
 
 
-def _counts(minute: Minute) -> _Counts:
-    return _Counts(
+#: The metrics with one value a tenant.
+_PLAIN: Final[tuple[tuple[str, str, Callable[[_Counts], float]], ...]] = (
+    ("tidemark_tenant_items", "Items of a tenant's syncs", lambda counts: counts.items),
+    (
+        "tidemark_tenant_sync_seconds",
+        "The durations of a tenant's answered syncs, added up",
+        lambda counts: counts.duration_us / 1_000_000,
+    ),
+    (
+        "tidemark_tenant_received_bytes",
+        "Bytes of a tenant's messages and files",
+        lambda counts: counts.received_bytes,
+    ),
+)
+#: The metrics by outcome, each with its place in the counts.
+_BY_OUTCOME: Final = (
+    ("tidemark_tenant_syncs", "Syncs of a tenant, by outcome", {"succeeded": 0, "failed": 1, "refused": 2}),
+    (
+        "tidemark_tenant_conflicts",
+        "Items of a tenant that met a conflict, by outcome",
+        {"settled": 4, "held": 5},
+    ),
+    ("tidemark_tenant_uploads", "Uploads of a tenant, by outcome", {"finished": 6, "abandoned": 7}),
+)
+
+
+def _plus(before: _Counts | None, minute: Minute | None) -> _Counts:
+    if minute is None:
+        return before or _NOTHING
+    counts = _Counts(
         minute.succeeded,
         minute.failed,
         minute.refused,
@@ -38,6 +74,10 @@ def _counts(minute: Minute) -> _Counts:
         minute.bytes_in,
         minute.durations.sum_us,
     )
+    return counts if before is None else _Counts(*map(add, before, counts))
+
+
+_NOTHING: Final = _Counts(*[0] * len(_Counts._fields))
 
 
 class TenantMetrics:
@@ -53,63 +93,59 @@ class TenantMetrics:
         self._connections_of = connections_of
         self._past: dict[int, _Counts] = {}
         self._present: Mapping[int, Minute] = {}
+        self._ended: deque[Iterator[tuple[int, Minute]]] = deque()
 
     def begin(self, present: Mapping[int, Minute]) -> None:
-        """Begin a minute: add up the one before, in 1 µs a tenant.
+        """Begin a minute. The one before is added up by the next scrape.
 
         Args:
             present: The minutes in which is counted from now on.
         """
-        past = self._past
-        past.update(self._totals())
+        self._ended.append(iter(self._present.items()))
         self._present = present
+        while len(self._ended) > _MOST_ENDED:
+            self._add_up()
 
-    def _totals(self) -> dict[int, _Counts]:
-        """Return the totals of the tenants that have a present minute."""
+    def _add_up(self) -> None:
+        """Add some tenants of an ended minute to the past."""
         past = self._past
-        totals: dict[int, _Counts] = {}
-        for tenant_id, minute in self._present.items():
-            counts = _counts(minute)
-            before = past.get(tenant_id)
-            totals[tenant_id] = counts if before is None else _Counts(*map(add, before, counts))
-        return totals
+        some = list(islice(self._ended[0], _SLICE))
+        for tenant_id, minute in some:
+            past[tenant_id] = _plus(past.get(tenant_id), minute)
+        if len(some) < _SLICE:
+            self._ended.popleft()
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield the counts of each tenant."""
-        totals = self._past | self._totals()
-        named = {name: counts for one, counts in totals.items() if (name := self._name_of(one)) is not None}
-        connections = {name: self._connections_of(one) for one in totals if (name := self._name_of(one))}
-        yield Value("gauge", "tidemark_tenant_connections", "WebSockets of a tenant", connections, "tenant")
-        syncs = {
-            (name, outcome): count
-            for name, counts in named.items()
-            for outcome, count in (
-                ("succeeded", counts.succeeded),
-                ("failed", counts.failed),
-                ("refused", counts.refused),
-            )
-        }
-        text = "Syncs of a tenant, by outcome"
-        yield Value("counter", "tidemark_tenant_syncs", text, syncs, ("tenant", "outcome"))
-        seconds = {name: counts.duration_us / 1_000_000 for name, counts in named.items()}
-        text = "The durations of a tenant's answered syncs, added up"
-        yield Value("counter", "tidemark_tenant_sync_seconds", text, seconds, "tenant")
-        items = {name: counts.items for name, counts in named.items()}
-        yield Value("counter", "tidemark_tenant_items", "Items of a tenant's syncs", items, "tenant")
-        conflicts = {
-            (name, outcome): count
-            for name, counts in named.items()
-            for outcome, count in (("settled", counts.settled), ("held", counts.held))
-        }
-        text = "Items of a tenant that met a conflict, by outcome"
-        yield Value("counter", "tidemark_tenant_conflicts", text, conflicts, ("tenant", "outcome"))
-        uploads = {
-            (name, outcome): count
-            for name, counts in named.items()
-            for outcome, count in (("finished", counts.finished), ("abandoned", counts.abandoned))
-        }
-        text = "Uploads of a tenant, by outcome"
-        yield Value("counter", "tidemark_tenant_uploads", text, uploads, ("tenant", "outcome"))
-        sizes = {name: counts.received_bytes for name, counts in named.items()}
-        text = "Bytes of a tenant's messages and files"
-        yield Value("counter", "tidemark_tenant_received_bytes", text, sizes, "tenant")
+        """Yield the counts of each tenant: each metric in slices, so that other work has its turn."""
+        totals: dict[str, _Counts] = {}
+        connections = partial(Value, "gauge", "tidemark_tenant_connections", "WebSockets of a tenant")
+        while self._ended:
+            self._add_up()
+            yield connections({}, "tenant")
+        tenants = list({*self._past, *self._present})
+        for first in range(0, len(tenants), _SLICE):
+            found: dict[str, float] = {}
+            for tenant_id in tenants[first : first + _SLICE]:
+                name = self._name_of(tenant_id)
+                if name is not None:
+                    totals[name] = _plus(self._past.get(tenant_id), self._present.get(tenant_id))
+                    found[name] = self._connections_of(tenant_id)
+            yield connections(found, "tenant")
+        for name, text, read in _PLAIN:
+            for some in _slices(totals):
+                yield Value(
+                    "counter", name, text, {tenant: read(counts) for tenant, counts in some}, "tenant"
+                )
+        for name, text, outcomes in _BY_OUTCOME:
+            for some in _slices(totals):
+                values = {
+                    (tenant, outcome): counts[index]
+                    for tenant, counts in some
+                    for outcome, index in outcomes.items()
+                }
+                yield Value("counter", name, text, values, ("tenant", "outcome"))
+
+
+def _slices(totals: dict[str, _Counts]) -> Iterator[list[tuple[str, _Counts]]]:
+    items = list(totals.items())
+    return (items[first : first + _SLICE] for first in range(0, len(items), _SLICE))

@@ -23,23 +23,25 @@ def pieces(metrics: Iterable[Metric], worker: int | None = None) -> Iterator[str
     """Write metrics as text.
 
     Args:
-        metrics: The metrics.
+        metrics: The metrics. One that comes in several parts, one after the other, is written as one.
         worker: The number that every sample gets in a label ``worker``; None for no such label.
 
     Yields:
         The text in pieces. Each takes less than a millisecond.
     """
     label = "" if worker is None else f'worker="{worker}"'
+    written = ""
     for metric in metrics:
         if isinstance(metric, Histogram):
             yield _histogram(metric, label)
         else:
-            yield from _value(metric, label)
+            yield from _value(metric, label, headed=metric.name != written)
+        written = metric.name
 
 
-def _value(metric: Value, worker: str) -> Iterator[str]:
+def _value(metric: Value, worker: str, *, headed: bool) -> Iterator[str]:
     name = f"{metric.name}_total" if metric.kind == "counter" else metric.name
-    head = _head(name, metric.text, metric.kind)
+    head = _head(name, metric.text, metric.kind) if headed else ""
     values = metric.values
     if not isinstance(values, Mapping):
         own = f"{{{worker}}}" if worker else ""
@@ -94,17 +96,17 @@ class Joined:
         self._families: dict[bytes, list[bytes]] = {}
 
     def add(self, page: bytes) -> None:
-        """Add a page. One of 5,000 samples takes 0.2 ms."""
+        """Add a page. One of 10,000 samples takes 0.8 ms."""
         for family in (b"\n" + page).split(_HELP)[1:]:
             name = family.partition(b" ")[0]
             known = self._families.get(name)
             if known is None:
-                self._families[name] = [b"# HELP " + family.removesuffix(b"\n")]
+                self._families[name] = [b"# HELP ", family.removesuffix(b"\n"), b"\n"]
                 continue
-            samples = family.split(b"\n", 2)[2:]
-            known += [text.removesuffix(b"\n") for text in samples if text]
+            for samples in family.split(b"\n", 2)[2:]:
+                if samples:
+                    known += [samples.removesuffix(b"\n"), b"\n"]
 
-    def page(self) -> bytes:
-        """Return the page."""
-        texts = [text for family in self._families.values() for text in family]
-        return b"\n".join(texts) + b"\n" if texts else b""
+    def families(self) -> Iterator[bytes]:
+        """Yield the text of each family."""
+        return map(b"".join, self._families.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 from typing import Final
 
 from aiohttp import web
@@ -16,8 +17,8 @@ from handlers.operate.exposition import CONTENT_TYPE, pieces
 from handlers.operate.probe_access import ProbeAccess
 from handlers.operate.worker_metrics import WorkerMetrics
 
-#: Text of a page that is written before other work gets its turn on the loop: less than half a millisecond.
-_BYTES_PER_PASS: Final = 65_536
+#: A page is written for so long before other work gets its turn on the loop.
+_PASS_S: Final = 0.0005
 
 ReadinessProblems = Callable[[], Awaitable[list[str]]]
 
@@ -118,11 +119,10 @@ class Probes:
         worker = None if self._workers is None else self._workers.worker
         metrics = (metric for source in self._sources for metric in source.metrics())
         texts: list[str] = []
-        size = 0
+        until_s = perf_counter() + _PASS_S
         for text in pieces(metrics, worker):
             texts.append(text)
-            size += len(text)
-            if size > _BYTES_PER_PASS:
-                size = 0
+            if perf_counter() > until_s:
                 await asyncio.sleep(0)
+                until_s = perf_counter() + _PASS_S
         return "".join(texts).encode()

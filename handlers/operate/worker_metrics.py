@@ -69,10 +69,13 @@ class WorkerMetrics:
         for worker in sorted(pages):
             joined.add(pages[worker] or b"")
             await asyncio.sleep(0)
-        text = "".join(
-            pieces([Value("gauge", "tidemark_worker_up", "Whether a worker answers", up, "worker")])
-        )
-        return joined.page() + text.encode()
+        page = bytearray()
+        for family in joined.families():
+            page += family
+            await asyncio.sleep(0)
+        for text in pieces([Value("gauge", "tidemark_worker_up", "Whether a worker answers", up, "worker")]):
+            page += text.encode()
+        return bytes(page)
 
 
 async def _page(session: ClientSession, url: str) -> bytes | None:

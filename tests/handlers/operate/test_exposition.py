@@ -97,7 +97,7 @@ def test_joined_pages_have_all_samples_and_each_family_once(workers: list[list[M
     for worker, metrics in enumerate(workers, start=1):
         joined.add("".join(pieces(metrics, worker)).encode())
         expected |= _expected(metrics, worker)
-    text = joined.page().decode()
+    text = b"".join(joined.families()).decode()
     assert _read(text) == expected
     heads = [line for line in text.split("\n") if line.startswith(("# TYPE", "# HELP"))]
     names = [line.split(" ", 3)[1:3] for line in heads]
@@ -109,6 +109,13 @@ def test_pieces_of_many_tenants_are_many() -> None:
     found = list(pieces([Value("gauge", "m", "text", values, "tenant")]))
     assert len(found) == 5
     assert len(_read("".join(found))) == 5000
+
+
+def test_pieces_of_a_metric_in_parts_have_one_head() -> None:
+    parts = [Value("counter", "m", "text", {tenant: 1}, "tenant") for tenant in "ab"]
+    text = "".join(pieces([*parts, Value("counter", "m", "text", {}, "tenant"), gauge("n", "text", 2)]))
+    assert text.count("# TYPE m_total counter\n") == 1
+    assert len(_read(text)) == 3
 
 
 def test_distribution_values_at_and_above_bounds_are_counted_in_their_bucket() -> None:

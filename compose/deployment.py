@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from compose.admin import ConflictAdmin, QuarantineAdmin
-from compose.alerts import AlertingMonitor, named_receivers, send_tests
+from compose.alerts import AlertingMonitor, named_receivers, receivers, send_tests
 from compose.command_commit import WorkCommitter
 from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
@@ -286,6 +286,7 @@ class Deployment:
     def serve(self) -> None:
         """Serve until told to stop."""
         chosen = self.settings
+        receivers(chosen)  # an error in them is reported once, by this process
         several = chosen.server.workers > 1
         if several and not chosen.server.port:
             raise DeploymentError("server.port: several workers share a port, so that it has to be named")

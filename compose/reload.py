@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import structlog
 from msgspec.structs import replace
 
+from compose.alerts import receivers
 from compose.configuration import bus_url, database_dsn
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Settings, SettingsError
@@ -62,6 +63,7 @@ class Reload:
         try:
             reading = self._read()
             given = _given(reading.settings)
+            receivers(reading.settings)
         except SettingsError as error:
             _log.error("settings_not_reloaded", reason=str(error), file=error.file, key=error.key)
             return None

@@ -76,6 +76,13 @@ def test_reload_of_a_broken_file_gives_nothing_and_names_file_and_key(
     assert file in fields["reason"]
 
 
+def test_reload_of_a_receiver_without_a_scheme_gives_nothing_and_names_the_key(again: Again) -> None:
+    assert again.over("", "[alerts]\nwebhook_url = 'example.org/hook'") is None
+    ((event, fields),) = again.said
+    assert (event, fields["key"]) == ("settings_not_reloaded", "alerts.webhook_url")
+    assert "https://" in fields["reason"]
+
+
 def test_reload_keeps_and_names_what_takes_a_restart_each_time(again: Again) -> None:
     again.path.write_text("")
     old = again.read().settings

@@ -282,6 +282,23 @@ def test_command_serve_does_not_migrate_a_database_of_ones_own(empty_dsn: str) -
     assert rows(empty_dsn, "SELECT FROM pg_tables WHERE schemaname = 'public'") == []
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("WEBHOOK_URL", "example.org/hook", "alerts.webhook_url: the URL has to begin with"),
+        ("SLACK_WEBHOOK_URL_FILE", "/nowhere", "alerts.slack_webhook_url_file: /nowhere: No such file"),
+        ("WEBHOOK_SECRET", "whsec_!", "alerts.webhook_secret: after"),
+    ],
+)
+def test_command_serve_with_a_wrong_receiver_is_one_sentence(
+    run: Run, tmp_path: Path, key: str, value: str, said: str
+) -> None:
+    environment = {f"TIDEMARK__ALERTS__{key}": value}
+    served = run("serve", "--port", "0", "--data-dir", str(tmp_path / "data"), **environment)
+    assert said in served.refusal()
+    assert not (tmp_path / "data").exists()
+
+
 def test_command_serve_with_an_unusable_bus_is_one_sentence(run: Run, tmp_path: Path) -> None:
     served = run("serve", "--port", "0", "--data-dir", str(tmp_path), TIDEMARK__REDIS__URL="http://127.0.0.1")
     assert "redis.url: Redis URL must specify" in served.refusal()

@@ -92,6 +92,7 @@ def run(dsn: str) -> Run:
         "job aggregate",
         "job warm",
         "job monitor",
+        "monitor",
     ],
 )
 def test_command_each_has_help_with_an_example_and_the_common_options(command: str) -> None:

@@ -85,7 +85,7 @@ async def test_monitor_continuous_interrupted_exits_with_the_last_status(serve: 
             await phone.push(put(f"r{number}", None))
         await server.drained()
         judged = await watch.judged("healthy")
-        assert [report["tenant"] for report in judged["reports"]] == [None, "acme"]
+        assert [report["tenant"] for report in judged["reports"]] == [None, "acme", "globex"]
         assert await watch.interrupted() == 0
 
 

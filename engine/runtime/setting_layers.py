@@ -180,9 +180,27 @@ def _checked(given: _Given) -> object:
     try:
         return msgspec.convert(given.value, wanted)
     except msgspec.ValidationError as error:
-        choices = get_args(wanted) if get_origin(wanted) is Literal else ()
-        why = f"must be one of {', '.join(choices)}" if choices else str(error).replace("`", "")
-        raise given.refused(why[0].lower() + why[1:]) from None
+        raise given.refused(_why(given.value, wanted, error)) from None
+
+
+def _why(value: object, wanted: Any, error: msgspec.ValidationError) -> str:
+    """Say why a value is not of its type, with the name of the entry of a table that is wrong."""
+    inner: Mapping[str, Any] = {}
+    if isinstance(value, Mapping) and get_origin(wanted) is dict:
+        inner = dict.fromkeys(value, get_args(wanted)[1])
+    elif isinstance(value, Mapping) and hasattr(wanted, "__struct_fields__"):
+        inner = get_type_hints(wanted, include_extras=True)
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            if inner and name not in inner:
+                return f"{name}: there is no such key; known here: {', '.join(inner)}"
+            try:
+                msgspec.convert(entry, inner.get(name, Any))
+            except msgspec.ValidationError as wrong:
+                return f"{name}: {_why(entry, inner[name], wrong)}"
+    choices = get_args(wanted) if get_origin(wanted) is Literal else ()
+    why = f"must be one of {', '.join(choices)}" if choices else str(error).replace("`", "")
+    return why[0].lower() + why[1:]
 
 
 def _type_of(given: _Given) -> Any:

@@ -124,6 +124,18 @@ def test_the_environment_reads_each_type() -> None:
         ({"jobs": {"warm": "0 2 * *"}}, "own.toml: jobs.warm: must have 5 fields"),
         ({"jobs": {"warm": "0 25 * * *"}}, "own.toml: jobs.warm: is no cron expression: Bad hour"),
         ({"jobs": {"timezone": "Mars"}}, "own.toml: jobs.timezone: there is no time zone Mars on this host"),
+        (
+            {"monitor": {"tenants": {"acme": {"conflict_rate": 0.1}}}},
+            "own.toml: monitor.tenants: acme: conflict_rate: there is no such key; known here: success_rate_",
+        ),
+        (
+            {"monitor": {"tenants": {"a": {}, "b": {"conflict_rate_early": 3}}}},
+            "own.toml: monitor.tenants: b: conflict_rate_early: expected float",
+        ),
+        (
+            {"uploads": {"tenant_quotas": {"acme": "1 GB"}}},
+            "own.toml: uploads.tenant_quotas: acme: expected int, got str",
+        ),
         ({"commit": {"lanes": 0}}, "own.toml: commit.lanes: expected int >= 1"),
         ({"log": {"level": "loud"}}, "own.toml: log.level: must be one of debug, info, warning, error"),
         ({"domains": {"task": {"fallback": "field_merge"}}}, "own.toml: domains.task.fallback: must be one"),

@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
-import click
+import sys
 
-from compose.deployment import open_deployment, run_worker
+try:
+    import click
+
+    from compose.deployment import open_deployment, run_worker
+except ModuleNotFoundError as missing:
+    sys.exit(f"Error: this Python has no {missing.name}: run `make install`, then .venv/bin/python run.py")
+
 from compose.metrics import release
 from handlers.commands.audit import audit
 from handlers.commands.conflicts import conflicts

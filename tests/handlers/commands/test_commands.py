@@ -103,6 +103,14 @@ def test_command_each_has_help_with_an_example_and_the_common_options(command: s
     assert "--data-dir" in shown.output
 
 
+def test_command_with_a_python_without_packages_is_one_sentence() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-S", "run.py", "doctor"], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("Error: this Python has no click: run `make install`")
+
+
 def test_command_tenant_add_and_remove_move_the_generation(run: Run, dsn: str) -> None:
     generation = "SELECT generation FROM cluster_state"
     before = rows(dsn, generation)

@@ -32,7 +32,8 @@ _LAST_WORDS_S: Final = 2.0
 MOST_KILLED: Final = 3
 #: Rows in one statement, so that no statement holds locks for long.
 PAGE: Final = 500
-#: A run rests after each page for as long as the page took, so that it takes half of a connection at most.
+#: A run rests after each page three times as long as the page took: it has a quarter of a connection.
+_REST_FACTOR: Final = 3
 _SHORTEST_REST_S: Final = 0.01
 _LONGEST_REST_S: Final = 1.0
 
@@ -180,7 +181,7 @@ class JobRun:
     async def rest(self) -> None:
         """Leave the database to devices for a while; a body calls this after each page of rows."""
         took_s = self._clock.monotonic_s() - self._page_at_s
-        await asyncio.sleep(min(max(took_s, _SHORTEST_REST_S), _LONGEST_REST_S))
+        await asyncio.sleep(min(max(took_s * _REST_FACTOR, _SHORTEST_REST_S), _LONGEST_REST_S))
         self._page_at_s = self._clock.monotonic_s()
 
 

@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
-from engine.cluster.jobs import PAGE, JobRun
+from engine.cluster.jobs import JobRun
 from engine.runtime.batching import with_retries
 
+#: Rows of one statement. A tenant is locked for 2 ms by it, and batches wait for so long.
+_PAGE: Final = 100
 #: So many pages in a row may be locked as a whole. A batch locks its tenants for some milliseconds.
 _MOST_LOCKED: Final = 20
 
@@ -89,7 +91,7 @@ async def _pages(run: JobRun, name: str, delete: Callable[[Place, int], Awaitabl
     """Delete rows a page at a time. Rows that batches keep locked are left for the next run."""
     after, locked = Place(0, 0), 0
     while locked < _MOST_LOCKED:
-        page = await with_retries(partial(delete, after, PAGE))
+        page = await with_retries(partial(delete, after, _PAGE))
         if not page.found:
             return
         if page.deleted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.cluster.jobs import PAGE
+from engine.operate import retention
 from engine.operate.retention import KeptFor, Page, Place, Retention
 from tests.harness.upload_stack import job_run
 
@@ -16,12 +16,12 @@ class Store:
 
     async def drop_last_data(self, before_us: int, after: Place, limit: int) -> Page:
         """Find none."""
-        assert (before_us, after, limit) == (990_000_000, Place(0, 0), PAGE)
+        assert (before_us, after, limit) == (990_000_000, Place(0, 0), retention._PAGE)
         return Page(0, 0, after)
 
     async def delete_conflicts(self, before_us: int, after: Place, limit: int) -> Page:
         """Give the next page."""
-        assert (before_us, limit) == (980_000_000, PAGE)
+        assert (before_us, limit) == (980_000_000, retention._PAGE)
         self.asked.append(after)
         return self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
 

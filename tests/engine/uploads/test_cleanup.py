@@ -8,10 +8,10 @@ import uuid
 import msgspec
 import pytest
 
-from engine.cluster import jobs
 from engine.commit.ports import WorkQueue
 from engine.commit.queue import OnOutcome
 from engine.model.uploads import Append, State, Upload, UploadRef
+from engine.operate import retention
 from engine.plan.work import Work
 from engine.uploads import cleanup as upload_cleanup
 from engine.uploads.blobs import BlobsError
@@ -490,7 +490,7 @@ async def test_cleanup_last_data_of_a_locked_tenant_left_for_the_next_run(stack:
 
 
 async def test_cleanup_last_data_are_paged(stack: UploadStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "PAGE", 2)
+    monkeypatch.setattr(retention, "_PAGE", 2)
     for record in "abcde":
         await stack.push("put", None, record=record)
         await stack.push("delete", 1, record=record)

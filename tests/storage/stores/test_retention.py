@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from engine.cluster import jobs
+from engine.operate import retention
 from engine.operate.retention import KeptFor, Retention
 from engine.runtime.settings import SettingsError
 from storage.postgres.blocking import connected
@@ -135,7 +135,7 @@ async def test_retention_conflicts_go_in_time_and_open_ones_stay(kept: Kept) -> 
 async def test_retention_rejected_items_go_only_if_set_page_by_page(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "PAGE", 2)
+    monkeypatch.setattr(retention, "_PAGE", 2)
     for number in range(5):
         kept.rejected(f"r{number}", 31, tenant=1 + number % 2)
         kept.conflict(f"c{number}", 91, tenant=1 + number % 2)

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 import handlers.operate.webhooks as module
 from engine.operate.alert_delivery import AlertNotSentError
@@ -154,6 +154,43 @@ async def test_webhook_answer_that_is_no_http_is_an_error(said: bytes) -> None:
         assert "hidden" not in str(raised.value)
 
 
+async def test_webhook_receiver_that_answers_100_for_ever_leaves_the_loop_to_others() -> None:
+    said, most = b"HTTP/1.1 100 Continue\r\n\r\n" * 100, 0
+    sent = [0]
+
+    def flood(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(said))
+            while sent[0] < 1 << 20:
+                connection.sendall(said)
+                sent[0] += len(said)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        flooding = asyncio.get_running_loop().run_in_executor(None, flood, listener)
+        sending = asyncio.create_task(_webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/").send(FIRED))
+        while not sending.done():
+            before = sent[0]
+            await asyncio.sleep(0)
+            most = max(most, sent[0] - before)
+        with pytest.raises(AlertNotSentError):
+            await sending
+        await flooding
+    assert most < 64 << 10, "bytes that came in one turn of the loop"
+
+
+async def test_webhook_fault_of_the_library_is_an_error_without_its_text(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(receiver.url)
+
+    monkeypatch.setattr(ClientSession, "post", fails)
+    with pytest.raises(AlertNotSentError, match="RuntimeError") as raised:
+        await _webhook(receiver.url).send(FIRED)
+    assert "hidden" not in str(raised.value)
+
+
 async def test_webhook_port_that_nobody_listens_on_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -200,6 +237,14 @@ async def test_webhook_proxy_of_the_environment_is_not_used(
         "::ffff:169.254.169.254",
         "64:ff9b::a9fe:a9fe",
         "2002:a9fe:a9fe::1",
+        "::169.254.169.254",
+        "::ffff:0:a9fe:a9fe",
+        "64:ff9b:1::a9fe:a9fe",
+        "fec0::1",
+        "3fff::1",
+        "192.0.0.192",
+        "192.88.99.1",
+        "168.63.129.16",
         "no address",
     ],
 )
@@ -213,13 +258,26 @@ def test_is_public_address_on_the_internet_is_taken(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://a.example/", "https://", "http://a:0/", "http://a:99999/", "a.example"]
+    "url",
+    [
+        "",
+        "ftp://a.example/",
+        "https://",
+        "http://a:0/",
+        "http://a:99999/",
+        "a.example",
+        "http://a..example/",
+        f"http://{'a' * 64}.example/",
+        "http://a.example/\udcff",
+    ],
 )
 def test_url_fault_url_that_cannot_be_sent_to_is_told(url: str) -> None:
     assert url_fault(url)
 
 
-@pytest.mark.parametrize("url", ["https://a.example/x", "http://10.0.0.1:8080/"])
+@pytest.mark.parametrize(
+    "url", ["https://a.example/x", "http://10.0.0.1:8080/", "http://é.example/", "http://[fe80::1%eth0]/"]
+)
 def test_url_fault_url_that_can_be_sent_to_is_none(url: str) -> None:
     assert url_fault(url) is None
 

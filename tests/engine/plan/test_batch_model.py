@@ -141,7 +141,9 @@ class Duel:
         planned = self._planned(works)
         assert len(planned.outcomes) == len(works)
         self._feed(planned)
+        before = dict(self.memory.conflicts)
         self.memory.apply(planned.writes, {work.tenant_id for work in works})
+        self._compare_counts(planned, before)
         for one, outcome in zip(sent, planned.outcomes, strict=True):
             self._compare_answer(one.expected, outcome)
             self.told.take(one.work, outcome)
@@ -149,6 +151,23 @@ class Duel:
         self._compare_chains()
         self._compare_usage()
         self._nothing_is_lost()
+
+    def _compare_counts(self, planned: Plan, before: dict[ConflictRef, Conflict]) -> None:
+        """See that what is counted for metrics is what was answered and logged."""
+        answers = [one for one in planned.outcomes if isinstance(one, PushAnswer) and not one.replayed]
+        statuses = Counter(item["status"] for one in answers for item in json.loads(one.results))
+        assert Counter(planned.statuses) == statuses
+        rows = self.memory.conflicts.items()
+        assert planned.conflicts == Counter(
+            (row.policy, row.outcome if row.settled_by is None else "open")
+            for ref, row in rows
+            if ref not in before
+        )
+        assert planned.settled == Counter(
+            row.outcome
+            for ref, row in rows
+            if row.settled_by is not None and (ref not in before or before[ref].settled_by is None)
+        )
 
     def _planned(self, batch: list[Work]) -> Plan:
         """Plan a batch, again as long as it needs open conflicts that it has not read."""

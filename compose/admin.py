@@ -14,6 +14,7 @@ from engine.runtime.ports import StoreError
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice
 from storage.postgres.pool import Database
+from storage.stores.audit import process_account
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.quarantine import PostgresQuarantine
 
@@ -39,7 +40,8 @@ class ConflictAdmin(PostgresConflicts):
             raise RefusedError("the record of this conflict was erased: there is nothing left to settle")
         try:
             validator, now_us = self._committer.validator, self._committer.now_us()
-            work = as_resolution(case, choice, version, merged, validator, now_us, changes)
+            actor = process_account()
+            work = as_resolution(case, choice, version, merged, validator, now_us, actor, changes)
         except SyncError as error:
             raise RefusedError(error.message) from None
         outcome = await self._committer.commit(case.tenant, work)
@@ -68,7 +70,7 @@ class QuarantineAdmin(PostgresQuarantine):
         retries: list[RetryStore] = []
 
         def for_retry(store: Store) -> Store:
-            retries.append(RetryStore(store, items, [len(one.item) for one in rows]))
+            retries.append(RetryStore(store, items, [len(one.item) for one in rows], process_account()))
             return retries[0]
 
         try:

@@ -52,12 +52,12 @@ from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
 from storage.postgres.commands import command_database
 from storage.postgres.display_names import HIDDEN, database_name, dsn_without_secrets, url_without_secrets
-from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
 from storage.stores.audit import PostgresAudit
 from storage.stores.devices import PostgresDevices
+from storage.stores.epoch import PostgresEpoch
 from storage.stores.export import PostgresExport
 from storage.stores.policies import PostgresPolicies
 from storage.stores.tenants import PostgresTenants

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.model.audit import Actor
 from engine.model.domains import Domains
 from engine.model.rows import Conflict
 from engine.model.tenants import Tenant
@@ -38,7 +39,8 @@ class Session(msgspec.Struct, kw_only=True):
     ``clock_offset_us`` is the server's clock minus the device's, learned from ``clock``. ``clock_known``:
     this connection or request had a ``clock``. ``retries_over`` is false on a socket until a new message was
     answered: devices send their retries first. ``issued_at_s`` is the token's ``iat``, None without one.
-    ``expires_at_s`` is when the token expires, in seconds since 1970 by the server's clock.
+    ``expires_at_s`` is when the token expires, in seconds since 1970 by the server's clock. ``account`` is
+    that of a command that acts in place of a device.
     """
 
     tenant: Tenant
@@ -53,6 +55,14 @@ class Session(msgspec.Struct, kw_only=True):
     retries_over: bool = True
     token_id: str = ""
     expires_at_s: float = math.inf
+    account: Actor | None = None
+
+    @property
+    def actor(self) -> Actor:
+        """Who is behind it, for the audit log."""
+        if self.account is not None:
+            return self.account
+        return Actor("device", self.device_id) if self.user is None else Actor("user", self.user)
 
 
 class MessageValidator:
@@ -177,6 +187,7 @@ class MessageValidator:
         return Resolution(
             session.tenant.tenant_id,
             session.device_id,
+            session.actor,
             session.supervisor,
             conflict.conflict_id,
             conflict.domain,

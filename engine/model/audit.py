@@ -8,7 +8,20 @@ from typing import Final, Literal, NamedTuple
 #: ``account`` is an account of the system and its host, ``user`` the ``sub`` of a token, ``device`` the
 #: device of a token without one. ``address`` is a client whose token was not verified.
 ActorKind = Literal["account", "user", "device", "address", "server"]
-EventName = Literal["tenant_added", "tenant_removed"]
+EventName = Literal[
+    "tenant_added",
+    "tenant_removed",
+    "policy_set",
+    "policy_unset",
+    "device_revoked",
+    "device_restored",
+    "token_revoked",
+    "conflict_resolved",
+    "quarantine_retried",
+    "quarantine_dropped",
+    "data_exported",
+    "epoch_renewed",
+]
 
 
 class Actor(NamedTuple):
@@ -32,6 +45,36 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
     "tenant_removed": EventRule(
         "the tenant", "`erased`: whether data were erased with it", "A tenant was removed"
     ),
+    "policy_set": EventRule(
+        "the domain",
+        "`policy`, `fallback`; `before`: the policy of the tenant until then, null if it had none",
+        "A tenant got a conflict policy of its own",
+    ),
+    "policy_unset": EventRule(
+        "the domain", "", "A tenant lost its own conflict policy, and has that of the settings"
+    ),
+    "device_revoked": EventRule("the device", "", "A device was revoked"),
+    "device_restored": EventRule("the device", "", "The revocation of a device was undone"),
+    "token_revoked": EventRule(
+        "the `jti`", "", "Tokens were revoked: of the tenant, or without one of all tenants and people"
+    ),
+    "conflict_resolved": EventRule(
+        "the conflict",
+        "`domain`, `record_id`, `choice`, `version`: the version that was written",
+        "A person settled a conflict, by a command or on a device",
+    ),
+    "quarantine_retried": EventRule(
+        "the rejected item", "", "A person sent a rejected item again, and it left the quarantine"
+    ),
+    "quarantine_dropped": EventRule(
+        "the rejected item", "`device_id`, `domain`, `record_id`", "A person gave a rejected item up"
+    ),
+    "data_exported": EventRule(
+        "the domain",
+        "`from`, `to`: the range; null if it is open",
+        "An export began. It is written before the first row is read",
+    ),
+    "epoch_renewed": EventRule("the new epoch", "", "The database was declared restored"),
 }
 
 

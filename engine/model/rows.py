@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from engine.model.audit import AuditRow
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
 from engine.wire.messages import Op
@@ -285,6 +286,7 @@ class WriteSet(msgspec.Struct):
 
     ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced. ``recovered`` are removed from the
     quarantine. ``uploads`` are new states of finished uploads. ``usage`` is how much more each tenant holds.
+    ``audit`` are security events.
     """
 
     seqs: dict[int, int]
@@ -296,3 +298,4 @@ class WriteSet(msgspec.Struct):
     recovered: list[QuarantineRef] = []
     uploads: list[tuple[UploadRef, UploadState]] = []
     usage: dict[int, TenantUsage] = {}
+    audit: list[AuditRow] = []

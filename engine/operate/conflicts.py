@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from engine.commit.validation import MessageValidator, Session
+from engine.model.audit import Actor
 from engine.model.rows import Conflict, Record
 from engine.model.tenants import Tenant
 from engine.operate.rows import ConflictCase
@@ -28,6 +29,7 @@ def as_resolution(
     merged: bytes | None,
     validator: MessageValidator,
     now_us: int,
+    account: Actor,
     changes: int | None = None,
 ) -> Resolution:
     """Make the resolution that a supervisor's device would send. Raises SyncError."""
@@ -52,6 +54,7 @@ def as_resolution(
         device_id=OPERATOR,
         session_id="",
         supervisor=True,
+        account=account,
     )
     return validator.resolution(resolve, session, case.conflict, now_us)
 

@@ -12,6 +12,7 @@ import msgspec
 
 from engine.commit.ports import Store, Transaction
 from engine.commit.validation import MessageValidator, Session
+from engine.model.audit import Actor, AuditRow
 from engine.model.rows import Quarantined, QuarantineRef, ReadSet, Snapshot, TenantUsage, WriteSet
 from engine.model.tenants import Tenant
 from engine.operate.rows import Retried
@@ -90,9 +91,12 @@ class RetryStore:
     nor a second item in the quarantine. One of those behind it stays alone.
     """
 
-    def __init__(self, store: Store, items: Sequence[QuarantineRef], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, store: Store, items: Sequence[QuarantineRef], sizes: Sequence[int], actor: Actor
+    ) -> None:
         self._store = store
         self._items = items
+        self._actor = actor
         #: How many bytes each item counts for in the quarantine.
         self._sizes = sizes
         #: Whether some of the items had left the quarantine before, so that nothing was written.
@@ -107,7 +111,7 @@ class RetryStore:
         snapshot.rejected_before = {
             ref: first for ref, first in snapshot.rejected_before.items() if first not in ours
         }
-        return _Recovery(transaction, self._items, self._sizes, self)
+        return _Recovery(transaction, self._items, self._sizes, self, self._actor)
 
 
 class _Recovery:
@@ -119,11 +123,13 @@ class _Recovery:
         items: Sequence[QuarantineRef],
         sizes: Sequence[int],
         store: RetryStore,
+        actor: Actor,
     ) -> None:
         self._transaction = transaction
         self._items = items
         self._sizes = sizes
         self._store = store
+        self._actor = actor
         self.snapshot: Snapshot = transaction.snapshot
 
     async def commit(self, writes: WriteSet) -> None:
@@ -138,6 +144,10 @@ class _Recovery:
             return
         leaving = [not stays(result) for result in results]
         writes.recovered = [item for item, left in zip(self._items, leaving, strict=True) if left]
+        writes.audit = [
+            AuditRow("quarantine_retried", self._actor, item.quarantine_id, tenant_number=item.tenant_id)
+            for item in writes.recovered
+        ]
         usage = writes.usage.setdefault(self._items[0].tenant_id, TenantUsage())
         usage.quarantine_rows = -len(writes.recovered)
         usage.quarantine_bytes = -sum(compress(self._sizes, leaving))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.model.audit import AuditRow
 from engine.model.merge import Fields, decode_fields, encode_fields
 from engine.model.rows import Conflict, ConflictRef, Record, RecordKey
 from engine.plan.context import PlanContext
@@ -79,6 +80,21 @@ def resolve(work: Resolution, unit: UnitOfWork, context: PlanContext) -> Outcome
             settled_sha256=work.request_sha256,
             settled_version=version,
             settled_seq=seq,
+        )
+    )
+    details = {
+        "domain": conflict.domain,
+        "record_id": conflict.record_id,
+        "choice": work.choice,
+        "version": version,
+    }
+    unit.audit.append(
+        AuditRow(
+            "conflict_resolved",
+            work.actor,
+            conflict.conflict_id,
+            tenant_number=work.tenant_id,
+            details=details,
         )
     )
     return ResolveAnswer(conflict.conflict_id, version, seq)

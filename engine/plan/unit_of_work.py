@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Final, NamedTuple, get_args
 
+from engine.model.audit import AuditRow
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -105,7 +106,7 @@ class UnitOfWork:
 
     ``unread_conflicts`` are open conflicts that the batch needs and has not read: it has to begin again with
     them as ``extra_conflicts``. ``usage`` is how much each tenant holds more than before the batch.
-    ``statuses`` counts the items of answered messages by status.
+    ``statuses`` counts the items of answered messages by status. ``audit`` are security events.
     """
 
     def __init__(self, snapshot: Snapshot, extra_conflicts: Collection[OpenConflictRef] = ()) -> None:
@@ -118,6 +119,7 @@ class UnitOfWork:
         self.uploads = snapshot.uploads
         self.duplicates = snapshot.duplicates
         self.quarantine: list[Quarantined] = []
+        self.audit: list[AuditRow] = []
         self.statuses = dict.fromkeys(_STATUSES, 0)
         self.unread_conflicts: dict[OpenConflictRef, None] = {}
         self.decoded = DecodedRecords()
@@ -322,4 +324,5 @@ class UnitOfWork:
             quarantine=self.quarantine,
             uploads=list(self._upload_states.items()),
             usage={tenant: usage for tenant, usage in self.usage.items() if usage != _NOTHING},
+            audit=self.audit,
         )

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from engine.model.audit import Actor
 from engine.model.merge import Fields
 from engine.wire.errors import SyncError
 from engine.wire.messages import Choice, Op
@@ -66,11 +67,12 @@ class Resolution(msgspec.Struct, frozen=True):
     """One ``resolve`` message. ``domain`` and ``record_id`` are those of the conflict.
 
     ``changes`` is the number of the device's changes that the decision was made on, None if the message has
-    none.
+    none. ``actor`` is the person who decided.
     """
 
     tenant_id: int
     device_id: str
+    actor: Actor
     supervisor: bool
     conflict_id: str
     domain: str

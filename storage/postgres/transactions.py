@@ -13,6 +13,7 @@ import msgspec
 
 from engine.model.audit import AuditRow
 from engine.runtime.ports import StoreUnknownError
+from storage.postgres.arrays import int_array, number_array_or_null, text_array, text_array_or_null
 from storage.postgres.connection import ConnectionLostError, PooledConnection, Statement
 from storage.postgres.driver import Row, Values
 
@@ -90,26 +91,28 @@ COMMAND_LIMITS: Final = StatementLimits(
 )
 
 
-#: Appends one event to the audit log.
-AUDIT: Final = (
+#: Appends events to the audit log. A batch knows its tenants by their numbers alone.
+AUDIT: Final = Statement(
     "INSERT INTO audit_log (event, actor_kind, actor, tenant, tenant_number, target, details, times)"
-    " VALUES (%(event)s, %(actor_kind)s, %(actor)s, %(tenant)s, %(tenant_number)s::int, %(target)s,"
-    " %(details)s::json, %(times)s::int)"
+    " SELECT w.e, w.k, w.a, coalesce(w.n, t.name), w.i, w.g, w.d, w.m FROM unnest(%(a_events)s::text[],"
+    " %(a_kinds)s::text[], %(a_actors)s::text[], %(a_tenants)s::text[], %(a_numbers)s::int[],"
+    " %(a_targets)s::text[], %(a_details)s::json[], %(a_times)s::int[]) AS w(e, k, a, n, i, g, d, m)"
+    " LEFT JOIN tenants AS t ON t.tenant_id = w.i"
 )
 
 
-def audit_values(row: AuditRow) -> Values:
+def audit_values(rows: Sequence[AuditRow]) -> dict[str, object]:
     """Return the values of ``AUDIT``."""
-    details = None if row.details is None else msgspec.json.encode(row.details).decode()
+    details = [None if row.details is None else msgspec.json.encode(row.details).decode() for row in rows]
     return {
-        "event": row.event,
-        "actor_kind": row.actor.kind,
-        "actor": row.actor.name,
-        "tenant": row.tenant,
-        "tenant_number": row.tenant_number,
-        "target": row.target,
-        "details": details,
-        "times": row.times,
+        "a_events": text_array([row.event for row in rows]),
+        "a_kinds": text_array([row.actor.kind for row in rows]),
+        "a_actors": text_array([row.actor.name for row in rows]),
+        "a_tenants": text_array_or_null([row.tenant for row in rows]),
+        "a_numbers": number_array_or_null([row.tenant_number for row in rows]),
+        "a_targets": text_array([row.target for row in rows]),
+        "a_details": text_array_or_null(details),
+        "a_times": int_array([row.times for row in rows]),
     }
 
 
@@ -165,7 +168,7 @@ class Transaction:
         Raises:
             StoreError: As ``PooledConnection.run``.
         """
-        await self.query(AUDIT, audit_values(row))
+        await self.query(AUDIT.text, audit_values([row]))
 
     async def commit(self, statements: Sequence[Statement] = (), values: Values | None = None) -> None:
         """Run the last statements of a transaction that has begun, and commit, in one round trip.

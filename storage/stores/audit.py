@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
 import msgspec
 
-from engine.model.audit import Actor
+from engine.model.audit import Actor, AuditRow, EventName
 from engine.operate.rows import AuditEntry
 from storage.postgres.pool import Database
 
@@ -31,6 +32,17 @@ def process_account() -> Actor:
     except KeyError:  # an account of a container need not have a name
         name = str(number)
     return Actor("account", f"{name}@{socket.gethostname()}")
+
+
+def by_account(
+    event: EventName,
+    target: str,
+    tenant: str | None = None,
+    tenant_number: int | None = None,
+    details: Mapping[str, object] | None = None,
+) -> AuditRow:
+    """Return an event of a command: its actor is the account of this process."""
+    return AuditRow(event, process_account(), target, tenant, tenant_number, details)
 
 
 class PostgresAudit:

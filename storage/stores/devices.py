@@ -15,6 +15,7 @@ from storage.postgres.connection import Statement
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
 from storage.postgres.transactions import HOLD_MS, SERVER_MS, set_for_transaction
+from storage.stores.audit import by_account
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
 _COLUMNS: Final = (
@@ -200,20 +201,24 @@ class PostgresDevices:
     async def revoke(self, tenant: str, device_id: str) -> bool:
         """Refuse a device from now on, also one that was never seen; return whether it was let in before."""
         async with self._database.transaction() as transaction:
+            tenant_id = await tenant_id_of(transaction, tenant)
             revoked = await transaction.query(
                 "INSERT INTO devices AS d (tenant_id, device_id, revoked_at)"
                 " VALUES (%(tenant)s, %(device)s, now())"
                 " ON CONFLICT (tenant_id, device_id) DO UPDATE SET revoked_at = now()"
                 " WHERE d.revoked_at IS NULL RETURNING 1",
-                {"tenant": await tenant_id_of(transaction, tenant), "device": device_id},
+                {"tenant": tenant_id, "device": device_id},
             )
+            if revoked:
+                await transaction.note(by_account("device_revoked", device_id, tenant, tenant_id))
             await advance_generation(transaction)
         return bool(revoked)
 
     async def restore(self, tenant: str, device_id: str) -> bool:
         """Let a revoked device in again, with tokens that are signed from now on."""
         async with self._database.transaction() as transaction:
-            key = {"tenant": await tenant_id_of(transaction, tenant), "device": device_id}
+            tenant_id = await tenant_id_of(transaction, tenant)
+            key = {"tenant": tenant_id, "device": device_id}
             restored = await transaction.query(
                 "UPDATE devices SET revoked_at = NULL, tokens_from = now() WHERE tenant_id = %(tenant)s"
                 " AND device_id = %(device)s AND revoked_at IS NOT NULL RETURNING 1",
@@ -221,6 +226,8 @@ class PostgresDevices:
             )
             if not restored and not await transaction.query(_ONE, key):
                 raise RefusedError(_nobody(tenant, device_id))
+            if restored:
+                await transaction.note(by_account("device_restored", device_id, tenant, tenant_id))
             await advance_generation(transaction)
         return bool(restored)
 

@@ -12,6 +12,7 @@ from engine.wire.timestamps import EARLIEST_US
 from storage.postgres import driver
 from storage.postgres.partition_bounds import event_days
 from storage.postgres.pool import Database
+from storage.stores.audit import by_account
 from storage.stores.tenant_rows import tenant_id_of
 
 #: The memory of a page, estimated by the page before, and its rows: at first, and at most.
@@ -53,13 +54,17 @@ class PostgresExport:
     async def pages(
         self, tenant: str, domain: str, from_us: int | None, to_us: int | None
     ) -> AsyncIterator[list[Row]]:
-        """Yield rows in the order of their keys, events day by day."""
+        """Yield rows in the order of their keys, events day by day; the export is in the audit log before."""
         if domain not in self._domains:
             raise RefusedError(f"there is no domain {domain}: choose one of {', '.join(self._domains)}")
         begins_us = _EARLIEST_US if from_us is None else from_us
         ends_us = _LATEST_US if to_us is None else to_us
         database = self._database
-        values = {"tenant": await tenant_id_of(database, tenant), "domain": domain}
+        tenant_id = await tenant_id_of(database, tenant)
+        values = {"tenant": tenant_id, "domain": domain}
+        async with database.transaction() as transaction:
+            bounds = {"from": instant(from_us), "to": instant(to_us)}
+            await transaction.note(by_account("data_exported", domain, tenant, tenant_id, bounds))
         if self._domains[domain].kind == "record":
             async for page in _records(database, values | {"from": begins_us, "to": ends_us}):
                 yield page

@@ -11,10 +11,12 @@ from engine.model.domains import DomainPolicy
 from engine.operate.ports import NoTenantError, RefusedError
 from engine.operate.rows import PolicyInForce
 from storage.postgres.pool import Database
+from storage.stores.audit import by_account
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
 #: Keeps a tenant from being removed until the transaction ends.
 _STAYS: Final = "FOR KEY SHARE"
+_OWN: Final = "SELECT policy FROM tenant_conflict_policy WHERE tenant_id = %(tenant)s AND domain = %(domain)s"
 
 
 class PostgresPolicies:
@@ -50,29 +52,35 @@ class PostgresPolicies:
         if domain not in self._defaults:
             raise self._unknown(domain)
         async with self._database.transaction() as transaction:
+            tenant_id = await tenant_id_of(transaction, tenant, _STAYS)
+            key = {"tenant": tenant_id, "domain": domain}
+            before = await transaction.query(_OWN, key)
             await transaction.query(
                 "INSERT INTO tenant_conflict_policy AS p (tenant_id, domain, policy, fallback)"
                 " VALUES (%(tenant)s, %(domain)s, %(policy)s, %(fallback)s) ON CONFLICT (tenant_id, domain)"
                 " DO UPDATE SET policy = excluded.policy, fallback = excluded.fallback, updated_at = now(),"
                 " updated_by = NULL",
-                {
-                    "tenant": await tenant_id_of(transaction, tenant, _STAYS),
-                    "domain": domain,
-                    "policy": policy.policy,
-                    "fallback": policy.fallback,
-                },
+                {**key, "policy": policy.policy, "fallback": policy.fallback},
             )
+            details = {
+                "policy": policy.policy,
+                "fallback": policy.fallback,
+                "before": before[0][0] if before else None,
+            }
+            await transaction.note(by_account("policy_set", domain, tenant, tenant_id, details))
             await advance_generation(transaction)
 
     async def unset(self, tenant: str, domain: str) -> bool:
         """Take back a tenant's own policy, also of a domain that the settings know no longer."""
         async with self._database.transaction() as transaction:
+            tenant_id = await tenant_id_of(transaction, tenant, _STAYS)
             removed = await transaction.query(
                 "DELETE FROM tenant_conflict_policy WHERE tenant_id = %(tenant)s AND domain = %(domain)s"
                 " RETURNING 1",
-                {"tenant": await tenant_id_of(transaction, tenant, _STAYS), "domain": domain},
+                {"tenant": tenant_id, "domain": domain},
             )
             if removed:
+                await transaction.note(by_account("policy_unset", domain, tenant, tenant_id))
                 await advance_generation(transaction)
         if not removed and domain not in self._defaults:
             raise self._unknown(domain)

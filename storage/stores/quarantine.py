@@ -12,6 +12,7 @@ from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from storage.postgres.pool import Database
 from storage.stores.admin_reads import OF_TENANT, find_one, list_of_tenant
+from storage.stores.audit import by_account
 from storage.stores.record_rows import RECORD_COLUMNS, record_of
 
 _ITEMS: Final = (
@@ -105,7 +106,8 @@ class PostgresQuarantine:
 
     async def drop(self, case: QuarantineCase) -> None:
         """Delete an item. Batches lock the counter first, and so does this: a retry is before or after."""
-        item = {"tenant": case.row.tenant_id, "id": case.row.quarantine_id}
+        row = case.row
+        item = {"tenant": row.tenant_id, "id": row.quarantine_id}
         async with self._database.transaction() as transaction:
             await transaction.query(
                 "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s FOR UPDATE", item
@@ -113,12 +115,16 @@ class PostgresQuarantine:
             gone = await transaction.query(_DROP, item)
             if not gone:
                 raise RefusedError(
-                    f"the item {case.row.quarantine_id} left the quarantine just now: nothing was dropped"
+                    f"the item {row.quarantine_id} left the quarantine just now: nothing was dropped"
                 )
             await transaction.query(
                 "UPDATE tenant_counters SET quarantine_rows = quarantine_rows - 1,"
                 " quarantine_bytes = quarantine_bytes - %(bytes)s WHERE tenant_id = %(tenant)s",
                 item | {"bytes": gone[0][0]},
+            )
+            details = {"device_id": row.device_id, "domain": row.domain, "record_id": row.record_id}
+            await transaction.note(
+                by_account("quarantine_dropped", row.quarantine_id, case.tenant, row.tenant_id, details)
             )
 
 

@@ -8,7 +8,6 @@ from typing import Final
 import msgspec
 
 from engine.cache.ports import ANY_TENANT
-from engine.model.audit import Actor, AuditRow, EventName
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Reused, Tenant, TenantPolicies
 from engine.operate.ports import RefusedError
@@ -17,7 +16,7 @@ from engine.runtime.ports import StoreError
 from storage.postgres.arrays import int_array
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
-from storage.stores.audit import process_account
+from storage.stores.audit import by_account
 from storage.stores.tenant_rows import Reader, advance_generation, tenant_id_of
 
 #: Rows erased in one transaction. A long one would keep the counters of all tenants from being vacuumed.
@@ -52,15 +51,10 @@ class PostgresTenants:
     """``engine.cache.ports.TenantStore`` and ``engine.operate.ports.TenantAdmin``.
 
     Each change is one transaction that advances the generation, by which servers notice it.
-
-    Args:
-        database: The database.
-        actor: Who changes; None is the account of this process.
     """
 
-    def __init__(self, database: Database, actor: Actor | None = None) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._actor = actor
 
     async def find(self, name: str) -> TenantPolicies | None:
         """Find a tenant by name."""
@@ -105,7 +99,7 @@ class PostgresTenants:
             if created:
                 counter = "INSERT INTO tenant_counters (tenant_id) VALUES (%(tenant)s)"
                 await transaction.query(counter, {"tenant": created[0][0]})
-                await transaction.note(self._event("tenant_added", name, name, created[0][0]))
+                await transaction.note(by_account("tenant_added", name, name, created[0][0]))
                 await advance_generation(transaction)
         return bool(created)
 
@@ -132,6 +126,9 @@ class PostgresTenants:
                 " ON CONFLICT DO NOTHING RETURNING 1",
                 {"tenant": tenant_id, "token": token_id},
             )
+            if revoked:
+                number = None if tenant is None else tenant_id
+                await transaction.note(by_account("token_revoked", token_id, tenant, number))
             await advance_generation(transaction)
         return bool(revoked)
 
@@ -175,20 +172,10 @@ class PostgresTenants:
                 " ON CONFLICT (name) DO UPDATE SET removed_at = excluded.removed_at",
                 {"name": name},
             )
-            row = self._event("tenant_removed", name, name, tenant_id, {"erased": bool(holding)})
-            await transaction.note(row)
+            await transaction.note(
+                by_account("tenant_removed", name, name, tenant_id, {"erased": bool(holding)})
+            )
             await advance_generation(transaction)
-
-    def _event(
-        self,
-        event: EventName,
-        target: str,
-        tenant: str | None,
-        tenant_number: int | None,
-        details: dict[str, object] | None = None,
-    ) -> AuditRow:
-        actor = self._actor or process_account()
-        return AuditRow(event, actor, target, tenant, tenant_number, details)
 
     async def _erase(self, tenant_id: int) -> None:
         for table in await _tables(self._database, _PARTS):

@@ -110,7 +110,7 @@ class Running:
 
     async def device(self, name: str = "phone", tenant: str = "acme", **options: Any) -> Device:
         """Connect a device."""
-        claims = {key: options.pop(key) for key in ("role", "exp", "iat", "jti") if key in options}
+        claims = {key: options.pop(key) for key in ("role", "exp", "iat", "jti", "sub") if key in options}
         signed = self.token(name, tenant, **claims)
         return await self._stack.enter_async_context(connected(self.url, self.http, signed=signed, **options))
 

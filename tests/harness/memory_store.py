@@ -9,6 +9,7 @@ from itertools import chain
 from operator import gt
 
 from engine.feed.ports import Page
+from engine.model.audit import AuditRow
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -42,6 +43,7 @@ class Memory:
         self.events: dict[EventKey, Event] = {}
         self.conflicts: dict[ConflictRef, Conflict] = {}
         self.quarantine: list[Quarantined] = []
+        self.audit: list[AuditRow] = []
         self.uploads: dict[UploadRef, UploadState] = {}
         self.usage: defaultdict[int, TenantUsage] = defaultdict(TenantUsage)
         #: Of what record, name and content they are.
@@ -117,6 +119,7 @@ class Memory:
         self.quarantine.extend(writes.quarantine)
         self.quarantine = [row for row in self.quarantine if quarantine_ref(row) not in writes.recovered]
         self.uploads.update(writes.uploads)
+        self.audit.extend(writes.audit)
         for tenant, more in writes.usage.items():
             both = zip(self.usage[tenant].numbers(), more.numbers(), strict=True)
             self.usage[tenant] = TenantUsage(*[held + added for held, added in both])

@@ -14,10 +14,10 @@ import pytest
 from aiohttp import ClientSession
 
 from bench.harness.clusters import PASSWORD, USER, Cluster, cluster
-from storage.postgres.epoch import PostgresEpoch
 from storage.postgres.migrate import migrate, newest_migration
 from storage.postgres.pool import Database
 from storage.postgres.readiness import faults
+from storage.stores.epoch import PostgresEpoch
 from tests.harness.in_process_server import Serve
 from tests.harness.numbered_edits import audit, editors_of, progressed
 from tests.harness.postgres_stalls import UNKNOWN, WAITS_FOR_STANDBY, backend, counts, until

@@ -28,6 +28,7 @@ from storage.postgres.arrays import (
     text_array_or_null,
 )
 from storage.postgres.connection import Statement
+from storage.postgres.transactions import AUDIT, audit_values
 from storage.stores.held_changes import encode_changes
 from storage.stores.upload_states import COUNTS_FOR_QUOTA, STATE_TEXTS
 
@@ -211,6 +212,9 @@ def finish(
         values["u_tenants"] = int_array([ref.tenant_id for ref, _ in writes.uploads])
         values["u_ids"] = hex_array([ref.upload_id for ref, _ in writes.uploads])
         values["u_states"] = hex_array([STATE_TEXTS[state] for _, state in writes.uploads])
+    if writes.audit:
+        statements.append(AUDIT)
+        values.update(audit_values(writes.audit))
     return statements, values
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from storage.stores.audit import process_account
+from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
-from tests.harness.services import execute
+from tests.harness.in_process_server import Serve
+from tests.harness.services import execute, rows
+from tests.harness.ws_device import day, item
 
 __all__ = ["command"]
 
+_REJECTED = "SELECT quarantine_id FROM quarantine ORDER BY record_id"
 ACCOUNT = process_account().name
 
 
@@ -39,6 +44,100 @@ async def test_audit_tenants_added_and_removed_are_told_with_their_actor(command
     assert {(one["actor_kind"], one["actor"], one["times"]) for one in found} == {("account", ACCOUNT, 1)}
     assert len({one["tenant_number"] for one in found}) == 1
     assert all(before <= datetime.fromisoformat(one["at"]) <= datetime.now(UTC) for one in found)
+
+
+async def test_audit_policies_are_told_with_those_before(command: Run, dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    policy = ("--tenant", "acme", "--domain", "task")
+    await command("policy", "unset", *policy)
+    await command("policy", "set", *policy, "--policy", "manual")
+    await command("policy", "set", *policy, "--policy", "field_merge", "--fallback", "manual")
+    await command("policy", "unset", *policy)
+    found = [(one["event"], one["target"], one["details"]) for one in await entries(command)]
+    assert found[1:] == [
+        ("policy_set", "task", {"policy": "manual", "fallback": "most_recent_wins", "before": None}),
+        ("policy_set", "task", {"policy": "field_merge", "fallback": "manual", "before": "manual"}),
+        ("policy_unset", "task", None),
+    ]
+
+
+async def test_audit_revocations_are_told_once_each(command: Run, dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    device = ("--tenant", "acme", "phone")
+    for _ in range(2):
+        await command("device", "revoke", "--yes", *device)
+    for _ in range(2):
+        await command("device", "restore", *device)
+    await command("token", "revoke", "5f0e", "--tenant", "acme")
+    await command("token", "revoke", "5f0e", "--tenant", "acme")
+    await command("token", "revoke", "5f0e")
+    assert what(await entries(command))[1:] == [
+        ("device_revoked", "acme", "phone", None),
+        ("device_restored", "acme", "phone", None),
+        ("token_revoked", "acme", "5f0e", None),
+        ("token_revoked", None, "5f0e", None),
+    ]
+
+
+async def test_audit_epoch_and_exports_are_told(command: Run, dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    epoch = (await command("epoch", "renew")).out.strip()
+    await command("export", "--tenant", "acme", "--domain", "task", "--from", "2026-01-01")
+    await command("export", "--tenant", "acme", "--domain", "tusk")
+    assert what(await entries(command))[1:] == [
+        ("epoch_renewed", None, epoch, None),
+        ("data_exported", "acme", "task", {"from": "2026-01-01T00:00:00Z", "to": None}),
+    ]
+
+
+async def test_audit_decisions_are_told_with_the_person_that_made_them(command: Run, serve: Serve) -> None:
+    server = await serve(domains={"note": {"policy": "manual", "required": ["n"]}})
+    phone = await server.device("phone")
+    ann = await server.device("tablet", role="supervisor", sub="ann")
+    supervisor = await server.device("desk", role="supervisor")
+    held = []
+    for name in ("n1", "n2", "n3"):
+        await ann.push(item("put", "note", name, data={"n": 1}, at=day(1)))
+        (one,) = await phone.push(item("put", "note", name, data={"n": 2}, at=day(2), base=9))
+        held.append(one["conflict_id"])
+    for who, conflict_id in ((ann, held[0]), (ann, held[0]), (supervisor, held[1])):
+        await who.told("resolved", "resolve", conflict_id=conflict_id, choice="client", version=1)
+    domain = {
+        "TIDEMARK__DOMAINS__NOTE__POLICY": "manual",
+        "TIDEMARK__DOMAINS__NOTE__REQUIRED": '["n"]',
+    }
+    await command("conflicts", "resolve", held[2], "--choice", "server", **domain)
+    found = await entries(command, "--tenant", "acme")
+    assert [(one["actor_kind"], one["actor"], one["target"], one["details"]["choice"]) for one in found] == [
+        ("user", "ann", held[0], "client"),
+        ("device", "desk", held[1], "client"),
+        ("account", ACCOUNT, held[2], "server"),
+    ]
+    assert found[0]["details"] == {"domain": "note", "record_id": "n1", "choice": "client", "version": 2}
+
+
+async def test_audit_rejected_items_retried_and_dropped_are_told(
+    command: Run, serve: Serve, tmp_path: Path
+) -> None:
+    server = await serve(domains={"note": {"policy": "manual", "required": ["n"]}})
+    phone = await server.device("phone")
+    await phone.push(*(item("put", "note", name, data={"m": 1}, at=day(1)) for name in ("n1", "n2")))
+    domain = {"TIDEMARK__DOMAINS__NOTE__POLICY": "manual", "TIDEMARK__DOMAINS__NOTE__REQUIRED": '["n"]'}
+    first, second = [str(found[0]) for found in rows(server.dsn, _REJECTED)]
+    file = tmp_path / "data.json"
+    file.write_text('{"n": 1}')
+    await command("quarantine", "retry", first, **domain)
+    await command("quarantine", "retry", first, "--data", str(file), **domain)
+    await command("quarantine", "drop", second, "--yes", **domain)
+    assert what(await entries(command)) == [
+        ("quarantine_retried", "acme", first, None),
+        (
+            "quarantine_dropped",
+            "acme",
+            second,
+            {"device_id": "phone", "domain": "note", "record_id": "n2"},
+        ),
+    ]
 
 
 async def test_audit_options_choose_the_events(command: Run, dsn: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from engine.commit.ports import Store, Transaction
 from engine.feed.ports import FeedStore, Page
+from engine.model.audit import Actor, AuditRow
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -257,6 +258,25 @@ async def test_a_conflict_is_replaced_by_its_id(subject: Subject) -> None:
     assert await subject.conflicts.conflict(1, "c1") == settled
     assert await subject.conflicts.conflict(2, "c1") is None
     assert await subject.conflicts.open_conflicts(1, None, None, 10, 1 << 20) == ConflictPage([], more=False)
+
+
+async def test_commit_events_of_audit_are_written_with_their_tenants_names(postgres: Subject) -> None:
+    person, phone = Actor("user", "ann"), Actor("device", "phone")
+    rows_ = [
+        AuditRow("conflict_resolved", person, "c1", tenant_number=2, details={"choice": "server"}),
+        AuditRow("quarantine_retried", phone, 'q"1\\', tenant_number=1, times=3),
+        AuditRow("tenant_removed", person, "zero", "zero"),
+    ]
+    writes = WriteSet({}, [], [], [], [], [], audit=rows_)
+    await _commit(postgres, _lookups(1, 2), writes)
+    written = (
+        "SELECT event, actor_kind, actor, tenant, tenant_number, target, details::text, times FROM audit_log"
+    )
+    assert rows(postgres.dsn, written) == [
+        ("conflict_resolved", "user", "ann", "two", 2, "c1", '{"choice":"server"}', 1),
+        ("quarantine_retried", "device", "phone", "one", 1, 'q"1\\', None, 3),
+        ("tenant_removed", "user", "ann", "zero", None, "zero", None, 1),
+    ]
 
 
 async def test_a_rollback_leaves_nothing(subject: Subject) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from engine.operate.ports import RefusedError
 from storage.postgres.blocking import connected
+from storage.postgres.transactions import AUDIT, audit_values
+from storage.stores.audit import by_account
 
 
 class PostgresEpoch:
@@ -23,7 +25,7 @@ class PostgresEpoch:
 
     def renew(self) -> str:
         """Create and return a new epoch for this cluster."""
-        with connected(self._dsn) as connection, connection.cursor() as cursor:
+        with connected(self._dsn) as connection, connection, connection.cursor() as cursor:
             cursor.execute("SELECT to_regclass('cluster_state') IS NULL")
             if cursor.fetchall() == [(True,)]:
                 raise RefusedError("this database has no schema: run `run.py migrate` first")
@@ -32,4 +34,6 @@ class PostgresEpoch:
                 " generation = generation + 1,"
                 " system_identifier = (SELECT system_identifier FROM pg_control_system()) RETURNING epoch"
             )
-            return str(cursor.fetchall()[0][0])
+            epoch = str(cursor.fetchall()[0][0])
+            cursor.execute(AUDIT.text, audit_values([by_account("epoch_renewed", epoch)]))
+            return epoch

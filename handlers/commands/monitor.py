@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import anyio
 import click
 import msgspec
+from click.core import ParameterSource
 
 from engine.operate.monitor.report import Judgement, Report, Status
 from engine.operate.ports import HealthMonitor, RefusedError
@@ -28,6 +29,14 @@ EXIT_STATUSES: Final[dict[Status, int]] = {"healthy": 0, "degraded": 1, "critica
 _VARIABLES: Final = {
     "--webhook": "TIDEMARK_MONITOR_WEBHOOK",
     "--slack-webhook": "TIDEMARK_MONITOR_SLACK_WEBHOOK",
+}
+#: The options of a check, which a test of alerts does not make.
+_OF_CHECKS: Final = {
+    "tenant": "--tenant",
+    "hours": "--hours",
+    "continuous": "--continuous",
+    "interval_s": "--interval",
+    "json_": "--json",
 }
 #: How long a single check tries to send what it found.
 _PATIENCE_S: Final = 15.0
@@ -127,6 +136,7 @@ async def monitor(  # noqa: PLR0913  # one for each option
     _hide_from_process_list([url for url in (webhook, slack_webhook) if url])
     targets = AlertTargets(webhook, slack_webhook, alert_threshold)
     context = click.get_current_context()
+    _refuse_options_without_effect(context)
     if test_alert:
         context.exit(await _test(deployment, targets))
     window_s = max(60, round(hours * 3600))
@@ -150,6 +160,21 @@ async def monitor(  # noqa: PLR0913  # one for each option
         if left := await health.send(_PATIENCE_S):
             say(f"{left} alerts could not be sent: the next check, or a server, tries again", err=True)
     context.exit(EXIT_STATUSES[status])
+
+
+def _refuse_options_without_effect(context: click.Context) -> None:
+    given = {
+        name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if context.params["test_alert"] and (given := given & _OF_CHECKS.keys()):
+        named = ", ".join(option for name, option in _OF_CHECKS.items() if name in given)
+        raise click.UsageError(f"--test-alert judges nothing: leave {named} out.")
+    if "interval_s" in given and not context.params["continuous"]:
+        raise click.UsageError("--interval belongs to --continuous: give both.")
+    if "alert_threshold" in given and not (context.params["webhook"] or context.params["slack_webhook"]):
+        raise click.UsageError(
+            "--alert-threshold belongs to --webhook or --slack-webhook; for servers set alerts.threshold."
+        )
 
 
 async def _test(deployment: Deployment, targets: AlertTargets) -> int:
@@ -219,7 +244,7 @@ def _print_table(judgement: Judgement) -> None:
             "P95",
             "FAILED/MIN",
             "ABANDONED",
-            "DEVICES",
+            "DEVICE HEALTH",
         ),
     )
     for report in _explained(reports):

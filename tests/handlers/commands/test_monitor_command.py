@@ -255,6 +255,9 @@ async def test_monitor_thresholds_of_a_tenant_come_from_settings(serve: Serve, c
         (("--webhook", "alerts.example"), "has to begin with"),
         (("--slack-webhook", "ftp://a.example/"), "has to begin with"),
         (("--test-alert",), "no receiver"),
+        (("--test-alert", "--json", "--tenant", "acme"), "leave --tenant, --json out"),
+        (("--interval", "5"), "belongs to --continuous"),
+        (("--alert-threshold", "any"), "belongs to --webhook"),
         (("--config", "/nonexistent.toml"), "/nonexistent.toml"),
     ],
 )

@@ -28,7 +28,7 @@ from engine.operate.monitor.alerts import (
 )
 from engine.operate.monitor.report import Judgement
 from engine.runtime.metrics import Metric, Value
-from engine.runtime.ports import Clock, StoreError
+from engine.runtime.ports import Clock
 
 #: A process has this long to send what it took: several times what a receiver has to answer.
 HELD_S: Final = 30
@@ -36,7 +36,7 @@ HELD_S: Final = 30
 _LOOK_S: Final = 5.0
 #: How often a command looks whether an alert is due again.
 _RETRY_LOOK_S: Final = 0.5
-#: Alerts that are sent at once.
+#: Alerts that are sent to a receiver at once.
 _AT_ONCE: Final = 10
 _FIRST_PAUSE_S: Final = 5.0
 _LONGEST_PAUSE_S: Final = 300.0
@@ -96,8 +96,8 @@ class AlertStore(Protocol):
             change: Returns the states that are new or changed, by all states of the receiver.
         """
 
-    async def take(self, targets: Sequence[str], most: int) -> list[DueAlert]:
-        """Take alerts that are due, and that no process has, for ``HELD_S``."""
+    async def take(self, target: str, most: int) -> list[DueAlert]:
+        """Take alerts of a receiver that are due, and that no process has, for ``HELD_S``."""
 
     async def taken_in(self, due: DueAlert, change: Callable[[AlertState], AlertState]) -> None:
         """Change the state of an alert that the receiver has, unless another process did so."""
@@ -122,7 +122,7 @@ class AlertDelivery:
         self._store = store
         self._senders = {sender.target: sender for sender in senders}
         self._clock = clock
-        self._due = asyncio.Event()
+        self._due = {target: asyncio.Event() for target in self._senders}
         self.counts: Counter[tuple[str, str]] = Counter()
 
     async def checked(self, judgement: Judgement, *, everything: bool) -> None:
@@ -144,25 +144,30 @@ class AlertDelivery:
                 return checked(states, judgement, threshold, _new_id, everything=everything)
 
             await self._store.change(target, change)
-        self._due.set()
+            self._due[target].set()
 
     async def run(self) -> None:
-        """Send what is due, until cancelled."""
+        """Send what is due, until cancelled. A receiver that is slow or fails holds up no other."""
+        async with asyncio.TaskGroup() as group:
+            for target in self._senders:
+                group.create_task(self._keep_sending(target))
+
+    async def _keep_sending(self, target: str) -> None:
         logged = ""
         while True:
             try:
-                while await self.send_due():
+                while await self._send_due(target):
                     pass
                 logged = ""
-            except StoreError as error:  # the receivers are told when the database is back
+            except Exception as error:  # the receiver is told when the database is back; syncs go on
                 reason = type(error).__name__
                 if reason != logged:
                     _log.warning("alerts_unread", reason=reason)
                 logged = reason
-            self._due.clear()
+            self._due[target].clear()
             try:
                 async with asyncio.timeout(_LOOK_S):
-                    await self._due.wait()
+                    await self._due[target].wait()
             except TimeoutError:
                 pass
 
@@ -186,8 +191,11 @@ class AlertDelivery:
 
     async def send_due(self) -> int:
         """Send alerts that are due, some at once. Returns how many receivers took. Raises StoreError."""
-        due = await self._store.take(list(self._senders), _AT_ONCE)
-        return sum(await asyncio.gather(*(self._send(one) for one in due)))
+        return sum(await asyncio.gather(*map(self._send_due, self._senders)))
+
+    async def _send_due(self, target: str) -> int:
+        due = await self._store.take(target, _AT_ONCE)
+        return sum(await asyncio.gather(*map(self._send, due)))
 
     async def _send(self, due: DueAlert) -> bool:
         sender = self._senders[due.target]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 
@@ -14,7 +14,12 @@ from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction
 
-_ROWS: Final = "SELECT tenant, metric, found::text, told, pending::text FROM alerts WHERE target = %(target)s"
+#: Servers of a later version may have metrics that this one does not know: their rows are left to those.
+_KNOWN: Final = "metric IN (" + ", ".join(f"'{name}'" for name in get_args(MetricName)) + ")"
+_ROWS: Final = (
+    "SELECT tenant, metric, found::text, told, pending::text FROM alerts"
+    f" WHERE target = %(target)s AND {_KNOWN}"
+)
 _KEY: Final = "target = %(target)s AND tenant = %(tenant)s AND metric = %(metric)s"
 #: A new alert is due at once, whatever the pauses of the one before.
 _PUT: Final = (
@@ -29,7 +34,7 @@ _FORGET: Final = "DELETE FROM alerts WHERE checked_at < now() - interval '30 day
 _TAKE: Final = (
     f"UPDATE alerts SET held_until = now() + interval '{HELD_S} seconds' WHERE (target, tenant, metric) IN"
     " (SELECT target, tenant, metric FROM alerts WHERE pending IS NOT NULL AND due_at <= now()"
-    " AND (held_until IS NULL OR held_until < now()) AND target = ANY (%(targets)s)"
+    f" AND (held_until IS NULL OR held_until < now()) AND target = %(target)s AND {_KNOWN}"
     " ORDER BY due_at LIMIT %(most)s FOR UPDATE SKIP LOCKED)"
     " RETURNING target, tenant, metric, pending::text, attempts"
 )
@@ -61,9 +66,9 @@ class PostgresAlerts:
                 await _put(transaction, target, key, state, new=state.pending != before.pending)
             await transaction.query(_FORGET)
 
-    async def take(self, targets: Sequence[str], most: int) -> list[DueAlert]:
+    async def take(self, target: str, most: int) -> list[DueAlert]:
         """Take alerts that are due."""
-        rows = await self._database.execute(_TAKE, {"targets": list(targets), "most": most})
+        rows = await self._database.execute(_TAKE, {"target": target, "most": most})
         return [_due(row) for row in rows]
 
     async def taken_in(self, due: DueAlert, change: Callable[[AlertState], AlertState]) -> None:
@@ -82,7 +87,8 @@ class PostgresAlerts:
     async def waiting(self, targets: Sequence[str]) -> int:
         """Return how many alerts are still to be sent."""
         ((count,),) = await self._database.query(
-            "SELECT count(*) FROM alerts WHERE pending IS NOT NULL AND target = ANY (%(targets)s)",
+            "SELECT count(*) FROM alerts"
+            f" WHERE pending IS NOT NULL AND target = ANY (%(targets)s) AND {_KNOWN}",
             {"targets": list(targets)},
         )
         return int(count)

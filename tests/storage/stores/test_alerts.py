@@ -125,11 +125,55 @@ async def test_delivery_refused_is_due_again_and_then_tells_all_that_happened(
     assert [one.kind for one in receiver.taken] == ["fired", "cleared"]
 
 
+async def test_delivery_receiver_that_hangs_holds_up_no_other(database: Database) -> None:
+    class Hanging(Receiver):
+        target = "slack:2"
+
+        async def send(self, alert: Alert) -> None:  # noqa: ARG002  # it takes none
+            await asyncio.Event().wait()
+
+    class Quick(Receiver):
+        def __init__(self) -> None:
+            super().__init__()
+            self.has_all = asyncio.Event()
+
+        async def send(self, alert: Alert) -> None:
+            await super().send(alert)
+            if len(self.taken) == len(tenants):
+                self.has_all.set()
+
+    tenants = [f"tenant{number}" for number in range(12)]
+    quick = Quick()
+    delivery = AlertDelivery(PostgresAlerts(database), [Hanging(), quick], SystemClock())
+    reports = [report for tenant in tenants for report in _judgement("critical", tenant).reports]
+    await delivery.checked(Judgement(status="critical", reports=reports), everything=True)
+    running = asyncio.create_task(delivery.run())
+    async with asyncio.timeout(20):
+        await quick.has_all.wait()
+    running.cancel()
+
+
+async def test_store_row_of_a_metric_of_a_later_version_stays_and_holds_nothing_up(
+    database: Database, dsn: str
+) -> None:
+    receiver = Receiver()
+    execute(
+        dsn,
+        "INSERT INTO alerts (target, tenant, metric, told, pending, due_at)"
+        f" VALUES ('{receiver.target}', 'acme', 'of_later', 'warning', '{{}}', '-infinity')",
+    )
+    delivery = _delivery(database, receiver)
+    await delivery.checked(_judgement("critical"), everything=True)
+    assert await delivery.send_due() == 1
+    assert await delivery.send_all(0) == 0
+    assert rows(dsn, "SELECT count(*) FROM alerts WHERE metric = 'of_later'") == [(1,)]
+
+
 async def test_store_taken_in_by_another_process_before_changes_nothing(database: Database, dsn: str) -> None:
     store = PostgresAlerts(database)
     receiver = Receiver()
     await _delivery(database, receiver).checked(_judgement("critical"), everything=True)
-    (late,) = await store.take([receiver.target], 10)
+    (late,) = await store.take(receiver.target, 10)
     execute(dsn, LAPSE)
     await _delivery(database, receiver).send_due()
     await store.taken_in(late, lambda _: AlertState())
@@ -155,4 +199,4 @@ async def test_store_receivers_know_nothing_of_each_other(database: Database) ->
     await store.change("webhook:1", change)
     await store.change("slack:2", change)
     assert seen == [{}, {}]
-    assert await store.take(["slack:2"], 10) == []
+    assert await store.take("slack:2", 10) == []

@@ -34,7 +34,7 @@ def conflicts() -> None:
 async def list_(
     deployment: Deployment, *, tenant: str | None, settled: bool, limit: int, json_: bool
 ) -> None:
-    """List open conflicts by tenant, oldest first; with --settled those that are settled."""
+    """List open conflicts by tenant, oldest first. With --settled those that are settled."""
     async with deployment.conflicts() as admin:
         found = await admin.list_settled(tenant, limit) if settled else await admin.list_open(tenant)
     if json_:
@@ -82,7 +82,7 @@ async def list_(
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 async def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
-    """Show both sides of a conflict, the present record, and the fields that differ."""
+    """Show both sides of a conflict, the record, and what differs."""
     async with deployment.conflicts() as admin:
         shown = conflict_view(await admin.find(conflict_id, tenant))
     if json_:

@@ -34,7 +34,7 @@ from engine.operate.rows import AlertTargets, AlertTest, CheckResult
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
-from handlers.http.tokens import KeySet, UnusableKeyError
+from handlers.http.tokens import DEVICE_ID, KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.operate.printing import json_text, plain, say
 
@@ -213,6 +213,13 @@ def _name_database(deployment: Deployment, *, changes: bool) -> None:
     """Name the changed database on stderr, so that stdout stays for programs."""
     if changes and (database := deployment.database()):
         say(f"database: {database}", err=True)
+
+
+def checked_device(_: click.Context, __: click.Parameter, device_id: str | None) -> str | None:
+    """Refuse a device's id that no token may have."""
+    if device_id is not None and not DEVICE_ID.match(device_id):
+        raise click.BadParameter("a device's id is 1 to 255 of A-Z a-z 0-9 _ -.")
+    return device_id
 
 
 of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")

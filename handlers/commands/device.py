@@ -8,15 +8,16 @@ from typing import Any
 import click
 import msgspec
 
-from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, table, with_deployment
-from handlers.http.tokens import DEVICE_ID
+from handlers.commands.deployment import (
+    Deployment,
+    as_json,
+    checked_device,
+    confirm,
+    of_tenant,
+    table,
+    with_deployment,
+)
 from handlers.operate.printing import say
-
-
-def _checked(_: click.Context, __: click.Parameter, device_id: str) -> str:
-    if not DEVICE_ID.match(device_id):
-        raise click.BadParameter("a device's id is 1 to 255 of A-Z a-z 0-9 _ -.")
-    return device_id
 
 
 @click.group("device", short_help="List, show, revoke and restore devices.")
@@ -66,7 +67,7 @@ async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> N
 
 @device.command("show", epilog="Example: run.py device show --tenant acme phone-7")
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
-@click.argument("device_id", metavar="D")
+@click.argument("device_id", metavar="DEVICE")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 async def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bool) -> None:
@@ -82,11 +83,11 @@ async def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bo
 
 @device.command("revoke", epilog="Example: run.py device revoke --tenant acme phone-7")
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
-@click.argument("device_id", metavar="D", callback=_checked)
+@click.argument("device_id", metavar="DEVICE", callback=checked_device)
 @click.option("--yes", is_flag=True, help="Do not ask about a device that was never seen.")
 @with_deployment(changes=True)
 async def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bool) -> None:
-    """Revoke a device: its connections close within a second, and all its tokens are refused.
+    """Revoke a device. Its connections close within a second, and all its tokens are refused.
 
     For an id that was never seen it asks first. `device restore` undoes a revocation.
     """
@@ -100,7 +101,7 @@ async def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bo
 
 @device.command("restore", epilog="Example: run.py device restore --tenant acme phone-7")
 @click.option("--tenant", metavar="T", required=True, help="The device's tenant.")
-@click.argument("device_id", metavar="D", callback=_checked)
+@click.argument("device_id", metavar="DEVICE", callback=checked_device)
 @with_deployment(changes=True)
 async def restore(deployment: Deployment, *, tenant: str, device_id: str) -> None:
     """Undo a revocation, for tokens that are signed from now on.

@@ -38,7 +38,7 @@ def job() -> None:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 async def list_(deployment: Deployment, *, json_: bool) -> None:
-    """List the jobs, with the last run of each and when it is due next, in UTC."""
+    """List the jobs, their last runs and their next times, in UTC."""
     async with deployment.jobs(files=False) as jobs:
         found = await jobs.jobs()
     if json_:
@@ -52,7 +52,7 @@ async def list_(deployment: Deployment, *, json_: bool) -> None:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment(changes=True)
 async def cleanup(deployment: Deployment, *, json_: bool) -> None:
-    """Clean up after uploads and past [retention], and print how many uploads were given up.
+    """Clean up after uploads and past [retention]. Print how many uploads were given up.
 
     It ends expired uploads, frees files of records that were deleted more than uploads.grace_h ago, drops the
     last data of records that were deleted more than records.tombstone_data_h ago, and removes files that
@@ -96,7 +96,8 @@ for _name, _does in JOBS.items():
     if _name != "cleanup":
         _run = with_deployment(changes=True)(_command(_name, _does))
         _run = click.option("--json", "json_", is_flag=True, help="Print JSON.")(_run)
-        job.command(_name, epilog=f"Example: run.py job {_name}")(_run)
+        _short = _does.capitalize() + "."
+        job.command(_name, short_help=_short, epilog=f"Example: run.py job {_name}")(_run)
 
 
 @asynccontextmanager

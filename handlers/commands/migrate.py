@@ -14,7 +14,7 @@ from handlers.operate.printing import say
 @click.command(
     "migrate",
     short_help="Bring the database's schema up to date, or back.",
-    epilog="Examples: run.py migrate --status · run.py migrate --to 20 --down",
+    epilog="\b\nExamples:\n  run.py migrate --status\n  run.py migrate --to 20 --down",
 )
 @click.option("--to", type=click.IntRange(min=0), metavar="N", help="Stop at this migration; 0 is none.")
 @click.option("--down", is_flag=True, help="Take back the newest one, or all after --to, data and all.")

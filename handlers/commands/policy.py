@@ -21,7 +21,7 @@ def policy() -> None:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
-    """List the policy in force for each tenant and domain, and whether it is the tenant's own."""
+    """List the policy in force for each tenant and domain. FROM is own if the tenant has set it."""
     async with deployment.policies() as policies:
         found = await policies.policies(tenant)
     if json_:
@@ -49,7 +49,7 @@ async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> N
 async def set_(
     deployment: Deployment, *, tenant: str, domain: str, chosen: Policy, fallback: Fallback | None
 ) -> None:
-    """Set a tenant's own policy for a domain; conflicts that are open stay open."""
+    """Set a tenant's own policy for a domain. Conflicts that are open stay open."""
     if fallback is not None and chosen != "field_merge":
         raise click.UsageError("--fallback is for field_merge: leave it out.")
     new = DomainPolicy(chosen) if fallback is None else DomainPolicy(chosen, fallback)
@@ -64,7 +64,7 @@ async def set_(
 @click.option("--domain", metavar="D", required=True, help="The domain, one of records.")
 @with_deployment(changes=True)
 async def unset(deployment: Deployment, *, tenant: str, domain: str) -> None:
-    """Give a tenant the default policy of a domain again; conflicts that are open stay open."""
+    """Give a tenant the default policy of a domain again. Conflicts that are open stay open."""
     async with deployment.policies() as policies:
         done = await policies.unset(tenant, domain)
         default = next((one for one in await policies.policies(tenant) if one.domain == domain), None)

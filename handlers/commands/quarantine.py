@@ -131,7 +131,7 @@ def _shown(case: QuarantineCase) -> _Shown:
 async def retry(
     deployment: Deployment, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
 ) -> None:
-    """Send a rejected item again as its device did: under its id, with its time, by the same rules.
+    """Send a rejected item again as its device did. It keeps its id and its time, and the same rules apply.
 
     Edits of the device that were rejected because of this item are sent with it, in their order. A stored
     item leaves the quarantine, and is stored once, however often this is tried. An item that is rejected

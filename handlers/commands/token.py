@@ -11,7 +11,7 @@ import jwt
 from click.core import ParameterSource
 
 from engine.runtime.ports import StoreError
-from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
+from handlers.commands.deployment import Deployment, DeploymentError, checked_device, with_deployment
 from handlers.http.keys import signing_key
 from handlers.http.tokens import Role, issue_token
 from handlers.operate.printing import say
@@ -70,10 +70,12 @@ def _read(whole: str) -> _Named:
     "token",
     invoke_without_command=True,
     short_help="Sign a token for a device or a person, or revoke one.",
-    epilog="Examples: run.py token --tenant acme --device phone-7 · run.py token --operator",
+    epilog="\b\nExamples:\n  run.py token --tenant acme --device phone-7\n  run.py token --operator",
 )
 @click.option("--tenant", metavar="T", help="The tenant; people without one see all of them.")
-@click.option("--device", metavar="D", help="The device's id: 1 to 255 of A-Z a-z 0-9 _ -.")
+@click.option(
+    "--device", metavar="D", callback=checked_device, help="The device's id: 1 to 255 of A-Z a-z 0-9 _ -."
+)
 @click.option("--user", metavar="U", help="Who uses the device.")
 @click.option("--role", type=click.Choice(["supervisor"]), help="May settle all conflicts of its tenant.")
 @click.option("--operator", "person", flag_value="operator", help="A person who may change things.")
@@ -149,7 +151,7 @@ async def _number(deployment: Deployment, name: str) -> int | None:
 @click.option("--tenant", metavar="T", help="Of this tenant alone.")
 @with_deployment(changes=True)
 async def revoke(deployment: Deployment, *, named: _Named, tenant: str | None) -> None:
-    """Revoke the tokens with this jti: their connections close within a second.
+    """Revoke the tokens with this jti. Their connections close within a second.
 
     A whole token may be given in place of its jti; only its jti is kept. Without --tenant the tokens of every
     tenant and of people are revoked. This cannot be undone: sign a new token.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click import Group
 from click.testing import CliRunner
 
 from handlers.http.tokens import KeySet, Verifier, secret_key
@@ -101,6 +102,14 @@ def test_command_each_has_help_with_an_example_and_the_common_options(command: s
     assert f"run.py {command}" in " ".join(shown.output.split()).split("Example")[1]
     assert "--config" in shown.output
     assert "--data-dir" in shown.output
+
+
+@pytest.mark.parametrize(
+    "group", sorted(name for name, one in cli.commands.items() if isinstance(one, Group))
+)
+def test_command_each_is_listed_with_a_whole_sentence(group: str) -> None:
+    shown = CliRunner().invoke(cli, [group, "--help"], terminal_width=80).output
+    assert [line for line in shown.splitlines()[1:] if line.endswith("...")] == []
 
 
 def test_command_with_a_python_without_packages_is_one_sentence() -> None:
@@ -238,7 +247,7 @@ def test_command_token_signed_with_the_secret_that_serve_made_and_none_made_for_
         (["token"], "--tenant and --device"),
         (["token", "--tenant", "acme"], "--tenant and --device"),
         (["token", "--operator", "--device", "phone"], "leave --device and --role out"),
-        (["token", "--tenant", "acme", "--device", "a/b"], "did: 1 to 255 of"),
+        (["token", "--tenant", "acme", "--device", "a/b"], "'--device': a device's id is 1 to 255 of"),
         (["token", "--operator", "--ttl-s", "0"], "--ttl-s"),
         (["migrate", "--status", "--down"], "--status changes nothing"),
         (["serve", "--workers", "many"], "auto for one per core"),

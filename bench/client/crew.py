@@ -56,8 +56,9 @@ class Setting(NamedTuple):
     """Where and how members work. ``sign`` signs a device's token; ``domains`` are edited.
 
     ``pool`` is how many records of each domain all of them edit, ``most_at_once`` how many edits a person
-    makes without a pause. ``skew_s`` is how far a device's clock is off at most. All data names ``tenant``
-    unless it is empty. ``make`` makes a device.
+    makes without a pause. ``unseen`` is the share of edits that are made as by a device that has never heard
+    of the record. ``skew_s`` is how far a device's clock is off at most. All data names ``tenant`` unless it
+    is empty. ``make`` makes a device.
     """
 
     url: str
@@ -68,6 +69,7 @@ class Setting(NamedTuple):
     pool: int
     edits_per_minute: float
     most_at_once: int = 1
+    unseen: float = 0.0
     skew_s: float = 0.0
     tenant: str = ""
     make: Callable[..., Device] = Device
@@ -180,7 +182,7 @@ class Member:
         mark = {"tenant": setting.tenant} if setting.tenant else {}
         self.made += 1
         tag, chance = f"{self.name} {self.made}", draw.random()
-        if chance < 0.03:
+        if chance < 0.1:
             metric = {"metric_name": "edits", "value": self.made, "timestamp": "2026-01-01T00:00:00Z"}
             edit("metrics", f"{self.name}-{self.made}", "append", {**metric, "by": tag, **mark})
             return
@@ -189,16 +191,18 @@ class Member:
         field = draw.choice(["note", "place", "count"])
         value = f"{draw.randrange(1000)} by {tag}" if field == "count" else tag
         patch: dict[str, Any] = {field: value, **mark}
-        if shown is None:
+        unseen = draw.random() < setting.unseen
+        if shown is None or unseen:
             status = {"status": _STATUSES[domain][0]} if domain in _STATUSES else {}
-            edit(domain, record_id, "put", {"title": "Check the pump", "note": tag, **status, **mark})
-        elif chance < 0.05:
-            edit(domain, record_id, "patch", {"status": "NO SUCH STATUS", "note": tag})
+            fields = {"title": "Check the pump", "note": tag, **status, **mark}
+            edit(domain, record_id, "put", fields, known=not unseen)
         elif chance < 0.12:
+            edit(domain, record_id, "patch", {"status": "NO SUCH STATUS", "note": tag})
+        elif chance < 0.19:
             edit(domain, record_id, "delete")
-        elif chance < 0.30:
+        elif chance < 0.35:
             edit(domain, record_id, "put", {**shown, **patch}, changed=[field])
-        elif chance < 0.45 and domain in _STATUSES:
+        elif chance < 0.5 and domain in _STATUSES:
             edit(domain, record_id, "patch", {**patch, "status": draw.choice(_STATUSES[domain])})
         else:
             removed = {"place": None} if chance > 0.95 else {}

@@ -14,7 +14,14 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
-from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
+from aiohttp import (
+    ClientError,
+    ClientSession,
+    ClientWebSocketResponse,
+    ClientWSTimeout,
+    WSMsgType,
+    WSServerHandshakeError,
+)
 
 from bench.client.edits import Held
 from bench.client.messages import ConflictList, Failed, Heard
@@ -111,6 +118,9 @@ class Device:
 
     #: The window of permessage-deflate in bits, 0 for none.
     compress = 15
+    #: How long a connection that the device leaves is given to close.
+    close_s = 10.0
+    protocol: type[DeviceProtocol] = DeviceProtocol
 
     def __init__(
         self,
@@ -145,9 +155,14 @@ class Device:
         op: Op,
         data: Fields | None = None,
         changed: Sequence[str] | None = None,
+        *,
+        known: bool = True,
     ) -> int:
-        """Make an edit, online or not. Returns its number. Raises ValueError for data no message carries."""
-        number = self.store.edit(domain, record_id, op, data, self._clock_us(), changed)
+        """Make an edit, online or not, of a record that the device knew or did not look for.
+
+        Returns its number. Raises ValueError for data no message carries.
+        """
+        number = self.store.edit(domain, record_id, op, data, self._clock_us(), changed, known=known)
         self._edited.set()
         return number
 
@@ -240,7 +255,7 @@ class Device:
 
     async def _once(self, token: str) -> _Ended:
         """Connect, protocol until the connection ends, and say what to do then."""
-        protocol = DeviceProtocol(self.store, self._clock_us, time.monotonic, self._on_settled)
+        protocol = self.protocol(self.store, self._clock_us, time.monotonic, self._on_settled)
         code: int | None = None
         retry_after_ms = 0
         sentence = "the connection was cut"
@@ -250,6 +265,7 @@ class Device:
                     f"{self._url}/v1/sync",
                     headers={"Authorization": f"Bearer {token}"},
                     protocols=(JSON_SUBPROTOCOL,),
+                    timeout=ClientWSTimeout(ws_close=self.close_s),
                     heartbeat=_PING_S,
                     compress=self.compress,
                     max_msg_size=_LARGEST_FRAME_BYTES,

@@ -14,9 +14,10 @@ from engine.wire.messages import Op
 
 
 class Message(NamedTuple):
-    """A ``sync`` message: the same items under the same key, as often as it is sent."""
+    """A ``sync`` message: the same items under the same key, as often as it is sent. ``last`` is an edit."""
 
     key: str
+    last: int
     items: list[bytes]
 
 

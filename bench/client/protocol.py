@@ -34,10 +34,13 @@ class ProtocolError(Exception):
     """The server said what no version 1 of the contract says."""
 
 
-class _Pushing(NamedTuple):
+class Pushing(NamedTuple):
+    """A message that was sent, up to the edit ``last``."""
+
     request_id: str
     key: str
     items: int
+    last: int
 
 
 class DeviceProtocol:
@@ -60,7 +63,7 @@ class DeviceProtocol:
         self._on_settled = on_settled
         self._numbers = itertools.count(1)
         self._asked: dict[str, OnAnswer] = {}
-        self._pushing: _Pushing | None = None
+        self._pushing: Pushing | None = None
         self._feed: str | None = None
         self._max_items = BATCH_ITEMS
         self._paused_until_s = 0.0
@@ -111,22 +114,26 @@ class DeviceProtocol:
 
     def wake(self) -> list[bytes]:
         """Go on with what waits, unless the server asked for a pause or said that it takes in no more."""
-        if self.welcome is None or self.goodbye is not None or self.pause_s is not None:
+        if self.welcome is None or self.goodbye is not None or self._paused_until_s > self._monotonic_s():
             return []
         return [*self._clock_set(), *([self._catch_up()] if self._feed is None else []), *self._push()]
 
     def _push(self) -> list[bytes]:
+        return self._push_next()
+
+    def _push_next(self, behind: int = 0) -> list[bytes]:
         if self._pushing is not None or self.welcome is None:
             return []
         limits = self.welcome.limits
-        message = self._store.message(min(self._max_items, limits.items), BATCH_BYTES, limits.frame_bytes)
+        most = min(self._max_items, limits.items)
+        message = self._store.message(most, BATCH_BYTES, limits.frame_bytes, behind)
         if message is None:
             return []
         if wait_ms := self._spent():
             self._pause(wait_ms)
             return []
         request_id = self._next_id()
-        self._pushing = _Pushing(request_id, message.key, len(message.items))
+        self._pushing = Pushing(request_id, message.key, len(message.items), message.last)
         return [messages.sync(request_id, message.key, message.items)]
 
     def ask(self, kind: str, on_answer: OnAnswer, **fields: Any) -> bytes:

@@ -115,12 +115,14 @@ class Store:
         data: Fields | None,
         clock_us: int,
         changed: Sequence[str] | None = None,
+        *,
+        known: bool = True,
     ) -> int:
         """Store an edit before it is shown. Returns its number. Raises ValueError for unusable data.
 
-        Its base is the version that the device holds; an edit on top of others that wait has theirs, since
-        it was made on their outcome, whatever the server has by then. No edit of a record is older than the
-        one before it, even if the device's clock was set back in between.
+        Its base is the version that the device holds, none if the record is not ``known``; an edit on top of
+        others that wait has theirs, since it was made on their outcome, whatever the server has by then. No
+        edit of a record is older than the one before it, even if the device's clock was set back in between.
         """
         with self._transaction() as run:
             waiting = run(
@@ -132,7 +134,7 @@ class Store:
                 base, at_us = self._held(domain, record_id)[0], clock_us
             else:
                 base, at_us = waiting[0], max(clock_us, waiting[1])
-            if op == "append":
+            if op == "append" or not known:
                 base = None
             more: dict[str, Any] = {} if op == "delete" else {"data": data}
             if changed is not None:
@@ -189,18 +191,21 @@ class Store:
 
     # -- push --------------------------------------------------------------------------------
 
-    def message(self, max_items: int, max_bytes: int, frame_bytes: int) -> Message | None:
+    def message(self, max_items: int, max_bytes: int, frame_bytes: int, behind: int = 0) -> Message | None:
         """Return the message under way, or make the next one under a new key; None if nothing waits.
 
+        Messages under way up to the edit ``behind`` are passed over, for who sends several at once.
         At most ``max_items`` and ``max_bytes``, though one item always fits. An item that no frame takes is
         refused here: it would close every connection that it is sent on.
         """
-        under_way = self._under_way()
+        under_way = self._under_way(behind)
         if under_way is not None:
             return under_way
         with self._transaction() as run:
             size_bytes, last = 0, 0
-            oldest = run("SELECT edit, item FROM outbox ORDER BY edit LIMIT ?", (max_items,)).fetchall()
+            oldest = run(
+                "SELECT edit, item FROM outbox WHERE key IS NULL ORDER BY edit LIMIT ?", (max_items,)
+            ).fetchall()
             for edit, item in oldest:
                 if len(item) + messages.ENVELOPE_BYTES > frame_bytes:
                     self._reject(edit, item, "too_large", f"larger than a frame of {frame_bytes} bytes")
@@ -211,18 +216,20 @@ class Store:
                 last = edit
             if last:
                 key = uuid.uuid4().hex
-                run("UPDATE outbox SET key = ? WHERE edit <= ?", (key, last))
+                run("UPDATE outbox SET key = ? WHERE key IS NULL AND edit <= ?", (key, last))
                 before = "INSERT INTO message SELECT ?, scope, cursor FROM cursors WHERE scope = ?"
                 run(before, (key, self._scope))
         if oldest and not last:
-            return self.message(max_items, max_bytes, frame_bytes)
-        return self._under_way()
+            return self.message(max_items, max_bytes, frame_bytes, behind)
+        return self._under_way(behind)
 
-    def _under_way(self) -> Message | None:
+    def _under_way(self, behind: int) -> Message | None:
         found = self._connection.execute(
-            "SELECT outbox.key, item FROM outbox JOIN message USING (key) ORDER BY edit"
+            "SELECT key, edit, item FROM outbox WHERE key = (SELECT key FROM outbox JOIN message USING (key)"
+            " WHERE edit > ? ORDER BY edit LIMIT 1) ORDER BY edit",
+            (behind,),
         ).fetchall()
-        return Message(found[0][0], [item for _, item in found]) if found else None
+        return Message(found[0][0], found[-1][1], [item for *_, item in found]) if found else None
 
     def settle(self, key: str, results: Sequence[Result]) -> tuple[list[Settled], bool]:
         """Store the answer to a message and delete the message, in one transaction.

@@ -45,6 +45,7 @@ def check(history: Sequence[Event], tables: Tables, *, whole: bool = True) -> li
     return [
         *_refusals(account),
         *_answers(account),
+        *_order(account),
         *_versions(account, tables),
         *_seqs(account, tables),
         *_events(account, tables),
@@ -154,6 +155,26 @@ def _alike(results: Sequence[Result], later: Answered) -> bool:
             for one, again in zip(results, later.results, strict=True)
         ]
     return results == later.results
+
+
+def _order(account: Account) -> Iterator[str]:
+    """No message of a device overtakes another that was sent before it, however often both were sent.
+
+    That holds as devices send again in order. Of messages that were refused, it holds only for those after
+    ``unavailable``: what was on its way for longer than a back-off lasts may pass one after ``overloaded``.
+    """
+    passed = {(one.device, one.key) for one in account.refused if one.code != "unavailable"}
+    newest: dict[str, tuple[int, str]] = {}
+    for device, key in account.sent:
+        answers = account.answers.get((device, key), [])[:1]
+        pairs = [pair for answer in answers for pair in account.pairs(answer)]
+        seqs = [result.seq or 0 for item, result in pairs if wrote(item, result)]
+        if not seqs or (device, key) in passed:
+            continue
+        last_seq, last_key = newest.get(device, (0, ""))
+        if min(seqs) < last_seq:
+            yield f"{device}: {key} was applied before {last_key}, which was sent first"
+        newest[device] = max((max(seqs), key), (last_seq, last_key))
 
 
 def _versions(account: Account, tables: Tables) -> Iterator[str]:

@@ -126,7 +126,7 @@ class FaultsDevice(Device):
         match heard.type:
             case "synced" if key is not None:
                 if self._harm is not None and self._harm.random() < _DROPPED:
-                    raise ConnectionError("an answer was lost")
+                    return self._lose_answer()
                 self._note(Answered, key=key, replayed=heard.replayed, results=heard.results)
             case "changes" if heard.id == self._feed:
                 self._cursor = heard.cursor
@@ -141,6 +141,9 @@ class FaultsDevice(Device):
             case _:
                 pass
         return super()._hear(protocol, text)
+
+    def _lose_answer(self) -> list[bytes]:
+        raise ConnectionError("an answer was lost")
 
     def _closed(self, code: int | None) -> None:
         """Note the end of a connection, whose ids count no more."""

@@ -25,6 +25,7 @@ from bench.faults.check import Account, check
 from bench.faults.device import FaultsDevice
 from bench.faults.history import Answered, Closed, Event, Fault, History, Logged, Paged, Refused, Sent, only
 from bench.faults.inject import FAULTS, Site
+from bench.faults.pipelining import PipeliningDevice
 from bench.faults.tables import read_tables
 from bench.harness.audit import Audit
 from bench.harness.child import progress
@@ -51,6 +52,8 @@ POLICIES: Final = (
     {"journal": ("manual", "most_recent_wins"), "task": ("field_merge", "manual")},
 )
 PER_S: Final = 2.0
+#: The share of edits made as by a device that has never heard of the record.
+_UNSEEN: Final = 0.1
 _MOST_AT_ONCE: Final = 5
 #: Records of each domain that a tenant's devices share.
 _POOL: Final = 12
@@ -78,8 +81,9 @@ async def faults(options: Options) -> Report:
     rounds = options.rounds or ROUNDS
     work = (
         f"{rounds} rounds, seed {options.seed}; {DEVICES} devices of {len(TENANTS)} tenants, each"
-        f" {PER_S:g} times a second with 1 to {_MOST_AT_ONCE} edits of records that all share; 5 % of syncs"
-        f" delayed, 1 % doubled, 0.1 % lost, 0.1 % malformed; beside them {REFERENCES} devices without that"
+        f" {PER_S:g} times a second with 1 to {_MOST_AT_ONCE} edits of records that all share; half of them"
+        " pipeline syncs; 5 % of syncs delayed, 1 % doubled, 0.1 % lost, 0.1 % malformed; beside them"
+        f" {REFERENCES} devices without that"
     )
     report = Report(scenario="faults", work=work)
     with fresh_on_tcp(options.settings) as (environment, postgres):
@@ -172,6 +176,8 @@ class _Run:
         urls = [*own * _OWN, *shared, *(own[index % WORKERS] for index in range(REFERENCES))]
         for index, url in enumerate(urls):
             tenant, harmed = TENANTS[index % len(TENANTS)], index < DEVICES
+            pipelines = harmed and index // len(TENANTS) % 2 == 0
+            kind = PipeliningDevice if pipelines else FaultsDevice
             setting = Setting(
                 url=url,
                 sign=partial(target.token, tenant),
@@ -181,8 +187,9 @@ class _Run:
                 pool=_POOL,
                 edits_per_minute=PER_S * 60,
                 most_at_once=_MOST_AT_ONCE,
+                unseen=_UNSEEN,
                 tenant=tenant,
-                make=partial(FaultsDevice, self.history, tenant, f"{seed}" if harmed else None),
+                make=partial(kind, self.history, tenant, f"{seed}" if harmed else None),
             )
             yield f"device-{index:02}" if harmed else f"reference-{index - DEVICES}", setting
 

@@ -204,6 +204,11 @@ def _answer_of_other_items(world: World) -> None:
     _replace(world, _place(world, Answered, "a1", key="a1-2"), results=[Result("applied", "task", "zz")])
 
 
+def _applied_out_of_order(world: World) -> None:
+    first, second = (_place(world, Sent, "a2", key=key) for key in ("a2-1", "a2-2"))
+    world.history[first], world.history[second] = world.history[second], world.history[first]
+
+
 def _key_kept_twice(world: World) -> None:
     world.tables.counts["keys"]["a", key_hash("a1", "a1-1")] += 1
 
@@ -315,6 +320,7 @@ PLANTED: dict[Callable[[World], None], str] = {
     _other_answer_to_a_retry: "a1: a1-1 was answered differently",
     _never_answered: "a1: a1-3 was never answered",
     _answer_of_other_items: "a1: a1-2 was answered with results of other items",
+    _applied_out_of_order: "a2: a2-1 was applied before a2-2, which was sent first",
     _key_kept_twice: "a1 a1-1: 1 keys as the device knows, 2 in the tables",
     _key_not_kept: "a1 a1-1: 1 keys as the device knows, 0 in the tables",
     _unknown_key: f"a/{key_hash('a1', 'of nobody')}: 0 keys as the device knows, 1 in the tables",
@@ -407,6 +413,13 @@ def test_check_replay_may_leave_data_out_and_nothing_else_may(world: World) -> N
     ):
         world.history[place + 1] = wrong
         assert any("a2-2 was answered differently" in fault for fault in check(world.history, world.tables))
+
+
+@pytest.mark.parametrize(("code", "passes"), [("overloaded", True), ("unavailable", False)])
+def test_check_message_put_off_may_be_overtaken_only_by_load(world: World, code: str, passes: bool) -> None:
+    _applied_out_of_order(world)
+    world.history.append(Refused(at_s=3, device="a2", key="a2-2", code=code, retryable=True))
+    assert (check(world.history, world.tables) == []) is passes
 
 
 def test_check_page_that_goes_back_is_no_fault_after_a_rewind(world: World) -> None:

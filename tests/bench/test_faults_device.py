@@ -1,4 +1,4 @@
-"""The device of scenario ``faults`` whose messages go wrong, on a real server."""
+"""The devices of scenario ``faults`` whose messages go wrong, on a real server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from bench.client.crew import DOMAINS, Setting, crew
 from bench.faults import device
 from bench.faults.history import Answered, History, Refused, Sent, only
+from bench.faults.pipelining import PipeliningDevice
 from bench.faults.tables import read_tables
 from bench.tools.convergence import faults
 from tests.harness.in_process_server import ON_SHARED, Running
@@ -18,15 +19,16 @@ from tests.harness.in_process_server import ON_SHARED, Running
 pytestmark = ON_SHARED
 
 
+@pytest.mark.parametrize("kind", [device.FaultsDevice, PipeliningDevice])
 async def test_harmed_devices_meet_it_all_and_lose_no_edit(
-    shared: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[device.FaultsDevice]
 ) -> None:
     shares = {"_DELAYED": 0.1, "_DELAY_S": (0.0, 0.05), "_TWICE": 0.2, "_DROPPED": 0.1, "_GARBLED": 0.2}
     for name, share in shares.items():
         monkeypatch.setattr(device, name, share)
     history, tenant = History(), shared.tenant()
     setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 1200.0, tenant=tenant)
-    setting = setting._replace(make=partial(device.FaultsDevice, history, tenant, "1"))
+    setting = setting._replace(make=partial(kind, history, tenant, "1"), unseen=0.2)
 
     def met_it_all() -> bool:
         lost = any(one.attempt > 1 for one in only(Sent, history.events))

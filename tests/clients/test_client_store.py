@@ -93,6 +93,27 @@ def test_store_message_repeats_key_and_bytes_until_answered(store: Store, path: 
     again.close()
 
 
+def test_store_messages_behind_one_another_keep_order_until_answered(store: Store) -> None:
+    for number in range(3):
+        store.edit("task", f"r{number}", "put", {"n": number}, 0)
+    first = sealed(store, items=1)
+    second = store.message(1, 1 << 16, FRAME, first.last)
+    assert second is not None
+    third = store.message(1, 1 << 16, FRAME, second.last)
+    assert third is not None
+    assert [item["data"]["n"] for one in (first, second, third) for item in items(one)] == [0, 1, 2]
+    assert store.message(1, 1 << 16, FRAME, third.last) is None
+    store.settle(second.key, [applied(1)])
+    assert sealed(store) == first
+    assert store.message(1, 1 << 16, FRAME, first.last) == third
+
+
+def test_store_edit_of_a_record_not_known_has_no_base(store: Store) -> None:
+    store.page([change("a", 3, {"x": 1})], "c", last=True)
+    store.edit("task", "a", "put", {"x": 2}, 0, known=False)
+    assert items(sealed(store))[0]["base"] is None
+
+
 def test_store_message_bounded_by_items_and_bytes(store: Store) -> None:
     for number in range(5):
         store.edit("task", f"r{number}", "put", {"text": "x" * 400}, 0)

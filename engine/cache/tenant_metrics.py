@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import islice
 from operator import add
 from typing import Final, NamedTuple
 
@@ -93,7 +92,7 @@ class TenantMetrics:
         self._connections_of = connections_of
         self._past: dict[int, _Counts] = {}
         self._present: Mapping[int, Minute] = {}
-        self._ended: deque[Iterator[tuple[int, Minute]]] = deque()
+        self._ended: deque[dict[int, Minute]] = deque()
 
     def begin(self, present: Mapping[int, Minute]) -> None:
         """Begin a minute. The one before is added up by the next scrape.
@@ -101,19 +100,26 @@ class TenantMetrics:
         Args:
             present: The minutes in which is counted from now on.
         """
-        self._ended.append(iter(self._present.items()))
+        self._ended.append(dict(self._present))
         self._present = present
         while len(self._ended) > _MOST_ENDED:
             self._add_up()
 
     def _add_up(self) -> None:
-        """Add some tenants of an ended minute to the past."""
-        past = self._past
-        some = list(islice(self._ended[0], _SLICE))
-        for tenant_id, minute in some:
+        """Move some tenants of an ended minute to the past."""
+        past, ended = self._past, self._ended[0]
+        for _ in range(min(_SLICE, len(ended))):
+            tenant_id, minute = ended.popitem()
             past[tenant_id] = _plus(past.get(tenant_id), minute)
-        if len(some) < _SLICE:
+        if not ended:
             self._ended.popleft()
+
+    def _total(self, tenant_id: int) -> _Counts:
+        """Add up a tenant. A minute may have ended since the page was begun: no count may go back."""
+        total = _plus(self._past.get(tenant_id), self._present.get(tenant_id))
+        for ended in self._ended:
+            total = _plus(total, ended.get(tenant_id))
+        return total
 
     def metrics(self) -> Iterator[Metric]:
         """Yield the counts of each tenant: each metric in slices, so that other work has its turn."""
@@ -128,7 +134,7 @@ class TenantMetrics:
             for tenant_id in tenants[first : first + _SLICE]:
                 name = self._name_of(tenant_id)
                 if name is not None:
-                    totals[name] = _plus(self._past.get(tenant_id), self._present.get(tenant_id))
+                    totals[name] = self._total(tenant_id)
                     found[name] = self._connections_of(tenant_id)
             yield connections(found, "tenant")
         for name, text, read in _PLAIN:

@@ -64,3 +64,14 @@ def test_tenant_metrics_that_nobody_scrapes_keep_few_minutes() -> None:
     for _ in range(20):
         metrics.begin({1: Minute(), 2: Minute(), 3: Minute()})
     assert len(metrics._ended) == 3
+
+
+def test_tenant_metrics_minute_that_ends_during_a_page_is_counted_once() -> None:
+    metrics = TenantMetrics(_NAMES.get, lambda _: 0)
+    metrics.begin({tenant_id: Minute(items=5) for tenant_id in _NAMES})
+    page, other = metrics.metrics(), metrics.metrics()
+    next(one for one in page if isinstance(one, Value) and one.values)
+    metrics.begin({})
+    next(other)
+    items = [one.values for one in page if isinstance(one, Value) and one.name == "tidemark_tenant_items"]
+    assert items == [{"acme": 5, "globex": 5}, {"initech": 5}]

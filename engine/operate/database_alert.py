@@ -49,7 +49,8 @@ class DatabaseAlert:
         self._clock = clock
         self._checked_us: int | None = None
         self._away_since_s: float | None = None
-        self._fired = False
+        #: The check that the alert is of, while it is told.
+        self._told_us: int | None = None
 
     def checked(self, at_us: int) -> None:
         """Note that this process made the last check, at a time by the database's clock."""
@@ -68,23 +69,23 @@ class DatabaseAlert:
         now_s = self._clock.monotonic_s()
         if reason is None:
             self._away_since_s = None
-            if self._fired:
-                self._fired = False
-                self._tell("cleared", "the database answers again")
+            if self._told_us is not None:
+                self._tell("cleared", self._told_us, "the database answers again")
+                self._told_us = None
         else:
             if self._away_since_s is None:
                 self._away_since_s = now_s
             away_s = now_s - self._away_since_s
-            if not self._fired and self._checked_us is not None and away_s >= AWAY_S:
-                self._fired = True
-                self._tell("fired", f"the database does not answer: {reason}")
+            if self._told_us is None and self._checked_us is not None and away_s >= AWAY_S:
+                self._told_us = self._checked_us
+                self._tell("fired", self._told_us, f"the database does not answer: {reason}")
         due = (one for one in self._receivers if one.waiting and one.due_at_s <= now_s)
         await asyncio.gather(*(self._send(one) for one in due))
 
-    def _tell(self, kind: AlertKind, message: str) -> None:
+    def _tell(self, kind: AlertKind, checked_us: int, message: str) -> None:
         at = datetime.fromtimestamp(self._clock.now_us() / 1e6, UTC)
         alert = Alert(
-            id=uuid5(NAMESPACE_URL, f"tidemark:{_METRIC}:{self._checked_us}:{kind}").hex,
+            id=uuid5(NAMESPACE_URL, f"tidemark:{_METRIC}:{checked_us}:{kind}").hex,
             kind=kind,
             metric=_METRIC,
             tenant=None,

@@ -96,6 +96,17 @@ async def test_database_alert_of_several_hosts_is_one_by_its_id() -> None:
     assert first.id == second.id
 
 
+async def test_database_alert_end_has_an_id_of_its_outage_whoever_checked_since() -> None:
+    process = Process(Clock())
+    for checked_us in (7, 8):
+        process.alert.checked(checked_us)
+        await process.away(AWAY_S * 2)
+        process.alert.checked_elsewhere()
+        await process.alert.observe(None)
+    assert process.kinds() == ["fired", "cleared"] * 2
+    assert len({one.id for one in process.receiver.taken}) == 4
+
+
 async def test_database_alert_receiver_that_fails_is_told_later_in_order() -> None:
     process = Process(Clock())
     process.alert.checked(7)

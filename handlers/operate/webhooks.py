@@ -33,7 +33,7 @@ _BASE64: Final = "whsec_"
 #: The buffer of the socket, so that little is read in a turn of the loop: aiohttp reads past answers of
 #: status 1xx without another turn, and as many as a receiver sends held the loop for 5.7 s.
 _RECEIVED_BYTES: Final = 4096
-_REFUSED: Final = "{} is not a public address: set alerts.private_addresses if it is the right one"
+_REFUSED: Final = "{} is not a public address: set alerts.private_addresses = true if it is the right one"
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 #: All that is on the Internet so far. Outside of it are site-local addresses, and forms of IPv4 addresses.
 _GLOBAL: Final = IPv6Network("2000::/3")
@@ -112,9 +112,11 @@ class Webhook:
         except Exception as error:  # whatever it is, the process goes on; its text may have the URL
             raise AlertNotSentError(f"no answer that is HTTP: {type(error).__name__}") from None
         if 300 <= status < 400:
-            raise AlertNotSentError(f"status {status}: redirects are not followed, set the final URL")
+            raise AlertNotSentError(
+                f"status {status} of the receiver: redirects are not followed, set the final URL"
+            )
         if not 200 <= status < 300:
-            raise AlertNotSentError(f"status {status}", _seconds(retry_after))
+            raise AlertNotSentError(f"status {status} of the receiver", _seconds(retry_after))
 
     def _request(self, alert: Alert) -> tuple[bytes, Mapping[str, str]]:
         """Return the body and the headers of Standard Webhooks."""

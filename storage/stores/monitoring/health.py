@@ -24,9 +24,12 @@ class PostgresHealth:
         self._database = database
 
     async def last(self) -> LastHealth | None:
-        """Read the row."""
+        """Read the row. One that another version wrote, and that this one cannot read, counts as none."""
         rows = await self._database.query(_LAST)
-        return msgspec.json.decode(rows[0][0], type=LastHealth) if rows else None
+        try:
+            return msgspec.json.decode(rows[0][0], type=LastHealth) if rows else None
+        except msgspec.ValidationError:  # a server could not start, and no judgement would replace it
+            return None
 
     async def replace(self, health: LastHealth) -> None:
         """Write the row. No wait for a standby: the next judgement writes it again."""

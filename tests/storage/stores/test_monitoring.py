@@ -150,3 +150,14 @@ async def test_health_last_is_the_one_that_replaced_others(database: Database) -
     for health in (first, second):
         await store.replace(health)
         assert await store.last() == health
+
+
+async def test_health_row_of_another_version_counts_as_none_and_is_replaced(
+    database: Database, dsn: str
+) -> None:
+    store = PostgresHealth(database)
+    execute(dsn, """INSERT INTO health_report (health) VALUES ('{"overall": {"status": "asleep"}}')""")
+    assert await store.last() is None
+    health = LastHealth(1, Health("healthy", 100), {})
+    await store.replace(health)
+    assert await store.last() == health

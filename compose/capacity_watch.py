@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,8 @@ from storage.postgres.pool import Database
 from storage.stores.usage import PostgresUsage
 
 _INTERVAL_S: Final = 15.0
+#: The disk of the files may be a network's, which hangs: the database's disk is watched all the same.
+_FILES_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -32,6 +35,7 @@ class CapacityWatch:
         self.state = CapacityState(bounds, TenantUsage())
         self._usage = PostgresUsage(database)
         self._files = None if settings.s3.bucket else Path(settings.data.dir)
+        self._looking: asyncio.Future[tuple[int, int] | tuple[None, None]] | None = None
         self._disk = Disk(database, settings.postgres.min_free_bytes, settings.postgres.max_bytes)
 
     async def run(self) -> None:
@@ -55,13 +59,23 @@ class CapacityWatch:
             _log.info("disk_has_room")
         state.full = full
         if self._files is not None:
-            state.files_free_bytes, state.files_disk_bytes = await anyio.to_thread.run_sync(
-                _room, self._files, abandon_on_cancel=True
-            )
+            await self._check_files(self._files)
+
+    async def _check_files(self, directory: Path) -> None:
+        """Look at the disk of the files; while one look hangs, no other begins."""
+        if self._looking is None:
+            look = anyio.to_thread.run_sync(_room, directory, abandon_on_cancel=True)
+            self._looking = asyncio.ensure_future(look)
+        await asyncio.wait([self._looking], timeout=_FILES_S)
+        free_bytes = total_bytes = None
+        if self._looking.done():
+            free_bytes, total_bytes = self._looking.result()
+            self._looking = None
+        self.state.files_free_bytes, self.state.files_disk_bytes = free_bytes, total_bytes
 
 
 def _room(directory: Path) -> tuple[int, int] | tuple[None, None]:
-    """Return the free bytes and the size of a directory's disk. A network disk may take its time."""
+    """Return the free bytes and the size of a directory's disk."""
     try:
         found = shutil.disk_usage(directory)
     except OSError:

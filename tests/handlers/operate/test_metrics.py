@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from compose import capacity_watch
 from compose.capacity_watch import CapacityWatch
 from engine.runtime.metrics import MetricSource, Value
 from storage.embedded.servers import Services
@@ -262,6 +264,34 @@ async def test_capacity_without_a_directory_of_files_tells_nothing_of_its_disk(
     await watch.check()
     await database.close()
     assert "tidemark_files_free_bytes" not in {metric.name for metric in watch.state.metrics()}
+
+
+async def test_capacity_disk_of_files_that_hangs_holds_up_no_other_look(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, answers = [], threading.Event()
+    usage = shutil.disk_usage("/")
+
+    def hangs(directory: object) -> object:
+        looks.append(directory)
+        answers.wait()
+        return usage
+
+    monkeypatch.setattr(shutil, "disk_usage", hangs)
+    monkeypatch.setattr(capacity_watch, "_FILES_S", 0.01)
+    database = Database(server.dsn, 1)
+    watch = CapacityWatch(database, settings_with())
+    try:
+        async with asyncio.timeout(10):
+            await watch.check()
+            await watch.check()
+        assert (len(looks), watch.state.files_free_bytes) == (1, None)
+    finally:
+        answers.set()
+    while watch.state.files_free_bytes is None:
+        await watch.check()
+    assert watch.state.files_disk_bytes == usage.total
+    await database.close()
 
 
 async def test_pool_counts_waits_and_failures(dsn: str) -> None:

@@ -44,6 +44,7 @@ from handlers.operate.admin_health import AdminHealth
 from handlers.operate.people import People
 from handlers.operate.probe_access import Audience, ProbeAccess
 from handlers.operate.probes import Probes, ReadinessProblems
+from handlers.operate.turns import Turns
 from handlers.operate.worker_metrics import WorkerMetrics
 from handlers.server import SYNC_PATH, application, services
 from handlers.sync.connections import Connections
@@ -205,7 +206,7 @@ class Edge:
             web.get(SYNC_PATH, socket.handle),
             *http.routes(),
             *engine.files.routes(gate, self._traffic, engine.read_limiter, engine.domains),
-            *AdminHealth(people, engine.health).routes(),
+            *AdminHealth(people, engine.health, Turns(self._loop.clock)).routes(),
             *self._probes("nobody" if self._probe_port else "operators").routes(),
         ]
         return application(routes, self._traffic, self._open_requests, limits.frame_bytes, counts)

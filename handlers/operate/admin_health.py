@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Final
 
@@ -12,6 +11,7 @@ from aiohttp import web
 from engine.operate.ports import HealthMonitor, NoTenantError
 from engine.wire.errors import SyncError
 from handlers.operate.people import People
+from handlers.operate.turns import Turns
 
 _DEFAULT_HOURS: Final = 24.0
 #: Minutes are kept for so long.
@@ -24,12 +24,13 @@ class AdminHealth:
     Args:
         people: Decides which tenant a request may ask about.
         monitor: Judges.
+        turns: Decides when.
     """
 
-    def __init__(self, people: People, monitor: HealthMonitor) -> None:
+    def __init__(self, people: People, monitor: HealthMonitor, turns: Turns) -> None:
         self._people = people
         self._monitor = monitor
-        self._turn = asyncio.Lock()
+        self._turns = turns
 
     def routes(self) -> list[web.RouteDef]:
         """List the routes."""
@@ -39,12 +40,12 @@ class AdminHealth:
         """Judge the tenant ``tenant``, or all that the token may see, over the last ``hours``.
 
         Raises:
-            SyncError: As ``People.tenant_of``; ``invalid_message`` for wrong ``hours``.
+            SyncError: As ``People.question`` and ``Turns.turn_of``; ``invalid_message`` for wrong ``hours``.
             StoreError: The database is away.
         """
-        tenant = await self._people.tenant_of(request, request.query.get("tenant"))
+        tenant, token = await self._people.question(request, request.query.get("tenant"))
         window_s = _window_s(request.query.get("hours"))
-        async with self._turn:
+        async with self._turns.turn_of(token):
             try:
                 judgement = await self._monitor.check(tenant, window_s)
             except NoTenantError:

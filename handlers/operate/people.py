@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 from aiohttp import web
 
@@ -13,6 +15,13 @@ from handlers.http.edge_protocol import mark_authenticated
 from handlers.http.tokens import Verifier, token_of
 
 
+class Question(NamedTuple):
+    """What a request is about: a tenant, None for all; and the token that asks."""
+
+    tenant: str | None
+    token: tuple[str | None, str]
+
+
 class People(msgspec.Struct, frozen=True):
     """Decides what people's tokens may ask about."""
 
@@ -20,8 +29,8 @@ class People(msgspec.Struct, frozen=True):
     tenants: TenantCache
     revocations: Revocations
 
-    async def tenant_of(self, request: web.Request, wanted: str | None) -> str | None:
-        """Return the tenant that a request is about, None for all tenants.
+    async def question(self, request: web.Request, wanted: str | None) -> Question:
+        """Return which tenant a request is about, and whose it is.
 
         Args:
             request: The request.
@@ -40,9 +49,9 @@ class People(msgspec.Struct, frozen=True):
         if own is None:
             self._check_not_revoked(ANY_TENANT, claims.token_id)
             mark_authenticated(request)
-            if wanted is not None and await self.tenants.find(wanted) is None:
+            if wanted is not None and ("\0" in wanted or await self.tenants.find(wanted) is None):
                 raise SyncError("not_found", "there is no such tenant: `run.py tenant list` has the names")
-            return wanted
+            return Question(wanted, (None, claims.token_id))
         tenant = await self.tenants.find(own)
         if tenant is None:
             raise SyncError("forbidden", "there is no such tenant: check the tid of the token")
@@ -51,7 +60,7 @@ class People(msgspec.Struct, frozen=True):
         mark_authenticated(request)
         if wanted not in (None, own):
             raise SyncError("forbidden", "this token is for one tenant alone, and that is another one")
-        return own
+        return Question(own, (own, claims.token_id))
 
     def _check_not_revoked(self, tenant_id: int, token_id: str) -> None:
         if self.revocations.refuses_token(tenant_id, token_id):

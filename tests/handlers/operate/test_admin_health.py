@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
 import pytest
 
+from engine.operate.health import HealthCheck
+from engine.operate.monitor.report import Judgement
+from handlers.operate.turns import MOST_REQUESTS
 from storage.embedded.servers import Services
 from tests.handlers.operate.test_probe_access import asked, bearer
 from tests.harness.admin import revoke_token
@@ -86,9 +90,28 @@ async def test_admin_health_wrong_hours_are_refused(server: Running, hours: str)
     assert body["message"].startswith("hours: a number above 0 and up to 48")
 
 
-async def test_admin_health_unknown_tenant_is_not_found(server: Running) -> None:
-    status, body = await ask(server, "?tenant=nobody")
+@pytest.mark.parametrize("tenant", ["nobody", "acme%00", "%ff", "", "a" * 3000])
+async def test_admin_health_unknown_tenant_is_not_found(server: Running, tenant: str) -> None:
+    status, body = await ask(server, f"?tenant={tenant}")
     assert (status, body["code"]) == (404, "not_found")
+
+
+async def test_admin_health_flood_of_one_token_is_refused(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, check = asyncio.Event(), HealthCheck.check
+
+    async def late(self: HealthCheck, tenant: str | None, window_s: int) -> Judgement:
+        await over.wait()
+        return await check(self, tenant, window_s)
+
+    monkeypatch.setattr(HealthCheck, "check", late)
+    answers = asyncio.as_completed([ask(server, role="viewer", jti="flood") for _ in range(10)])
+    async with asyncio.timeout(20):
+        statuses = [(await next(answers))[0] for _ in range(10 - MOST_REQUESTS)]
+    assert set(statuses) == {429}
+    over.set()
+    assert [(await one)[0] for one in answers] == [200] * MOST_REQUESTS
 
 
 async def test_admin_health_database_away_is_unavailable(server: Running, services: Services) -> None:

@@ -54,6 +54,7 @@ def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) 
     """
     return [
         _settings(settings, file),
+        *_variables(settings),
         *secret_findings(settings, file),
         _keys(keys),
         *_database(settings),
@@ -73,6 +74,16 @@ def _settings(settings: Settings, file: Layer | None) -> CheckResult:
         found += f"; data.dir = {settings.data.dir}, which is another one in each working directory"
         return CheckResult("warning", "settings", found, "set data.dir to a path that begins with /")
     return CheckResult("ok", "settings", found)
+
+
+def _variables(settings: Settings) -> Iterator[CheckResult]:
+    """Find variables with one underscore where two belong: nothing else tells that they are left alone."""
+    for section in (one for one in settings.__struct_fields__ if one != "domains"):
+        for key in getattr(settings, section).__struct_fields__:
+            written = f"TIDEMARK_{section}_{key}".upper()
+            if written in os.environ:
+                meant = f"TIDEMARK__{section}__{key}".upper()
+                yield CheckResult("warning", "environment", f"{written} is no setting", f"write {meant}")
 
 
 def _keys(keys: Callable[[], KeySet]) -> CheckResult:

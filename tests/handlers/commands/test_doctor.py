@@ -85,6 +85,18 @@ async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) 
     assert SECRET not in ended.out
 
 
+async def test_doctor_variable_with_single_underscores_is_a_warning_that_names_the_right_one(
+    examined: Run,
+) -> None:
+    ended = await examined(TIDEMARK_ALERTS_WEBHOOK_URL="https://example.org/hook")
+    assert found(ended, "environment") == {
+        "level": "warning",
+        "subject": "environment",
+        "found": "TIDEMARK_ALERTS_WEBHOOK_URL is no setting",
+        "remedy": "write TIDEMARK__ALERTS__WEBHOOK_URL",
+    }
+
+
 #: Settings, who is to blame, its level, what is found or to be done, and the exit status.
 WRONG: dict[str, tuple[dict[str, str], str, str, str, int]] = {
     "no database": (

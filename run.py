@@ -13,6 +13,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"Error: this Python has no {missing.name}: run `make install`, then .venv/bin/python run.py")
 
 from compose.metrics import release
+from handlers.commands.analytics import analytics
 from handlers.commands.audit import audit
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
@@ -102,6 +103,7 @@ for command in (
     job,
     monitor,
     audit,
+    analytics,
     export,
     doctor,
     settings,

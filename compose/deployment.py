@@ -59,6 +59,7 @@ from storage.stores.audit import PostgresAudit
 from storage.stores.devices import PostgresDevices
 from storage.stores.epoch import PostgresEpoch
 from storage.stores.export import PostgresExport
+from storage.stores.monitoring.analytics import PostgresAnalytics
 from storage.stores.policies import PostgresPolicies
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import PostgresUsage
@@ -270,6 +271,12 @@ class Deployment:
         """Open the audit log."""
         async with self._administered() as (database, _):
             yield PostgresAudit(database)
+
+    @asynccontextmanager
+    async def analytics(self) -> AsyncIterator[PostgresAnalytics]:
+        """Open the figures of tenants."""
+        async with self._administered() as (database, _):
+            yield PostgresAnalytics(database)
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:

@@ -104,6 +104,7 @@ class Minute(msgspec.Struct):
         uploads_finished: Uploads that became files; one of several parts counts as its parts.
         uploads_abandoned: Uploads that expired before their last byte.
         bytes_in: Bytes of messages and of uploads that were received.
+        replayed: Syncs that were answered with the stored answer of an earlier one.
         durations: From arrival to answer, of syncs that were answered with results.
     """
 
@@ -116,6 +117,7 @@ class Minute(msgspec.Struct):
     uploads_finished: int = 0
     uploads_abandoned: int = 0
     bytes_in: int = 0
+    replayed: int = 0
     durations: Durations = msgspec.field(default_factory=Durations)
 
     @property
@@ -125,7 +127,7 @@ class Minute(msgspec.Struct):
 
     @property
     def succeeded(self) -> int:
-        """Syncs that were answered with results."""
+        """Syncs that were answered with results, also with repeated ones."""
         return self.syncs - self.failed - self.refused
 
     def plus(self, other: Minute) -> Minute:
@@ -140,6 +142,7 @@ class Minute(msgspec.Struct):
             self.uploads_finished + other.uploads_finished,
             self.uploads_abandoned + other.uploads_abandoned,
             self.bytes_in + other.bytes_in,
+            self.replayed + other.replayed,
             self.durations.plus(other.durations),
         )
 

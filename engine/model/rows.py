@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.model.audit import AuditRow
+from engine.model.commit_counts import CommitCounts
 from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
 from engine.wire.messages import Op
@@ -287,6 +288,7 @@ class WriteSet(msgspec.Struct):
     ``conflicts`` are inserted or, by (tenant_id, conflict_id), replaced. ``recovered`` are removed from the
     quarantine. ``uploads`` are new states of finished uploads. ``usage`` is how much more each tenant holds.
     ``audit`` are security events.
+    ``counts`` are added to those of each tenant's present hour.
     """
 
     seqs: dict[int, int]
@@ -299,3 +301,4 @@ class WriteSet(msgspec.Struct):
     uploads: list[tuple[UploadRef, UploadState]] = []
     usage: dict[int, TenantUsage] = {}
     audit: list[AuditRow] = []
+    counts: dict[int, CommitCounts] = {}

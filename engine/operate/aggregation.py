@@ -1,4 +1,7 @@
-"""Sums each hour's minutes in a snapshot of each tenant, and deletes minutes when their time is over.
+"""Makes a snapshot of each tenant's hours, and deletes what it was made of when its time is over.
+
+A commit counts what it stores in its own transaction (``engine.model.commit_counts``), so these counts are
+exact. Durations, failures and refusals come from minutes, of which a killed process loses ten seconds.
 
 An hour is summed a few minutes after its end. A process that could not write its minutes until then marks
 them as late, and the next run sums their hours again. To sum an hour again gives the same.
@@ -10,21 +13,27 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
+
 from engine.cluster.jobs import JobRun
-from engine.model.minutes import NO_TENANT, Minute
+from engine.model.commit_counts import HOUR_US, STATUSES, CommitCounts
+from engine.model.minutes import NO_TENANT, Durations, Minute
 from engine.runtime.batching import with_retries
 
-_HOUR_US: Final = 3_600_000_000
-#: What the job did not sum for so long is left out.
-_CAUGHT_UP_US: Final = 72 * _HOUR_US
-_MINUTES_KEPT_US: Final = 48 * _HOUR_US
-_DEVICE_HOURS_KEPT_US: Final = 7 * 24 * _HOUR_US
+_encode: Final = msgspec.json.encode
+#: What the job did not sum for so long is left out, and an hour that changes later stays as it is.
+CAUGHT_UP_US: Final = 72 * HOUR_US
+#: Minutes and counts of commits are deleted when no run can sum their hour again, also one that began before.
+_KEPT_US: Final = CAUGHT_UP_US + 3 * HOUR_US
+_DEVICE_HOURS_KEPT_US: Final = 7 * 24 * HOUR_US
+#: Tenants of one statement that looks for hours that are over.
+_TENANTS: Final = 500
 #: Snapshots of one transaction: to make them takes the event loop a millisecond.
 _SNAPSHOTS: Final = 24
 
 
 class LateHour(NamedTuple):
-    """An hour of a tenant that has late minutes."""
+    """An hour of a tenant that changed after its sum."""
 
     start_us: int
     tenant_id: int
@@ -34,7 +43,7 @@ class Due(NamedTuple):
     """What is to be summed.
 
     ``since_us`` is where the last run ended, ``until_us`` the end of the last hour whose minutes are all
-    written or will be marked as late. ``late`` are hours before ``since_us``.
+    written or will be marked as late. ``late`` are hours before ``since_us``, and of the last 72.
     """
 
     since_us: int
@@ -44,16 +53,17 @@ class Due(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The figures of a tenant's hour that come from minutes, and the counts that they are made of.
+    """The figures of a tenant's hour, and the counts that they are made of.
 
-    A figure without data is None. ``sync_requests`` are ``succeeded``, ``failed`` and ``refused`` together.
-    Rates are of 1.
+    A figure without data is None. ``sync_requests`` are ``succeeded``, ``replayed``, ``failed`` and
+    ``refused`` together. Rates are of 1. ``domains`` are the items by domain and status, as JSON.
     """
 
     sync_requests: int
     succeeded: int
     failed: int
     refused: int
+    replayed: int
     avg_duration_ms: float | None
     p95_duration_ms: float | None
     items_per_sync: float | None
@@ -62,20 +72,38 @@ class Snapshot(NamedTuple):
     conflicts_manual: int
     conflict_rate: float | None
     bytes_synced: int
+    bytes_in: int
+    bytes_saved_patch: int
     items: int
     uploads_finished: int
     uploads_abandoned: int
     duration_us: int
+    domains: str
+
+
+class Hour(NamedTuple):
+    """A tenant's hour, which began at ``start_us``."""
+
+    tenant_id: int
+    start_us: int
+    figures: Snapshot
+    durations: Durations
 
 
 class AggregationStore(Protocol):
-    """Minutes and snapshots. Every method raises StoreError."""
+    """Minutes, counts of commits, and snapshots. Every method raises StoreError."""
 
     async def due(self) -> Due:
         """Read what is to be summed."""
 
+    async def end_hours(self, tenant_ids: Sequence[int]) -> None:
+        """Set the counts of tenants' last commits aside, if their hour is over.
+
+        The next commit would do the same; but a tenant may have none for long.
+        """
+
     async def sum_hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> int:
-        """Write the snapshots of some tenants' hours, and take the marks off their minutes: one transaction.
+        """Write the snapshots of some tenants' hours, and note that they are summed: one transaction.
 
         Args:
             tenant_ids: The tenants.
@@ -83,7 +111,7 @@ class AggregationStore(Protocol):
             until_us: The end of the last hour.
 
         Returns:
-            The number of snapshots. An hour without minutes has none.
+            The number of snapshots. An hour of which nothing is counted has none.
         """
 
     async def summed(self, until_us: int) -> None:
@@ -91,6 +119,9 @@ class AggregationStore(Protocol):
 
     async def delete_minutes(self, before_us: int, limit: int) -> int:
         """Delete minutes that began before an instant. Returns how many."""
+
+    async def delete_counts(self, before_us: int, limit: int) -> int:
+        """Delete counts of commits of hours before an instant. Returns how many rows."""
 
     async def delete_device_hours(self, before_us: int, limit: int) -> int:
         """Delete devices' hours that began before an instant. Returns how many."""
@@ -103,11 +134,15 @@ class Aggregation:
         self._store = store
 
     async def __call__(self, run: JobRun) -> None:
-        """Sum and delete; count ``snapshots``, ``minutes_deleted`` and ``device_hours_deleted``.
+        """Sum and delete; count ``snapshots``, and the rows of each kind that are deleted.
 
         Raises StoreError.
         """
         store = self._store
+        due = await with_retries(store.due)
+        for some in _chunks(due.tenant_ids, _TENANTS):
+            await with_retries(partial(store.end_hours, some))
+            await run.rest()
         due = await with_retries(store.due)
         for tenant_ids, since_us, until_us in parts(due):
             run.count(
@@ -115,8 +150,9 @@ class Aggregation:
             )
             await run.rest()
         await with_retries(partial(store.summed, max(due.since_us, due.until_us)))
-        before_us = run.now_us - _MINUTES_KEPT_US
+        before_us = run.now_us - _KEPT_US
         await run.pages("minutes_deleted", partial(store.delete_minutes, before_us))
+        await run.pages("counts_deleted", partial(store.delete_counts, before_us))
         before_us = run.now_us - _DEVICE_HOURS_KEPT_US
         await run.pages("device_hours_deleted", partial(store.delete_device_hours, before_us))
 
@@ -128,43 +164,60 @@ def parts(due: Due) -> Iterator[tuple[Sequence[int], int, int]]:
         The late hours last, those of one hour together.
     """
     tenant_ids = [NO_TENANT, *due.tenant_ids]
-    span_us = _SNAPSHOTS * _HOUR_US
-    first_us = max(due.since_us, due.until_us - _CAUGHT_UP_US)
+    span_us = _SNAPSHOTS * HOUR_US
+    first_us = max(due.since_us, due.until_us - CAUGHT_UP_US)
     for since_us in range(first_us, due.until_us, span_us):
         until_us = min(since_us + span_us, due.until_us)
-        for some in _chunks(tenant_ids, _SNAPSHOTS // ((until_us - since_us) // _HOUR_US)):
+        for some in _chunks(tenant_ids, _SNAPSHOTS // ((until_us - since_us) // HOUR_US)):
             yield some, since_us, until_us
     by_hour: dict[int, list[int]] = {}
     for start_us, tenant_id in due.late:
         by_hour.setdefault(start_us, []).append(tenant_id)
     for start_us, late in sorted(by_hour.items()):
         for some in _chunks(late, _SNAPSHOTS):
-            yield some, start_us, start_us + _HOUR_US
+            yield some, start_us, start_us + HOUR_US
 
 
-def _chunks(tenant_ids: list[int], size: int) -> Iterator[list[int]]:
+def _chunks(tenant_ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for first in range(0, len(tenant_ids), size):
         yield tenant_ids[first : first + size]
 
 
-def snapshot(hour: Minute) -> Snapshot:
-    """Return the figures of an hour, given as the sum of its minutes."""
+def snapshot(hour: Minute, commits: CommitCounts | None) -> Snapshot:
+    """Return the figures of an hour.
+
+    Args:
+        hour: The sum of its minutes.
+        commits: What was committed in it; None for an hour in which commits were not counted yet. Its figures
+            come from minutes.
+    """
     durations = hour.durations
+    if commits is None:
+        held, settled = hour.conflicts_open, hour.conflicts - hour.conflicts_open
+        committed, items, sent_bytes = hour.succeeded - hour.replayed, hour.items, hour.bytes_in
+        commits = CommitCounts()
+    else:
+        held, settled = commits.of_status("conflict"), commits.of_status("resolved")
+        committed, items, sent_bytes = commits.syncs, commits.of_status(*STATUSES), commits.sent_bytes
     return Snapshot(
-        sync_requests=hour.syncs,
-        succeeded=hour.succeeded,
+        sync_requests=committed + hour.replayed + hour.failed + hour.refused,
+        succeeded=committed,
         failed=hour.failed,
         refused=hour.refused,
+        replayed=hour.replayed,
         avg_duration_ms=durations.mean_ms(),
         p95_duration_ms=durations.percentile_ms(0.95),
-        items_per_sync=hour.items / hour.succeeded if hour.succeeded else None,
-        conflicts_total=hour.conflicts,
-        conflicts_auto=hour.conflicts - hour.conflicts_open,
-        conflicts_manual=hour.conflicts_open,
-        conflict_rate=hour.conflicts / hour.items if hour.items else None,
-        bytes_synced=hour.bytes_in,
-        items=hour.items,
+        items_per_sync=items / committed if committed else None,
+        conflicts_total=held + settled,
+        conflicts_auto=settled,
+        conflicts_manual=held,
+        conflict_rate=(held + settled) / items if items else None,
+        bytes_synced=sent_bytes,
+        bytes_in=hour.bytes_in,
+        bytes_saved_patch=commits.saved_bytes,
+        items=items,
         uploads_finished=hour.uploads_finished,
         uploads_abandoned=hour.uploads_abandoned,
         duration_us=durations.sum_us,
+        domains=_encode(commits.by_domain()).decode(),
     )

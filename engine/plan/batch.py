@@ -120,15 +120,16 @@ def steps(
     if sharing:
         yield len(batch) - 1
     conflicts, settled = unit.conflict_counts()
+    counts, statuses = unit.counts(context.domains.rules)
     return Plan(
         outcomes,
-        unit.writes(),
+        unit.writes(counts),
         unit.changes,
         unit.reused_keys,
         unit.unread_conflicts,
         capacity.blocked,
         capacity.refused,
-        unit.statuses,
+        statuses,
         conflicts,
         settled,
     )

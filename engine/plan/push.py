@@ -210,9 +210,7 @@ def _store_answer(
             return capacity.refuse(push, sentence(bound))
     if capacity.blocked:
         capacity.unblock(push)
-    statuses = unit.statuses
-    for result in results:
-        statuses[result.status] += 1
+    unit.count_answered(push, results)
     return PushAnswer(encoded, replayed=False, plain=plain)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from typing import Final, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 from engine.model.audit import AuditRow
+from engine.model.commit_counts import OTHER_DOMAIN, STATUSES, CommitCounts
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -29,10 +30,11 @@ from engine.model.uploads import UploadRef
 from engine.plan.bounds.tenant_usage import AHEAD_US, conflict_bytes, record_bytes
 from engine.plan.decoded import DecodedRecords
 from engine.plan.work import Change, Push
-from engine.wire.messages import Status
+from engine.wire.messages import Result
 
 _NOTHING: Final = TenantUsage()
-_STATUSES: Final = get_args(Status)
+#: Makes a named tuple in half the time that its class takes.
+_new = tuple.__new__
 
 
 class Reads:
@@ -106,7 +108,7 @@ class UnitOfWork:
 
     ``unread_conflicts`` are open conflicts that the batch needs and has not read: it has to begin again with
     them as ``extra_conflicts``. ``usage`` is how much each tenant holds more than before the batch.
-    ``statuses`` counts the items of answered messages by status. ``audit`` are security events.
+    ``audit`` are security events.
     """
 
     def __init__(self, snapshot: Snapshot, extra_conflicts: Collection[OpenConflictRef] = ()) -> None:
@@ -120,7 +122,6 @@ class UnitOfWork:
         self.duplicates = snapshot.duplicates
         self.quarantine: list[Quarantined] = []
         self.audit: list[AuditRow] = []
-        self.statuses = dict.fromkeys(_STATUSES, 0)
         self.unread_conflicts: dict[OpenConflictRef, None] = {}
         self.decoded = DecodedRecords()
         self._also_held = extra_conflicts
@@ -139,6 +140,8 @@ class UnitOfWork:
         self._new_events: dict[EventKey, None] = {}
         self._logged: dict[ConflictRef, Conflict] = {}
         self._upload_states: dict[UploadRef, UploadState] = {}
+        self._counts: dict[int, CommitCounts] = {}
+        self._items: dict[tuple[int, str | None, str], int] = {}
 
     def next_seq(self, tenant_id: int) -> int:
         """Return the tenant's next change number."""
@@ -184,6 +187,36 @@ class UnitOfWork:
         usage.answer_bytes += len(row.results)
         self.keys[ref] = row
         self._new_keys.append(row)
+
+    def count_answered(self, push: Push, results: list[Result]) -> None:
+        """Count a message whose items were applied, with their results. It costs 0.2 µs an item."""
+        tenant_id = push.tenant_id
+        counts = self._counts.get(tenant_id)
+        if counts is None:
+            counts = self._counts[tenant_id] = CommitCounts()
+        counts.syncs += 1
+        counts.sent_bytes += len(push.raw_items)
+        items = self._items
+        for item, result in zip(push.items, results, strict=True):
+            status = result.status
+            key = (tenant_id, result.domain, status)
+            items[key] = items.get(key, 0) + 1
+            if status == "applied" and type(item) is Change and item.op == "patch":
+                record = self.records[_new(RecordKey, (tenant_id, item.domain, item.id))]
+                counts.saved_bytes += max(0, len(record.data or b"") - len(item.data))
+
+    def counts(self, domains: Collection[str]) -> tuple[dict[int, CommitCounts], dict[str, int]]:
+        """Return the counts of answered messages by tenant, and their items by status.
+
+        Args:
+            domains: The configured domains. Items of others are counted together.
+        """
+        statuses: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        for (tenant_id, domain, status), count in self._items.items():
+            statuses[status] += count
+            known = domain if domain in domains else OTHER_DOMAIN
+            self._counts[tenant_id].add_items(known or OTHER_DOMAIN, status, count)
+        return self._counts, statuses
 
     def add_quarantined(self, rows: list[Quarantined]) -> None:
         """Add rejected items to the quarantine."""
@@ -312,8 +345,8 @@ class UnitOfWork:
                 new[conflict.policy, outcome] += 1
         return new, settled
 
-    def writes(self) -> WriteSet:
-        """Return the rows to write, each identity once."""
+    def writes(self, counts: dict[int, CommitCounts]) -> WriteSet:
+        """Return the rows to write, each identity once, with the counts of ``counts``."""
         first = self._first_seqs
         return WriteSet(
             seqs={tenant: seq for tenant, seq in self.seqs.items() if seq != first[tenant]},
@@ -325,4 +358,5 @@ class UnitOfWork:
             uploads=list(self._upload_states.items()),
             usage={tenant: usage for tenant, usage in self.usage.items() if usage != _NOTHING},
             audit=self.audit,
+            counts=counts,
         )

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 import click
 import msgspec
 
+from engine.operate.analytics import AnalyticsReads
 from engine.operate.export import ExportStore
 from engine.operate.ports import (
     AlertingMonitor,
@@ -100,6 +101,9 @@ class Deployment(Protocol):
 
     def audit(self) -> AbstractAsyncContextManager[AuditReads]:
         """Open the audit log."""
+
+    def analytics(self) -> AbstractAsyncContextManager[AnalyticsReads]:
+        """Open the figures of tenants."""
 
     def exports(self) -> AbstractAsyncContextManager[ExportStore]:
         """Open the records and events to export."""

@@ -41,7 +41,9 @@ class PushCounts(msgspec.Struct, frozen=True):
         minute.syncs += 1
         minute.durations.add(duration_us)
         conflicts = 0
-        if not answer.replayed:
+        if answer.replayed:
+            minute.replayed += 1
+        else:
             minute.items += items
             if not answer.plain:
                 conflicts, held = count_conflicts(answer.results)

@@ -10,6 +10,7 @@ from operator import gt
 
 from engine.feed.ports import Page
 from engine.model.audit import AuditRow
+from engine.model.commit_counts import CommitCounts
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -46,6 +47,7 @@ class Memory:
         self.audit: list[AuditRow] = []
         self.uploads: dict[UploadRef, UploadState] = {}
         self.usage: defaultdict[int, TenantUsage] = defaultdict(TenantUsage)
+        self.counts: defaultdict[int, CommitCounts] = defaultdict(CommitCounts)
         #: Of what record, name and content they are.
         self.contents: dict[UploadRef, tuple[str, ...]] = {}
 
@@ -123,6 +125,8 @@ class Memory:
         for tenant, more in writes.usage.items():
             both = zip(self.usage[tenant].numbers(), more.numbers(), strict=True)
             self.usage[tenant] = TenantUsage(*[held + added for held, added in both])
+        for tenant, counts in writes.counts.items():
+            self.counts[tenant].add(counts)
 
 
 def held_ref(row: Conflict) -> OpenConflictRef:

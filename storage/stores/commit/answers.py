@@ -14,8 +14,8 @@ from storage.stores.commit.rows import AnswerRow, select
 #: Two days find every message that was first sent within a day, however long its batch waited for a lock.
 RECENT_H: Final = 48
 
-#: The database's day, as days since 1970-01-01 UTC.
-TODAY: Final = "(extract(epoch FROM now())::bigint / 86400)"
+#: The database's hour, as hours since 1970-01-01 UTC.
+THIS_HOUR: Final = "(extract(epoch FROM now())::bigint / 3600)"
 
 _DAY: Final = timedelta(days=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

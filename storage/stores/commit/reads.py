@@ -11,7 +11,7 @@ from engine.model.rows import ReadSet
 from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.arrays import control_joined, hex_array, int_array, split_sql, text_array
 from storage.postgres.connection import Statement
-from storage.stores.commit.answers import RECENT_H, TODAY, older, recent
+from storage.stores.commit.answers import RECENT_H, THIS_HOUR, older, recent
 from storage.stores.commit.rows import (
     ConflictRow,
     CounterRow,
@@ -31,9 +31,17 @@ from storage.stores.upload_states import FILE_OR_DUPLICATE
 LOCK: Final = Statement(
     "SELECT FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id FOR UPDATE"
 )
-#: The day is a subquery, so that it is computed once and not for each tenant.
+#: The hour is a subquery, so that it is computed once and not for each tenant.
 _COUNTERS: Final = (
-    select(CounterRow, tenant_id="tenant_id", seq="seq", day=f"(SELECT {TODAY})", usage="{0}")
+    select(
+        CounterRow,
+        tenant_id="tenant_id",
+        seq="seq",
+        hour=f"(SELECT {THIS_HOUR})",
+        counted_hour="sync_hour",
+        usage="{0}",
+        counts="sync_counts",
+    )
     + " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
 _USAGE: Final = f"concat_ws(',', {', '.join(NAMES)})"

@@ -35,21 +35,29 @@ from storage.stores.upload_states import STATES_BY_TEXT
 class StoredSnapshot(Snapshot):
     """A snapshot, and what the store itself needs to know of it.
 
-    ``tombstones`` are the records that are tombstones in the table, whatever the plan makes of them. ``day``
-    is the database's day, as days since 1970-01-01 UTC.
+    ``tombstones`` are the records that are tombstones in the table, whatever the plan makes of them. ``hour``
+    is the database's hour, as hours since 1970-01-01 UTC. ``counted`` are the counts that each tenant's
+    counter has, and their hour.
     """
 
     tombstones: set[RecordKey] = msgspec.field(default_factory=set)
-    day: int = 0
+    hour: int = 0
+    counted: dict[int, tuple[int, str]] = msgspec.field(default_factory=dict)
 
 
 class CounterRow(NamedTuple):
-    """A tenant's counter. ``usage`` is what it holds, comma-separated, None if that was not asked."""
+    """A tenant's counter.
+
+    ``usage`` is what it holds, comma-separated, None if that was not asked. ``counts`` are those of
+    ``counted_hour``, None without any.
+    """
 
     tenant_id: int
     seq: int
-    day: int
+    hour: int
+    counted_hour: int
     usage: str | None
+    counts: str | None
 
 
 class AnswerRow(NamedTuple):
@@ -158,8 +166,10 @@ def snapshot_of(rows: list[Row]) -> StoredSnapshot:
 
 
 def _take_counter(snapshot: StoredSnapshot, row: CounterRow) -> None:
-    tenant_id, seq, snapshot.day, usage = row
+    tenant_id, seq, snapshot.hour, counted_hour, usage, counts = row
     snapshot.seqs[tenant_id] = seq
+    if counts is not None:
+        snapshot.counted[tenant_id] = (counted_hour, counts)
     if usage is not None:
         snapshot.usage[tenant_id] = TenantUsage(*map(int, usage.split(",")))
 

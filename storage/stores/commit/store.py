@@ -15,7 +15,7 @@ from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction
 from storage.stores.commit.reads import LOCK, ReadKinds, kinds_of, reading, values_of
 from storage.stores.commit.rows import StoredSnapshot, snapshot_of
-from storage.stores.commit.writes import finish
+from storage.stores.commit.writes import Stored, finish
 
 
 class PostgresStore:
@@ -48,7 +48,7 @@ class PostgresStore:
                 await transaction.rollback()
                 await self._create_counters(read_set.tenants)
                 raise StoreRetryError("a tenant's counter was missing")
-            self._check_day(day, snapshot.day)
+            self._check_day(day, snapshot.hour // 24)
         except BaseException:
             await transaction.rollback()
             raise
@@ -86,13 +86,14 @@ class PostgresTransaction:
     def __init__(self, transaction: Transaction, snapshot: StoredSnapshot) -> None:
         self._transaction = transaction
         self.snapshot = snapshot
-        self._existing = frozenset(snapshot.records)
-        self._tombstones = snapshot.tombstones
+        self._stored = Stored(
+            frozenset(snapshot.records), snapshot.tombstones, snapshot.hour, snapshot.counted
+        )
 
     async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit. The port says what it raises."""
         try:
-            statements, values = finish(writes, self._existing, self._tombstones)
+            statements, values = finish(writes, self._stored)
         except BaseException:
             await self._transaction.rollback()
             raise

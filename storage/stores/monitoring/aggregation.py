@@ -1,14 +1,16 @@
-"""Snapshots: the hours of tenants, summed from minutes."""
+"""Snapshots: the hours of tenants, summed from minutes and from what commits counted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from engine.operate.aggregation import Due, LateHour, Snapshot, snapshot
+from engine.model.commit_counts import HOUR_US
+from engine.operate.aggregation import CAUGHT_UP_US, Due, LateHour, Snapshot
 from storage.postgres.arrays import int_array, number_array_or_null, text_array
 from storage.postgres.pool import Database
-from storage.stores.monitoring.minutes import LATE_AFTER, MINUTES, SINCE, SUMS, UNTIL, summed_minute
+from storage.stores.monitoring.hours import HOUR_OF_MINUTE, read_hours, span
+from storage.stores.monitoring.minutes import LATE_AFTER, SINCE, UNTIL
 
 #: An hour is summed when each of its minutes that is still to come will be marked as late.
 _SETTLED_AFTER: Final = f"({LATE_AFTER} + interval '1 minute')"
@@ -18,24 +20,41 @@ _DUE: Final = (
     f" (extract(epoch FROM date_bin('1 hour', now() - {_SETTLED_AFTER}, 'epoch')) * 1000000)::bigint"
     " FROM cluster_state"
 )
-_HOUR_OF_MINUTE: Final = "(extract(epoch FROM date_bin('1 hour', minute_start, 'epoch')) * 1000000)::bigint"
+#: An hour's counts that are set aside later than its end are not summed yet.
 _LATE: Final = (
-    f"SELECT DISTINCT {_HOUR_OF_MINUTE}, tenant_id FROM sync_minutes WHERE late AND minute_start < {SINCE}"
+    f"SELECT DISTINCT {HOUR_OF_MINUTE}, tenant_id FROM sync_minutes WHERE late AND minute_start < {SINCE}"
+    " AND minute_start >= to_timestamp(%(from)s::float8 / 1000000)"
+    f" UNION SELECT sync_hour * {HOUR_US}, tenant_id FROM sync_hour_counts"
+    f" WHERE NOT summed AND sync_hour < %(since)s::bigint / {HOUR_US}"
+    f" AND sync_hour >= %(from)s::bigint / {HOUR_US}"
+)
+#: As the commit path does it (``storage.stores.commit.writes``), and in the same order of locks.
+_END_HOURS: Final = (
+    "WITH over AS MATERIALIZED (SELECT tenant_id, sync_hour, sync_counts FROM tenant_counters"
+    " WHERE tenant_id = ANY(%(tenants)s::int[]) AND sync_counts IS NOT NULL"
+    " AND sync_hour < floor(extract(epoch FROM now()) / 3600) ORDER BY tenant_id FOR UPDATE),"
+    " moved AS (INSERT INTO sync_hour_counts (tenant_id, sync_hour, sync_counts) SELECT * FROM over)"
+    " UPDATE tenant_counters AS c SET sync_counts = NULL FROM over WHERE c.tenant_id = over.tenant_id"
+)
+_SUMMED_COUNTS: Final = (
+    "UPDATE sync_hour_counts SET summed = true WHERE NOT summed AND tenant_id = ANY(%(tenants)s::int[])"
+    " AND sync_hour >= %(since_hour)s AND sync_hour < %(until_hour)s"
 )
 _UNMARK: Final = (
     "UPDATE sync_minutes SET late = false WHERE late AND tenant_id = ANY(%(tenants)s::int[])"
     f" AND minute_start >= {SINCE} AND minute_start < {UNTIL}"
 )
-_SUMS: Final = SUMS.format(rows=MINUTES.format(period=_HOUR_OF_MINUTE, since=SINCE, until=UNTIL))
 _BUCKETS: Final = ("duration_buckets", "duration_counts")
+_FIGURES: Final = tuple(name for name in Snapshot._fields if name != "domains")
 #: Figures that do not come from minutes stay as they are.
 _WRITE: Final = (
     "INSERT INTO sync_analytics_snapshot AS t"
-    f" (tenant_id, hour_start, {', '.join((*Snapshot._fields, *_BUCKETS))})"
+    f" (tenant_id, hour_start, {', '.join((*_FIGURES, *_BUCKETS))}, domains)"
     " SELECT w.* FROM (SELECT unnest(%(tenants)s::int[]) AS tenant_id,"
     f" to_timestamp(unnest(%(hours)s::bigint[]) / 1000000), "
-    + ", ".join(f"unnest(%({name})s::float8[])" for name in Snapshot._fields)
-    + ", unnest(%(duration_buckets)s::text[])::smallint[], unnest(%(duration_counts)s::text[])::int[]"
+    + ", ".join(f"unnest(%({name})s::float8[])" for name in _FIGURES)
+    + ", unnest(%(duration_buckets)s::text[])::smallint[], unnest(%(duration_counts)s::text[])::int[],"
+    " unnest(%(domains)s::text[])::jsonb"
     ") AS w WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
     " ON CONFLICT (tenant_id, hour_start) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in (*Snapshot._fields, *_BUCKETS))
@@ -51,6 +70,14 @@ _DELETE_MINUTES: Final = (
     " ORDER BY m.minute_start LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
     " gone AS (DELETE FROM sync_minutes AS g USING old WHERE g.tenant_id = old.t AND g.minute_start = old.s"
     " AND g.process = old.p RETURNING 1) SELECT count(*) FROM gone"
+)
+_DELETE_COUNTS: Final = (
+    "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL"
+    " (SELECT m.tenant_id AS t, m.sync_hour AS s, m.part AS p FROM sync_hour_counts AS m"
+    f" WHERE m.tenant_id = t.tenant_id AND m.sync_hour < %(before)s::bigint / {HOUR_US}"
+    " ORDER BY m.sync_hour LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
+    " gone AS (DELETE FROM sync_hour_counts AS g USING old WHERE g.tenant_id = old.t AND g.sync_hour = old.s"
+    " AND g.part = old.p RETURNING 1) SELECT count(*) FROM gone"
 )
 _DELETE_DEVICE_HOURS: Final = (
     "WITH old AS MATERIALIZED (SELECT tenant_id AS t, device_id AS d, hour_start AS s FROM sync_device_hours"
@@ -71,30 +98,34 @@ class PostgresAggregation:
         database = self._database
         ((since_us, until_us),) = await database.query(_DUE)
         tenants = await database.query("SELECT tenant_id FROM tenants ORDER BY tenant_id")
-        late = await database.query(_LATE, {"since": since_us})
+        late = await database.query(_LATE, {"since": since_us, "from": until_us - CAUGHT_UP_US})
         return Due(
             since_us, until_us, [int(tenant_id) for (tenant_id,) in tenants], [LateHour(*row) for row in late]
         )
 
+    async def end_hours(self, tenant_ids: Sequence[int]) -> None:
+        """Set aside what was counted in hours that are over."""
+        await self._database.execute(_END_HOURS, {"tenants": int_array(tenant_ids)})
+
     async def sum_hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> int:
         """Write snapshots. A late minute that comes meanwhile waits for the mark, and is marked again."""
-        which = {"tenants": int_array(tenant_ids), "since": since_us, "until": until_us}
         async with self._database.transaction() as transaction:
+            which = span(tenant_ids, since_us, until_us)
             await transaction.query(_UNMARK, which)
-            rows = await transaction.query(_SUMS, which)
-            if not rows:
+            await transaction.query(_SUMMED_COUNTS, which)
+            hours = await read_hours(transaction, tenant_ids, since_us, until_us)
+            if not hours:
                 return 0
-            hours = [summed_minute(row) for row in rows]
             filled = [hour.durations.filled() for hour in hours]
-            snapshots = [snapshot(hour) for hour in hours]
-            values: dict[str, object] = {
-                name: number_array_or_null(column)
-                for name, column in zip(Snapshot._fields, zip(*snapshots, strict=True), strict=True)
-            }
-            values["tenants"] = int_array(row[0] for row in rows)
-            values["hours"] = int_array(row[1] for row in rows)
+            columns = dict(
+                zip(Snapshot._fields, zip(*[hour.figures for hour in hours], strict=True), strict=True)
+            )
+            values: dict[str, object] = {name: number_array_or_null(columns[name]) for name in _FIGURES}
+            values["tenants"] = int_array(hour.tenant_id for hour in hours)
+            values["hours"] = int_array(hour.start_us for hour in hours)
             values["duration_buckets"] = text_array(int_array(buckets) for buckets, _ in filled)
             values["duration_counts"] = text_array(int_array(counts) for _, counts in filled)
+            values["domains"] = text_array(columns["domains"])
             return len(await transaction.query(_WRITE, values))
 
     async def summed(self, until_us: int) -> None:
@@ -104,6 +135,10 @@ class PostgresAggregation:
     async def delete_minutes(self, before_us: int, limit: int) -> int:
         """Delete minutes, each tenant's oldest first."""
         return await self._delete(_DELETE_MINUTES, before_us, limit)
+
+    async def delete_counts(self, before_us: int, limit: int) -> int:
+        """Delete counts of commits, each tenant's oldest first."""
+        return await self._delete(_DELETE_COUNTS, before_us, limit)
 
     async def delete_device_hours(self, before_us: int, limit: int) -> int:
         """Delete devices' hours, the oldest first."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.model.commit_counts import CommitCounts
 from engine.model.minutes import NO_TENANT, Minute
 from engine.operate.aggregation import Due, LateHour, Snapshot, parts, snapshot
 
@@ -55,16 +57,40 @@ def test_snapshot_figures_are_those_of_the_sum() -> None:
     for _ in range(9):
         hour.durations.add(10_000)
     hour.durations.add(500_000)
-    found = snapshot(hour)
+    found = snapshot(hour, None)
     assert found.p95_duration_ms is not None
     assert 495 < found.p95_duration_ms < 505
     assert found == Snapshot(
-        20, 10, 3, 7, 59.0, found.p95_duration_ms, 4.0, 6, 4, 2, 0.15, 9, 40, 8, 5, 590_000
+        *(20, 10, 3, 7, 0, 59.0, found.p95_duration_ms, 4.0, 6, 4, 2, 0.15, 9, 9, 0, 40, 8, 5, 590_000, "{}")
     )
 
 
+def test_snapshot_figures_of_commits_are_not_those_of_minutes() -> None:
+    commits = CommitCounts(syncs=30, sent_bytes=5000, saved_bytes=70)
+    for domain, status, count in (
+        ("task", "applied", 50),
+        ("task", "resolved", 4),
+        ("ticket", "conflict", 6),
+    ):
+        commits.add_items(domain, status, count)
+    hour = Minute(syncs=20, failed=3, refused=7, items=40, conflicts=6, bytes_in=9000, replayed=2)
+    found = snapshot(hour, commits)
+    assert (found.sync_requests, found.succeeded, found.replayed) == (42, 30, 2)
+    assert (found.items, found.items_per_sync) == (60, 2.0)
+    assert (found.conflicts_total, found.conflicts_auto, found.conflicts_manual) == (10, 4, 6)
+    assert found.conflict_rate == 10 / 60
+    assert (found.bytes_synced, found.bytes_in, found.bytes_saved_patch) == (5000, 9000, 70)
+    assert msgspec.json.decode(found.domains)["task"] == {
+        "applied": 50,
+        "unchanged": 0,
+        "resolved": 4,
+        "conflict": 0,
+        "rejected": 0,
+    }
+
+
 def test_snapshot_figures_without_data_are_none_not_zero() -> None:
-    found = snapshot(Minute(syncs=5, refused=5))
+    found = snapshot(Minute(syncs=5, refused=5), None)
     assert (found.sync_requests, found.succeeded, found.refused) == (5, 0, 5)
     assert (found.avg_duration_ms, found.p95_duration_ms) == (None, None)
     assert (found.items_per_sync, found.conflict_rate) == (None, None)

@@ -163,9 +163,11 @@ async def test_windows_with_summed_hours_are_those_of_their_minutes(world: World
     assert late[0].minutes.syncs == 2 * 3 + 79 + 1, "an hour with late minutes is not"
 
 
-async def test_aggregation_deletes_minutes_after_two_days_and_device_hours_after_seven(world: World) -> None:
-    old = [world.row(49, minute(1), tenant_id) for tenant_id in (NO_TENANT, 1, 2)]
-    await world.minutes.put([*old, world.row(46, minute(2))])
+async def test_aggregation_deletes_minutes_after_three_days_and_device_hours_after_seven(
+    world: World,
+) -> None:
+    old = [world.row(76, minute(1), tenant_id) for tenant_id in (NO_TENANT, 1, 2)]
+    await world.minutes.put([*old, world.row(72, minute(2))])
     hours = ", ".join(f"(1, 'd{days}', now() - interval '{days} days', 1, 0, 0)" for days in (1, 6, 8, 9))
     execute(
         world.dsn,
@@ -174,6 +176,6 @@ async def test_aggregation_deletes_minutes_after_two_days_and_device_hours_after
     )
     counts = await world.run()
     assert (counts["minutes_deleted"], counts["device_hours_deleted"]) == (3, 2)
-    assert counts["snapshots"] == 3, "they were summed first"
+    assert counts["snapshots"] == 1, "hours of before three days are not summed"
     assert rows(world.dsn, "SELECT syncs::int FROM sync_minutes") == [(2,)]
     assert rows(world.dsn, "SELECT device_id FROM sync_device_hours ORDER BY 1") == [("d1",), ("d6",)]

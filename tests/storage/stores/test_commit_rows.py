@@ -56,7 +56,7 @@ def test_snapshot_of_rows_of_several_kinds_reads_each_by_name() -> None:
     }
     found = snapshot_of(
         [
-            _row(CounterRow, tenant_id=1, seq=9, day=20_000, usage=None),
+            _row(CounterRow, tenant_id=1, seq=9, hour=480_000, counted_hour=479_999, usage=None, counts="[]"),
             _row(RecordRow, **record, id="a", device_id="phone", sent_at_us=11),
             _row(TombstoneRow, **record, id="b"),
             _row(
@@ -73,7 +73,7 @@ def test_snapshot_of_rows_of_several_kinds_reads_each_by_name() -> None:
             _row(AnswerRow, tenant_id=1, key_hash="00-1f", request_sha256="cd", age_s=3, results="[2]"),
         ]
     )
-    assert (found.seqs, found.day) == ({1: 9}, 20_000)
+    assert (found.seqs, found.hour, found.counted) == ({1: 9}, 480_000, {1: (479_999, "[]")})
     (alive, dead) = found.records.values()
     assert (alive.data, alive.last_data, alive.device_id, alive.sent_at_us) == (b"{}", None, "phone", 11)
     assert (dead.data, dead.last_data) == (None, b"{}")

@@ -1,0 +1,79 @@
+"""What a tenant's committed syncs brought: counts that are written in the transaction that commits them.
+
+Counts of one hour are one JSON text, which adds up over batches and rows. It is read and written with the
+tenant's ``seq``, under its lock, so the counts are exact whatever is killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import add
+from typing import Final, get_args
+
+import msgspec
+
+from engine.wire.messages import Status
+
+HOUR_US: Final = 3_600_000_000
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+#: The name for items of a domain that is not configured, or of none: devices could send any number of names.
+OTHER_DOMAIN: Final = ""
+
+_PLACES: Final[Mapping[str, int]] = {status: place for place, status in enumerate(STATUSES)}
+
+
+class CommitCounts(msgspec.Struct, array_like=True):
+    """Counts of committed syncs. Syncs whose stored answer was repeated are not counted again.
+
+    The order of the fields is that of the stored array.
+
+    Attributes:
+        syncs: Syncs whose answers were stored, also if all of their items were rejected.
+        sent_bytes: Bytes of their items, as sent.
+        saved_bytes: What applied patches saved: the bytes of their records less those of the patches.
+        items: Items by domain, in the order of ``STATUSES``.
+    """
+
+    syncs: int = 0
+    sent_bytes: int = 0
+    saved_bytes: int = 0
+    items: dict[str, list[int]] = {}
+
+    def add_items(self, domain: str, status: str, count: int) -> None:
+        """Count items of a domain."""
+        counts = self.items.get(domain)
+        if counts is None:
+            counts = self.items[domain] = [0] * len(STATUSES)
+        counts[_PLACES[status]] += count
+
+    def add(self, more: CommitCounts) -> None:
+        """Add other counts."""
+        self.syncs += more.syncs
+        self.sent_bytes += more.sent_bytes
+        self.saved_bytes += more.saved_bytes
+        for domain, counts in more.items.items():
+            mine = self.items.get(domain)
+            self.items[domain] = list(counts) if mine is None else list(map(add, mine, counts))
+
+    def of_status(self, *statuses: Status) -> int:
+        """Return how many items have one of some statuses, over all domains."""
+        places = [_PLACES[status] for status in statuses]
+        return sum(counts[place] for counts in self.items.values() for place in places)
+
+    def by_domain(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the items by domain and status."""
+        return {domain: dict(zip(STATUSES, counts, strict=True)) for domain, counts in self.items.items()}
+
+
+_decode: Final = msgspec.json.Decoder(CommitCounts).decode
+_encode: Final = msgspec.json.encode
+
+
+def encode_counts(counts: CommitCounts) -> bytes:
+    """Return counts as they are stored."""
+    return _encode(counts)
+
+
+def decode_counts(stored: str) -> CommitCounts:
+    """Return stored counts."""
+    return _decode(stored)

@@ -1,0 +1,113 @@
+"""``run.py analytics``: what devices did is what it shows, of the present hour and of hours that are over."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+from tests.harness.commands import Run, command
+from tests.harness.in_process_server import Running, Serve, serve
+from tests.harness.services import execute, rows
+from tests.harness.ws_device import item, put
+
+__all__ = ["command", "serve"]
+
+#: Ages everything that is counted by three hours.
+AGE = (
+    "UPDATE tenant_counters SET sync_hour = sync_hour - 3",
+    "UPDATE sync_minutes SET minute_start = minute_start - interval '3 hours', late = false",
+    "UPDATE cluster_state SET commits_counted_since = commits_counted_since - interval '9 hours'",
+)
+
+
+async def shown(command: Run, *more: str) -> dict[str, Any]:
+    """Return what the command prints as JSON."""
+    found: dict[str, Any] = json.loads((await command("analytics", "--tenant", "acme", "--json", *more)).out)
+    return found
+
+
+async def synced(server: Running) -> None:
+    """Send four syncs, one of them twice, with every status but ``conflict``; one more is refused."""
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    title = "long enough to save something by a patch " * 5
+    await phone.sync("once", put("a", None, title=title), put("b", None, n=1))
+    await phone.sync("once", put("a", None, title=title), put("b", None, n=1))
+    await phone.refused("sync", key="once", items=[put("c", None, n=1)])
+    await phone.push(item("patch", "task", "a", base=1, data={"n": 2}), item("put", "nowhere", "x", data={}))
+    await tablet.push(item("put", "journal", "j", base=None, data={"n": 1}))
+    await phone.push(item("put", "journal", "j", base=None, data={"n": 2}))
+    await server.drained()
+
+
+async def test_analytics_of_the_present_hour_are_what_was_committed(command: Run, serve: Serve) -> None:
+    server = await serve()
+    await synced(server)
+    found = await shown(command)
+    total = found["total"]
+    assert (total["succeeded"], total["replayed"], total["failed"], total["refused"]) == (4, 1, 1, 0)
+    assert (total["sync_requests"], total["items"], total["without_duration"]) == (6, 6, 0)
+    assert total["conflicts_total"] == 1
+    assert total["domains"]["task"] == {
+        "applied": 3,
+        "unchanged": 0,
+        "resolved": 0,
+        "conflict": 0,
+        "rejected": 0,
+    }
+    assert total["domains"]["other"]["rejected"] == 1, "names that devices make up are not kept"
+    assert sum(total["domains"]["journal"].values()) == 2
+    assert total["bytes_saved_patch"] > 200
+    assert total["bytes_synced"] > 300
+    assert total["p95_duration_ms"] > 0
+    assert [period["sync_requests"] for period in found["periods"]] == [6]
+    assert (await shown(command, "--to", "2020-01-01"))["periods"] == []
+
+
+async def test_analytics_of_hours_that_are_over_stay_the_same_once_summed(
+    command: Run, serve: Serve, dsn: str
+) -> None:
+    server = await serve()
+    await synced(server)
+    execute(dsn, *AGE)
+    before = await shown(command)
+    assert before["total"]["succeeded"] == 4
+    for _ in range(2):
+        await command("job", "aggregate")
+        assert await shown(command) == before
+        execute(dsn, "UPDATE cluster_state SET aggregated_until = 'epoch'")
+    assert rows(dsn, "SELECT sync_counts FROM tenant_counters WHERE sync_counts IS NOT NULL") == []
+    execute(dsn, "DELETE FROM sync_hour_counts", "DELETE FROM sync_minutes")
+    await command("job", "aggregate")
+    assert (await shown(command))["total"] == before["total"], "hours without anything are not overwritten"
+
+
+async def test_analytics_hours_and_days_are_rows_of_csv_and_of_the_table(
+    command: Run, serve: Serve, dsn: str
+) -> None:
+    server = await serve()
+    await synced(server)
+    execute(dsn, *AGE)
+    server = await serve()
+    phone = await server.device("phone")
+    await phone.push(put("z", None, n=1))
+    await server.drained()
+    assert len(rows(dsn, "SELECT FROM sync_hour_counts")) == 1, (
+        "the first commit of an hour sets the last aside"
+    )
+    lines = list(csv.DictReader(io.StringIO((await command("analytics", "--tenant", "acme", "--csv")).out)))
+    assert [line["succeeded"] for line in lines] == ["4", "1"]
+    table = (await command("analytics", "--tenant", "acme", COLUMNS="160")).out.splitlines()
+    assert table[0].split()[:3] == ["HOUR", "SYNCS", "FAILED"]
+    assert [line.split()[2] for line in table[1:3]] == ["6", "1"]
+    assert [line.count("█") > 0 for line in table[1:4]] == [True, True, False]
+    assert table[3].split()[:2] == ["all", "7"]
+    days = await shown(command, "--by", "day")
+    assert sum(day["sync_requests"] for day in days["periods"]) == 7
+
+
+async def test_analytics_refuses_a_span_that_is_none_and_an_unknown_tenant(command: Run) -> None:
+    span = ("analytics", "--tenant", "acme", "--from", "2026-01-02", "--to", "2026-01-02")
+    assert "--from has to be before --to" in (await command(*span)).refusal()
+    assert "there is no tenant" in (await command(*span[:3])).refusal()

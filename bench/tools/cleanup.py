@@ -35,42 +35,42 @@ _DAY_US: Final = 86_400_000_000
 _OLD: Final = "((current_date - 45)::timestamp AT TIME ZONE 'UTC')"
 _OLD_US: Final = f"((current_date - 45 - date '1970-01-01')::bigint * {_DAY_US})"
 _EVENTS_D: Final = 40
-#: A table has one partition for all days before its database was made: that day is cut off it.
-_CUT: Final = """
+#: A table has one partition for all days before its database was made: a day takes its place in part. It is
+#: attached when the server runs, because a start drops what is past its time.
+_ATTACH: Final = """
 DO $$ BEGIN
     ALTER TABLE {table} DETACH PARTITION {table}_earlier;
     EXECUTE format('ALTER TABLE {table} ATTACH PARTITION {table}_earlier FOR VALUES FROM (MINVALUE)'
         ' TO (%%L)', {begin});
-    EXECUTE format('CREATE TABLE {table}_old PARTITION OF {table} FOR VALUES FROM (%%L) TO (%%L)',
+    EXECUTE format('ALTER TABLE {table} ATTACH PARTITION {table}_old FOR VALUES FROM (%%L) TO (%%L)',
         {begin}, {end});
 END $$"""
 
 
 class _Kind(NamedTuple):
-    """What is past its time: its table, the statement that makes room for it, its columns and values."""
+    """What is past its time: its table, columns and values, and how a day is attached; empty without days."""
 
     table: str
-    cut: str
     columns: str
     values: str
+    attach: str = ""
 
 
 _KINDS: Final = {
     "answers": _Kind(
         "sync_idempotency_record",
-        _CUT.format(table="sync_idempotency_record", begin=_OLD, end=f"{_OLD} + interval '1 day'"),
         "tenant_id, key_hash, created_at, request_sha256, results",
         f'tenant_id, gen_random_uuid(), {_OLD}, sha256(n::text::bytea), \'[{{"status":"applied"}}]\'',
+        _ATTACH.format(table="sync_idempotency_record", begin=_OLD, end=f"{_OLD} + interval '1 day'"),
     ),
     "events": _Kind(
         "events",
-        _CUT.format(table="events", begin=_OLD_US, end=f"{_OLD_US} + {_DAY_US}"),
         "tenant_id, domain, id, sent_at_us, at_us, device_id, data",
         f"tenant_id, 'metrics', md5(n::text), {_OLD_US} + n, {_OLD_US} + n, 'phone', %(data)s::json",
+        _ATTACH.format(table="events", begin=_OLD_US, end=f"{_OLD_US} + {_DAY_US}"),
     ),
     "conflicts": _Kind(
         "conflict_resolution_log",
-        "SELECT",
         "tenant_id, conflict_id, domain, record_id, device_id, policy, outcome, server_version, server_data,"
         " client_base, client_op, client_at_us, client_data, opened_at_us",
         "tenant_id, md5(n::text), 'task', 'r' || n, 'phone', 'server_wins', 'server', 2, %(data)s::json,"
@@ -85,14 +85,23 @@ _RAN: Final = (
 
 def _fill(dsn: str, kind: _Kind, rows: int) -> None:
     progress(f"{kind.table}: writing {rows:,} rows")
-    insert = f"INSERT INTO {kind.table} ({kind.columns}) SELECT {kind.values} FROM tenants CROSS JOIN"
+    table = f"{kind.table}_old" if kind.attach else kind.table
+    insert = f"INSERT INTO {table} ({kind.columns}) SELECT {kind.values} FROM tenants CROSS JOIN"
     with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute(kind.cut, {})
+        if kind.attach:
+            cursor.execute(f"CREATE TABLE {table} (LIKE {kind.table} INCLUDING ALL)")
         values = {"each": rows // len(_TENANTS), "data": data_of(0, 0).decode()}
         cursor.execute(f"{insert} generate_series(1, %(each)s) AS n", values)
-        cursor.execute(f"VACUUM (ANALYZE) {kind.table}")
-        recount(dsn, 600)
+        cursor.execute(f"VACUUM (ANALYZE) {table}")
         cursor.execute("CHECKPOINT")
+
+
+def _attach(dsn: str, kind: _Kind) -> None:
+    """Make the rows those of their table, and count them as its tenants'."""
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        if kind.attach:
+            cursor.execute(kind.attach, {})
+    recount(dsn, 600)
 
 
 def _ran(dsn: str, kind: _Kind) -> tuple[float, float]:
@@ -100,7 +109,7 @@ def _ran(dsn: str, kind: _Kind) -> tuple[float, float]:
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute(_RAN)
         ran = cursor.fetchall()
-        past = "1" if kind.table == "conflict_resolution_log" else f"to_regclass('{kind.table}_old')"
+        past = f"to_regclass('{kind.table}_old')" if kind.attach else "1"
         cursor.execute(f"SELECT count({past}) FROM (SELECT FROM {kind.table} LIMIT 1) AS found")
         left = cursor.fetchall()[0][0]
     if not ran or left:
@@ -127,6 +136,7 @@ async def _measure(
     _fill(dsn, kind, rows)
     chosen = {"TIDEMARK__RETENTION__EVENTS_D": str(_EVENTS_D)}
     async with HERE.server({**variables(environment, dsn, secret, None), **chosen}) as server:
+        _attach(dsn, kind)
         target = Target(port=server.port, secret=secret, tenants=_TENANTS)
         run = await run_tasks(name, target, "open", _CONNECTIONS, duration_s, per_s=per_s, warmup_s=_WARMUP_S)
         began_s, ended_s = _ran(dsn, kind)

@@ -32,8 +32,8 @@ _LAST_WORDS_S: Final = 2.0
 MOST_KILLED: Final = 3
 #: Rows in one statement, so that no statement holds locks for long.
 PAGE: Final = 500
-#: A run rests after each page three times as long as the page took: it has a quarter of a connection.
-_REST_FACTOR: Final = 3
+#: A run rests after each page twice as long as the page took: it has a third of a connection.
+_REST_FACTOR: Final = 2
 _SHORTEST_REST_S: Final = 0.01
 _LONGEST_REST_S: Final = 1.0
 

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple, Protocol
 from engine.cluster.jobs import JobRun
 from engine.runtime.batching import with_retries
 
-#: Rows of one statement. A tenant is locked for 2 ms by it, and batches wait for so long.
-_PAGE: Final = 100
+#: Rows of one statement. A tenant is locked for 4 ms by it, and batches wait for so long.
+_PAGE: Final = 200
 #: So many pages in a row may be locked as a whole. A batch locks its tenants for some milliseconds.
 _MOST_LOCKED: Final = 20
 

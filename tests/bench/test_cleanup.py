@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bench.harness.stage import add_tenants
-from bench.tools.cleanup import _EVENTS_D, _KINDS, _TENANTS, _fill
+from bench.tools.cleanup import _EVENTS_D, _KINDS, _TENANTS, _attach, _fill
 from engine.cluster.jobs import Counts
 from engine.operate.retention import KeptFor, Retention
 from storage.postgres.partitions import maintain
@@ -28,6 +28,7 @@ async def _cleaned(dsn: str) -> Counts:
 def test_cleanup_tool_rows_are_past_their_time(dsn: str, name: str) -> None:
     add_tenants(dsn, _TENANTS)
     _fill(dsn, _KINDS[name], 80)
+    _attach(dsn, _KINDS[name])
     count = f"SELECT count(*)::int FROM {_KINDS[name].table}"
     assert rows(dsn, count) == [(80,)]
     days = maintain(dsn, 720, _EVENTS_D)

@@ -121,7 +121,7 @@ async def test_job_cleanup_tells_on_stderr_how_far_it_is(
     monkeypatch.setattr(PostgresRetention, "delete_conflicts", delete)
     monkeypatch.setattr(JobRun, "rest", rest)
     ended = await command("job", "cleanup", "--json", TIDEMARK__DATA__DIR=str(tmp_path))
-    assert json.loads(ended.out)["conflicts"] == 300
+    assert json.loads(ended.out)["conflicts"] == 600
     assert [line for line in ended.err.splitlines() if line.startswith("answer_days") or "conflicts" in line]
 
 
@@ -132,7 +132,7 @@ async def test_job_failed_is_listed_with_its_reason(
         raise ValueError(before_us, after, limit)
 
     monkeypatch.setattr(PostgresRetention, "delete_conflicts", fails)
-    with pytest.raises(ValueError, match="100"):
+    with pytest.raises(ValueError, match="200"):
         await command("job", "cleanup", TIDEMARK__DATA__DIR=str(tmp_path))
     assert "failed, ValueError, by hand" in (await command("job", "list")).out
     found = rows(dsn, "SELECT outcome, counts->>'orphans' FROM job_runs WHERE job = 'cleanup'")

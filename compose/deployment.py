@@ -348,7 +348,8 @@ class Deployment:
             )
 
         place = shlex.quote(str(self._data_dir.resolve()))
-        command = f"run.py token --tenant {DEMO_TENANT} --device demo-device --data-dir {place}"
+        program = shlex.join((sys.executable, sys.argv[0]))
+        command = f"{program} token --tenant {DEMO_TENANT} --device demo-device --data-dir {place}"
         announce_demo(f"http://{self.settings.server.host}:{port}", sign, command)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 
+from compose.deployment import open_deployment
 from handlers.commands.serve import announce_demo
 from tests.harness.admin import revoke_token
 from tests.harness.in_process_server import Running, Serve
@@ -120,3 +123,11 @@ def test_demo_token_is_printed_on_a_terminal_alone(
     said = capsys.readouterr().err
     assert ("SECRET.TOKEN" in said, len(signed)) == (terminal, int(terminal))
     assert ("run.py token --tenant demo" in said) is not terminal
+
+
+def test_demo_token_command_names_the_python_that_serves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["./run.py", "serve"])
+    open_deployment(None, {"data": {"dir": str(tmp_path)}})._announce(1, 8080)
+    assert f": {sys.executable} ./run.py token --tenant demo " in capsys.readouterr().err

@@ -130,14 +130,15 @@ def checked(
     """
     judged_at = judgement.reports[0].judged_at
     found = {AlertKey(one.tenant, one.metric): one for report in judgement.reports for one in report.findings}
-    unjudged = {AlertKey(report.tenant, metric) for report in judgement.reports for metric in report.unjudged}
-    tenants = {report.tenant for report in judgement.reports}
+    unjudged = {report.tenant: report.unjudged for report in judgement.reports}
     common = _common(found)
     changed = {}
-    for key in {*states, *found} - unjudged:
+    for key in {*states, *found}:
+        if key.metric in unjudged.get(key.tenant, ()):
+            continue
         if key.tenant is not None and key.metric in common and key not in states:
             continue
-        if key.tenant not in tenants and not everything:
+        if key.tenant not in unjudged and not everything:
             continue
         state = states.get(key, AlertState())
         now = next_state(

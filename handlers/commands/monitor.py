@@ -133,7 +133,7 @@ async def monitor(  # noqa: PLR0913  # one for each option
     [alerts] are told by servers, every five minutes. --test-alert sends to those named here, or else to those
     of [alerts]; its exit status is 0 if all took it.
     """
-    _hide_from_process_list([url for url in (webhook, slack_webhook) if url])
+    _hide_from_process_list()
     targets = AlertTargets(webhook, slack_webhook, alert_threshold)
     context = click.get_current_context()
     _refuse_options_without_effect(context)
@@ -187,20 +187,17 @@ async def _test(deployment: Deployment, targets: AlertTargets) -> int:
     return EXIT_STATUSES["healthy" if all(one.fault is None for one in tests) else "unknown"]
 
 
-def _hide_from_process_list(urls: list[str]) -> None:
+def _hide_from_process_list() -> None:
     """Start this process again with URLs in its environment, which only its own account can read."""
     arguments = list(sys.orig_argv)
     for option, variable in _VARIABLES.items():
-        for at, argument in enumerate(arguments):
-            name, is_joined, value = argument.partition("=")
-            if name != option:
-                continue
-            joined = bool(is_joined)
-            url = value if joined else arguments[at + 1]
-            if url in urls:
+        named = [at for at, argument in enumerate(arguments) if argument.partition("=")[0] == option]
+        for at in reversed(named):  # of several the last one counts
+            joined = "=" in arguments[at]
+            url = arguments[at].partition("=")[2] if joined else arguments[at + 1]
+            if at == named[-1]:
                 os.environ[variable] = url
-                del arguments[at : at + (1 if joined else 2)]
-            break
+            del arguments[at : at + (1 if joined else 2)]
     if arguments != sys.orig_argv:
         os.execv(sys.executable, arguments)  # noqa: S606  # this program again
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from aiohttp import web
 
 from engine.operate.database_alert import DatabaseAlert
 from storage.embedded.servers import Services
@@ -150,6 +153,30 @@ async def test_alert_receiver_that_is_away_is_said_without_its_url(
     assert ended.status == 2
     assert "1 alerts could not be sent" in ended.err
     assert "hidden" not in ended.out + ended.err
+
+
+async def test_monitor_urls_of_its_call_are_not_in_the_process_list_also_given_twice(
+    dsn: str, receiver: Receiver
+) -> None:
+    lines: list[str] = []
+
+    async def look() -> web.StreamResponse:
+        lines.append(Path(f"/proc/{process.pid}/cmdline").read_text())
+        return await receiver.takes()
+
+    receiver.answer = look
+    named = "--webhook", f"{receiver.url}&old", f"--webhook={receiver.url}", "--slack-webhook", receiver.url
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "run.py",
+        "monitor",
+        "--test-alert",
+        *named,
+        env={**os.environ, **ALLOWED, "TIDEMARK__POSTGRES__DSN": dsn},
+    )
+    assert await process.wait() == 0
+    assert len(lines) == 2
+    assert all(line.endswith("monitor\0--test-alert\0") for line in lines)
 
 
 async def test_alert_of_a_job_is_sent_by_a_server(serve: Serve, command: Run, receiver: Receiver) -> None:

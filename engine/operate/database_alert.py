@@ -1,7 +1,7 @@
 """Alerts of a database that is away: from memory, because their rows are in that database.
 
 The process that made the last check alerts, so that of many processes one does. If several do, their alerts
-have the same id, which is made of the cause and of the last check.
+have the same id, which is made of the cause, the last check, and the number of the outage since then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 import structlog
@@ -36,6 +36,13 @@ class _Receiver:
         self.due_at_s = 0.0
 
 
+class _Outage(NamedTuple):
+    """An outage: the time of the last check before it, and its number since that check."""
+
+    checked_us: int
+    number: int
+
+
 class DatabaseAlert:
     """Tells receivers that the database is away, and that it is back.
 
@@ -49,12 +56,13 @@ class DatabaseAlert:
         self._clock = clock
         self._checked_us: int | None = None
         self._away_since_s: float | None = None
-        #: The check that the alert is of, while it is told.
-        self._told_us: int | None = None
+        #: The outage that is told; None while there is none.
+        self._outages = 0
+        self._told: _Outage | None = None
 
     def checked(self, at_us: int) -> None:
         """Note that this process made the last check, at a time by the database's clock."""
-        self._checked_us = at_us
+        self._checked_us, self._outages = at_us, 0
 
     def checked_elsewhere(self) -> None:
         """Note that another process made the last check: it alerts from now on."""
@@ -69,23 +77,24 @@ class DatabaseAlert:
         now_s = self._clock.monotonic_s()
         if reason is None:
             self._away_since_s = None
-            if self._told_us is not None:
-                self._tell("cleared", self._told_us, "the database answers again")
-                self._told_us = None
+            if self._told is not None:
+                self._tell("cleared", self._told, "the database answers again")
+                self._told = None
         else:
             if self._away_since_s is None:
                 self._away_since_s = now_s
             away_s = now_s - self._away_since_s
-            if self._told_us is None and self._checked_us is not None and away_s >= AWAY_S:
-                self._told_us = self._checked_us
-                self._tell("fired", self._told_us, f"the database does not answer: {reason}")
+            if self._told is None and self._checked_us is not None and away_s >= AWAY_S:
+                self._told = _Outage(self._checked_us, self._outages)
+                self._outages += 1
+                self._tell("fired", self._told, f"the database does not answer: {reason}")
         due = (one for one in self._receivers if one.waiting and one.due_at_s <= now_s)
         await asyncio.gather(*(self._send(one) for one in due))
 
-    def _tell(self, kind: AlertKind, checked_us: int, message: str) -> None:
+    def _tell(self, kind: AlertKind, outage: _Outage, message: str) -> None:
         at = datetime.fromtimestamp(self._clock.now_us() / 1e6, UTC)
         alert = Alert(
-            id=uuid5(NAMESPACE_URL, f"tidemark:{_METRIC}:{checked_us}:{kind}").hex,
+            id=uuid5(NAMESPACE_URL, f"tidemark:{_METRIC}:{outage.checked_us}:{outage.number}:{kind}").hex,
             kind=kind,
             metric=_METRIC,
             tenant=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import partial
+from math import inf
 from typing import Final
 
 import msgspec
@@ -142,7 +143,7 @@ def _facts(told: Heartbeat, now_us: int) -> Facts:
         now_us,
         round(battery, 2) if battery is not None and battery >= 0 else None,
         None if told.queue_depth is None else min(told.queue_depth, _MOST_QUEUED),
-        round(storage_free_mb, 1) if storage_free_mb is not None and storage_free_mb >= 0 else None,
+        round(storage_free_mb, 1) if storage_free_mb is not None and 0 <= storage_free_mb < inf else None,
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 
+import msgspec
 import pytest
 from aiohttp import WSServerHandshakeError
 
@@ -332,7 +333,9 @@ async def test_heartbeat_facts_are_kept_for_the_device_and_its_hour(serve: Serve
     await phone.told("heartbeat_ack", "heartbeat", **facts)
     unknown = {"battery": -1, "storage_free_mb": -1, "queue_depth": 2}
     assert (await server.post("/v1/heartbeat", unknown, "tablet")).status == 200
-    assert (await server.post("/v1/heartbeat", {"battery": 1e-300}, "other")).status == 200
+    body = msgspec.msgpack.encode({"battery": 1e-300, "storage_free_mb": float("inf")})
+    msgpack = {"Content-Type": "application/msgpack"}
+    assert (await server.post("/v1/heartbeat", body, "other", headers=msgpack)).status == 200
     await server.drained()
     told = "SELECT device_id, battery, queue_depth, storage_free_mb, network_type"
     assert rows(server.dsn, f"{told} FROM sync_device_health ORDER BY 1") == [

@@ -107,6 +107,19 @@ async def test_database_alert_end_has_an_id_of_its_outage_whoever_checked_since(
     assert len({one.id for one in process.receiver.taken}) == 4
 
 
+async def test_database_alert_of_a_second_outage_before_the_next_check_has_ids_of_its_own() -> None:
+    clock = Clock()
+    processes = [Process(clock), Process(clock)]
+    for process in processes:
+        process.alert.checked(7)
+        for _ in range(2):
+            await process.away(AWAY_S * 2)
+            await process.alert.observe(None)
+    first, second = ([one.id for one in process.receiver.taken] for process in processes)
+    assert len(set(first)) == 4
+    assert first == second
+
+
 async def test_database_alert_receiver_that_fails_is_told_later_in_order() -> None:
     process = Process(Clock())
     process.alert.checked(7)

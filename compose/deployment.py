@@ -21,7 +21,7 @@ from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
 from compose.job_command import JobAdmin
 from compose.monitoring import health_check
-from compose.reload import Reading, Reload
+from compose.reload import Reading, Reload, note_reload, note_start
 from compose.server import SystemClock
 from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
@@ -313,11 +313,12 @@ class Deployment:
                 maintain(dsn, chosen.idempotency.lifetime_h, chosen.retention.events_d)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
                 _log.warning("maintenance_failed", reason=type(error).__name__)
+            note_start(dsn, self.in_force())
             announced = partial(self._announce, demo_number) if self._embedded else lambda _: None
             try:
                 _check_bus(running_services.redis_url, several=several)
                 self._keys_to_serve()  # an error in them is reported once, by this process
-                reload = Reload(self._reading(), running_services, self._read_again)
+                reload = Reload(self._reading(), running_services, self._read_again, note_reload)
                 supervise(chosen, running_services, announced, reload)
             except (ListenError, WorkersFailedError) as error:
                 raise DeploymentError(str(error)) from None

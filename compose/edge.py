@@ -19,6 +19,7 @@ from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator
 from engine.feed.feed import Feed
 from engine.model.domains import Domains
+from engine.operate.audit_trail import AuditTrail
 from engine.operate.conflicts import ConflictStore
 from engine.operate.ports import HealthMonitor
 from engine.plan.bounds.capacity import CapacityState
@@ -38,6 +39,7 @@ from handlers.http.counters import Traffic
 from handlers.http.limits import EdgeLimits
 from handlers.http.loop.charges import LoopCharges
 from handlers.http.loop.watch import LoopWatch
+from handlers.http.refusals import Refusals
 from handlers.http.tokens import KeySet, Verifier
 from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
 from handlers.operate.admin_health import AdminHealth
@@ -75,6 +77,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     capacity: CapacityState
     files: UploadComponents
     health: HealthMonitor
+    trail: AuditTrail
 
 
 class Edge:
@@ -119,6 +122,7 @@ class Edge:
             body_s=server.body_s,
         )
         self._trusted = networks(server.trusted_proxies)
+        self._refusals = Refusals(engine.trail, self._trusted)
         request_limits = RequestLimits(
             device_requests=limits.open_requests,
             device_bytes=limits.waiting_bytes,
@@ -134,6 +138,7 @@ class Edge:
                 trusted=self._trusted,
             ),
             OpenRequests(request_limits),
+            on_refused=self._refusals.connection,
         )
         self._traffic = Traffic()
         self._partial_messages = PartialMessages(
@@ -209,7 +214,9 @@ class Edge:
             *AdminHealth(people, engine.health, Turns(self._loop.clock)).routes(),
             *self._probes("nobody" if self._probe_port else "operators").routes(),
         ]
-        return application(routes, self._traffic, self._open_requests, limits.frame_bytes, counts)
+        return application(
+            routes, self._traffic, self._open_requests, limits.frame_bytes, counts, self._refusals
+        )
 
     def probe_application(self) -> web.Application:
         """Build the application of the port for probes: everybody who reaches it is told everything."""
@@ -244,6 +251,7 @@ class Edge:
                 self._connections,
                 engine.devices,
                 engine.minutes,
+                engine.trail,
                 engine.revocations,
                 engine.tenants,
                 engine.committer,

@@ -25,6 +25,7 @@ from engine.runtime.settings import Settings
 from engine.uploads.cleanup_job import RATIO, CleanupJob
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
+from storage.stores.audit import PostgresAudit
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.runs import PostgresJobs
 from storage.stores.monitoring.aggregation import PostgresAggregation
@@ -128,6 +129,11 @@ def job_bodies(
     async def forget_runs(run: JobRun) -> None:
         run.count("job_runs", await jobs.forget())
 
+    async def forget_events(run: JobRun) -> None:
+        if kept_d := settings.retention.audit_d:
+            before_us = run.now_us - kept_d * 86_400_000_000
+            await run.pages("audit_events", partial(PostgresAudit(database).forget, before_us))
+
     async def warm(_: JobRun) -> None:
         await PostgresTenants(database).have_read_again()
 
@@ -138,6 +144,7 @@ def job_bodies(
             Retention(PostgresRetention(database), kept_for),
             uploads.remove_orphans,
             forget_runs,
+            forget_events,
             in_thread(lambda: {"tenants_counted": recount(dsn)}),
         ),
         "aggregate": Aggregation(PostgresAggregation(database)),

@@ -13,12 +13,15 @@ from msgspec.structs import replace
 
 from compose.alerts import receivers
 from compose.configuration import bus_url, database_dsn
+from compose.metrics import release
+from engine.runtime.ports import StoreError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Settings, SettingsError
 from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import UnusableKeyError
 from storage.embedded.servers import Services
 from storage.postgres.display_names import dsn_without_secrets, url_without_secrets
+from storage.stores.audit import append_now, by_account
 
 #: Keys that a new worker shares with the one it replaces, or with the supervisor.
 _TAKES_RESTART: Final = (
@@ -48,15 +51,23 @@ class Reload:
         at: Where PostgreSQL and Redis are.
         read: Reads all settings and checks the keys of tokens. May raise SettingsError,
             DeploymentError or UnusableKeyError.
+        note: Is told the database and the keys that changed.
     """
 
-    def __init__(self, reading: Reading, at: Services, read: Callable[[], Reading]) -> None:
+    def __init__(
+        self,
+        reading: Reading,
+        at: Services,
+        read: Callable[[], Reading],
+        note: Callable[[str, list[str]], None] = lambda _, __: None,
+    ) -> None:
         self._settings = reading.settings
         self._values = {one.key: one.value for one in reading.values}
         self._files = _files(reading)
         self._given = _given(reading.settings)
         self._at = at
         self._read = read
+        self._note = note
 
     def __call__(self) -> tuple[Settings, Services] | None:
         """Return the settings and services of new workers; None if they are broken, which is logged."""
@@ -75,9 +86,8 @@ class Reload:
         changed = {key for key in values.keys() | self._values if values.get(key) != self._values.get(key)}
         files = _files(reading)
         changed |= {key for key, content in files.items() if self._files.get(key, content) != content}
-        _log.info(
-            "settings_reloaded", changed=sorted(changed.difference(stays, (f"{key}_file" for key in stays)))
-        )
+        effective = sorted(changed.difference(stays, (f"{key}_file" for key in stays)))
+        _log.info("settings_reloaded", changed=effective)
         if stays:
             _log.warning("settings_take_restart", keys=stays)
         self._settings, self._values, self._files = chosen, values, files
@@ -85,6 +95,7 @@ class Reload:
         url = self._given.redis_url if "redis.url" in stays else given.redis_url
         self._given = Services(dsn, url)
         self._at = Services(dsn or self._at.dsn, url or self._at.redis_url)
+        self._note(self._at.dsn, effective)
         return chosen, self._at
 
     def _with_what_stays(self, chosen: Settings, given: Services) -> tuple[Settings, list[str]]:
@@ -105,6 +116,25 @@ class Reload:
             new_redis = replace(chosen.redis, url=old.redis.url, url_file=old.redis.url_file)
             chosen = replace(chosen, redis=new_redis)
         return chosen, stays
+
+
+def note_start(dsn: str, values: Sequence[InForce]) -> None:
+    """Write the start of a server to the audit log, with its settings; secrets must be hidden in them.
+
+    Raises StoreError.
+    """
+    _, version = release()
+    details = {one.key: one.value for one in values if one.source != "default"}
+    append_now(dsn, by_account("server_started", version, details=details))
+
+
+def note_reload(dsn: str, changed: list[str]) -> None:
+    """Write new settings to the audit log. If the database is away, the server goes on."""
+    _, version = release()
+    try:
+        append_now(dsn, by_account("settings_reloaded", version, details={"changed": changed}))
+    except StoreError as error:
+        _log.warning("audit_not_stored", reason=type(error).__name__)
 
 
 def _files(reading: Reading) -> dict[str, bytes]:

@@ -36,6 +36,7 @@ from engine.feed.feed import Feed
 from engine.feed.hub import FeedLimits
 from engine.model.domains import Domains
 from engine.model.rows import Record
+from engine.operate.audit_trail import AuditTrail
 from engine.plan.context import PlanContext
 from engine.runtime.loop_share import LoopShares
 from engine.runtime.metrics import MetricSource
@@ -55,6 +56,7 @@ from storage.postgres.migrate import newest_migration
 from storage.postgres.pool import Database, PoolMetrics
 from storage.postgres.readiness import faults
 from storage.postgres.server_processes import ServerProcess
+from storage.stores.audit import PostgresAudit, bus_rejection
 from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.devices import PostgresDevices
@@ -105,7 +107,7 @@ class Server:
         read_limiter = ReadLimiter(max(1, settings.postgres.read_connections - 1))
         domains = Domains(dict(settings.domains))
         limits, server = settings.limits, settings.server
-        feed = Feed(
+        feed = self._feed = Feed(
             PostgresFeed(self._reads),
             clock,
             FeedLimits(
@@ -124,8 +126,13 @@ class Server:
             return {name: policy.policy for name, policy in tenants.policies_of(tenant_id).items()}
 
         self._connections = Connections(clock, server.idle_s, self._revocations, policy_names)
-        self._feed = feed
-        bus = RedisBus(at.redis_url, self._reads, lambda: feed.epoch)
+        trail = self._trail = AuditTrail(PostgresAudit(self._reads), clock)
+        bus = RedisBus(
+            at.redis_url,
+            self._reads,
+            lambda: feed.epoch,
+            lambda reason: trail.note(bus_rejection(reason), reason),
+        )
 
         def committed(changes: list[tuple[Record, str]]) -> None:
             feed.publish(changes)
@@ -213,6 +220,7 @@ class Server:
                 capacity=room,
                 files=files,
                 health=health_check(settings, self._reads, clock),
+                trail=trail,
             ),
             self._connections,
             self._problems,
@@ -246,6 +254,7 @@ class Server:
             *self._jobs.services(),
             Service("server_process", self._server_process.run, self._server_process.leave),
             Service("room", self._capacity_watch.run),
+            Service("audit", self._trail.run, self._trail.drain),
         ]
         async with AsyncExitStack() as stack:
             # Until the end: a second signal while draining must not kill what the first asked to finish.

@@ -29,6 +29,7 @@ from handlers.http.edge_protocol import EdgeProtocol
 from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import refuse_other_expectations
 from handlers.http.loop.watch import LoopWatch
+from handlers.http.refusals import Refusals
 from handlers.http.response_headers import with_headers
 from handlers.http.unauthenticated import UnauthenticatedConnections
 from handlers.http.unread_body import close_if_body_unread, close_without_answer
@@ -55,6 +56,7 @@ def application(
     open_requests: OpenRequests | None = None,
     body_bytes: int = 1 << 20,
     counts: PushCounts | None = None,
+    refusals: Refusals | None = None,
 ) -> web.Application:
     """Build an application.
 
@@ -64,9 +66,10 @@ def application(
         open_requests: Counts requests while they are open.
         body_bytes: The largest body of a message.
         counts: Counts the syncs and handshakes that the service refuses.
+        refusals: Notes the requests that are refused for security.
     """
     app = web.Application(
-        middlewares=[no_store, _errors(traffic, open_requests, counts)], client_max_size=body_bytes
+        middlewares=[no_store, _errors(traffic, open_requests, counts, refusals)], client_max_size=body_bytes
     )
     app.on_response_prepare.append(without_context_takeover)
     app.on_response_prepare.append(with_headers)
@@ -75,7 +78,12 @@ def application(
     return app
 
 
-def _errors(traffic: Traffic, open_requests: OpenRequests | None, counts: PushCounts | None) -> Middleware:
+def _errors(
+    traffic: Traffic,
+    open_requests: OpenRequests | None,
+    counts: PushCounts | None,
+    refusals: Refusals | None,
+) -> Middleware:
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every failure with the contract's error body."""
@@ -105,6 +113,8 @@ def _errors(traffic: Traffic, open_requests: OpenRequests | None, counts: PushCo
             error = as_sync_error(failure, path=request.path).with_traceback(None)
             status = http_status(error)
         traffic.error(error.code)
+        if refusals is not None:
+            refusals.request(request, error)
         if counts is not None and request.path == SYNC_PATH:
             counts.refused(request.get(TENANT_ID, NO_TENANT), error.code)
         told_id = error.details.pop("id", None)

@@ -21,6 +21,13 @@ EventName = Literal[
     "quarantine_dropped",
     "data_exported",
     "epoch_renewed",
+    "server_started",
+    "settings_reloaded",
+    "token_refused",
+    "access_forbidden",
+    "connections_refused",
+    "heads_refused",
+    "bus_message_rejected",
 ]
 
 
@@ -75,7 +82,47 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
         "An export began. It is written before the first row is read",
     ),
     "epoch_renewed": EventRule("the new epoch", "", "The database was declared restored"),
+    "server_started": EventRule(
+        "the version",
+        "each setting that differs from its default, by its name; secrets are hidden",
+        "`run.py serve` was started",
+    ),
+    "settings_reloaded": EventRule(
+        "the version",
+        "`changed`: the keys of the settings that have another value, and of files with another content",
+        "SIGHUP: the settings were read again",
+    ),
+    "token_refused": EventRule(
+        "method and path",
+        "`address`, `message`; `jti` if the token was verified",
+        "A request was refused for its token: wrong, expired, revoked, or of an earlier tenant of the name",
+    ),
+    "access_forbidden": EventRule(
+        "method and path",
+        "`address`, `message`; `jti` if the token was verified",
+        "A request was refused for its origin, or for what its token may not do",
+    ),
+    "connections_refused": EventRule(
+        "", "", "A connection was refused, since its address has too many without a valid token"
+    ),
+    "heads_refused": EventRule(
+        "", "", "A connection was refused while too many bytes of incomplete headers wait"
+    ),
+    "bus_message_rejected": EventRule(
+        "what was wrong: its signature or its time",
+        "",
+        "A message on Redis was not believed: see [bus_message_rejected](logs.md#bus_message_rejected)",
+    ),
 }
+
+#: The events of which there may be floods: each server counts them, and bounds their rows.
+SERVER_EVENTS: Final[tuple[EventName, ...]] = (
+    "token_refused",
+    "access_forbidden",
+    "connections_refused",
+    "heads_refused",
+    "bus_message_rejected",
+)
 
 
 class AuditRow(NamedTuple):
@@ -89,6 +136,7 @@ class AuditRow(NamedTuple):
         tenant_number: Its number; None if it is not known.
         details: What else is known, by name.
         times: How many events this row stands for.
+        at_us: When it happened, in microseconds since 1970; None is when it is written.
     """
 
     event: EventName
@@ -98,3 +146,4 @@ class AuditRow(NamedTuple):
     tenant_number: int | None = None
     details: Mapping[str, object] | None = None
     times: int = 1
+    at_us: int | None = None

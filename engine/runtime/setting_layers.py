@@ -24,6 +24,8 @@ ENVIRONMENT: Final = "environment"
 COMMAND_LINE: Final = "the command line"
 _PREFIX: Final = "TIDEMARK__"
 _DOMAIN_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
+#: A trigger refuses to delete younger rows of audit_log (storage/migrations/0033.audit_log.sql).
+_LEAST_AUDIT_D: Final = 30
 #: Either of two keys says the same.
 _ALTERNATIVES: Final = (
     (("postgres", "dsn"), ("postgres", "dsn_file")),
@@ -153,6 +155,7 @@ def _merged(layers: Sequence[Layer]) -> dict[tuple[str, ...], _Given]:
                 raise SettingsError(f"{layers[0].source}: {section}.{key} is missing")
     _check_together(merged)
     _check_events(merged)
+    _check_audit(merged)
     _check_networks(merged["server", "trusted_proxies"])
     _check_jobs(merged)
     return merged
@@ -247,6 +250,13 @@ def _check_events(merged: Mapping[tuple[str, ...], _Given]) -> None:
         raise events.refused(
             f"must be 0, or more days than the {lifetime.value} hours of {lifetime.name} of {lifetime.source}"
         )
+
+
+def _check_audit(merged: Mapping[tuple[str, ...], _Given]) -> None:
+    """Refuse to delete security events that the database holds fast."""
+    audit = merged["retention", "audit_d"]
+    if 0 < audit.value < _LEAST_AUDIT_D:  # type: ignore[operator]  # it was checked as a number
+        raise audit.refused(f"must be 0, or {_LEAST_AUDIT_D} or more: events are kept for so long")
 
 
 def _check_networks(given: _Given) -> None:

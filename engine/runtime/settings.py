@@ -157,6 +157,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     conflict_log_d: Days
     quarantine_d: Days
     events_d: Days
+    audit_d: Days
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

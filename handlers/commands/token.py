@@ -70,13 +70,16 @@ def _read(whole: str) -> _Named:
     "token",
     invoke_without_command=True,
     short_help="Sign a token for a device or a person, or revoke one.",
-    epilog="\b\nExamples:\n  run.py token --tenant acme --device phone-7\n  run.py token --operator",
+    epilog="""\b
+Examples:
+  run.py token --tenant acme --device phone-7
+  run.py token --operator --user ann""",
 )
 @click.option("--tenant", metavar="T", help="The tenant; people without one see all of them.")
 @click.option(
     "--device", metavar="D", callback=checked_device, help="The device's id: 1 to 255 of A-Z a-z 0-9 _ -."
 )
-@click.option("--user", metavar="U", help="Who uses the device.")
+@click.option("--user", metavar="U", help="Who uses the token: required for a person.")
 @click.option("--role", type=click.Choice(["supervisor"]), help="May settle all conflicts of its tenant.")
 @click.option("--operator", "person", flag_value="operator", help="A person who may change things.")
 @click.option("--viewer", "person", flag_value="viewer", help="A person who may look.")
@@ -111,6 +114,8 @@ async def token(
         return
     if person is not None and (device is not None or role is not None):
         raise click.UsageError("--operator and --viewer are people: leave --device and --role out.")
+    if person is not None and not user:
+        raise click.UsageError("--operator and --viewer need --user: the audit log names who it was.")
     if person is None and (tenant is None or device is None):
         raise click.UsageError("A device needs --tenant and --device; a person --operator or --viewer.")
     key = signing_key(deployment.keys())

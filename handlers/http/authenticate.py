@@ -21,6 +21,7 @@ from engine.wire.errors import SyncError
 from handlers.http.draining import Draining
 from handlers.http.edge_protocol import charge_request_to, count_for_device, mark_authenticated
 from handlers.http.loop.charges import LoopCharges
+from handlers.http.refusals import CLAIMS
 from handlers.http.tokens import Verifier, device_claims, token_of
 
 #: The request as it is counted while it is open; the application ends the count with the request.
@@ -56,6 +57,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         verifier = self.verifier
         verifier.check_origin(request.headers.get("Origin"))
         claims = verifier.verify(token_of(request.headers))
+        request[CLAIMS] = claims
         tenant_name, device_id = device_claims(claims)
         tenant = await self.tenants.find(tenant_name)
         if tenant is None:

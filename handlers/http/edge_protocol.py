@@ -303,7 +303,7 @@ class EdgeProtocol(RequestHandler):
             return
         fits = self._wait(waiting_bytes)
         if not fits and waiting_bytes > max(before_bytes, SMALL_HEAD_BYTES):
-            self._unauthenticated.heads_refused += 1
+            self._unauthenticated.refuse_head(self._address)
             sentence = "too many bytes of incomplete headers: send smaller ones, and without pauses"
             self._refuse(503, SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()))
 

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from engine.model.audit import EventName
 from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.open_requests import OpenRequests
 from engine.runtime.rate_limit import retry_soon_ms
@@ -53,6 +54,7 @@ class UnauthenticatedConnections:
         device_connections: Counts authenticated connections over HTTP by device and tenant, also between two
         requests.
         clock_s: A monotonic clock.
+        on_refused: Is told the event and the address of what is refused.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class UnauthenticatedConnections:
         limits: UnauthenticatedLimits,
         device_connections: OpenRequests | None = None,
         clock_s: Callable[[], float] = time.monotonic,
+        on_refused: Callable[[EventName, str | None], None] | None = None,
     ) -> None:
+        self._on_refused = on_refused
         self.clock_s = clock_s
         self.scheduler = UnauthenticatedScheduler(clock_s)
         self.limits = limits
@@ -120,11 +124,19 @@ class UnauthenticatedConnections:
         count = self._by_address.get(name, 0)
         if count >= self.limits.address_connections:
             self.refused += 1
+            if self._on_refused is not None:
+                self._on_refused("connections_refused", name)
             raise SyncError(
                 "overloaded", "too many connections of this address wait", retry_after_ms=retry_soon_ms()
             )
         self._by_address[name] = count + 1
         return name
+
+    def refuse_head(self, name: str | None) -> None:
+        """Count a connection of an address that is refused for the bytes of its head."""
+        self.heads_refused += 1
+        if self._on_refused is not None:
+            self._on_refused("heads_refused", name)
 
     def leave(self, name: str) -> None:
         """Count a connection no more: it is gone, or has shown a valid token."""

@@ -14,7 +14,10 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -24,12 +27,15 @@ import structlog
 from aiohttp.http_exceptions import BadHttpMessage
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from engine.runtime.rate_limit import TokenBucket
 from engine.runtime.settings import Log
 from handlers.operate.printing import plain
 
 #: Lines that may wait for a slow reader of the log. Further lines are dropped and counted.
 _WAITING_LINES: Final = 10_000
 _FLUSH_S: Final = 2.0
+#: Lines of one event in a minute, in the long run: a flood fills no disk, and the others stay readable.
+_LINES_PER_MINUTE: Final = 120
 #: The length of a library's message: enough to recognise it, too little to carry a payload.
 _MESSAGE_CHARACTERS: Final = 200
 #: Messages that any client can cause at any rate: malformed requests and broken connections.
@@ -77,6 +83,7 @@ def configure(log: Log, *, worker: int | None = None, descriptor: int = 1) -> Li
     writer = LineWriter(descriptor)
     atexit.register(writer.close)
     processors: list[Processor] = [
+        _BoundedEvents(),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _DroppedLines(writer),
@@ -120,6 +127,27 @@ class _Worker:
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event.setdefault("worker", self._worker)
+        return event
+
+
+class _BoundedEvents:
+    """Leaves out lines of an event that has too many, and adds their number to its next line."""
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
+        self._lines: dict[str, TokenBucket] = {}
+        self._left_out: Counter[str] = Counter()
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        name, now_s = event["event"], self._clock_s()
+        bucket = self._lines.get(name)
+        if bucket is None:
+            bucket = self._lines[name] = TokenBucket(float(_LINES_PER_MINUTE), now_s)
+        if bucket.take(_LINES_PER_MINUTE, now_s):
+            self._left_out[name] += 1
+            raise structlog.DropEvent
+        if left_out := self._left_out.pop(name, 0):
+            event["left_out"] = left_out
         return event
 
 

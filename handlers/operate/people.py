@@ -12,6 +12,7 @@ from engine.cache.revocations import Revocations
 from engine.cache.tenants import TenantCache
 from engine.wire.errors import SyncError
 from handlers.http.edge_protocol import mark_authenticated
+from handlers.http.refusals import CLAIMS
 from handlers.http.tokens import Verifier, token_of
 
 
@@ -43,6 +44,7 @@ class People(msgspec.Struct, frozen=True):
         """
         self.verifier.check_origin(request.headers.get("Origin"))
         claims = self.verifier.verify(token_of(request.headers))
+        request[CLAIMS] = claims
         if claims.role not in ("operator", "viewer"):
             raise SyncError("forbidden", "a token of an operator or a viewer is required")
         own = claims.tenant

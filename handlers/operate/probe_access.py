@@ -11,6 +11,7 @@ from aiohttp import web
 from engine.cache.ports import ANY_TENANT
 from engine.cache.revocations import Revocations
 from engine.wire.errors import SyncError
+from handlers.http.refusals import CLAIMS
 from handlers.http.tokens import Verifier, token_of
 
 #: A request with the workers' secret in this header comes from a worker of the same supervisor.
@@ -70,6 +71,7 @@ class ProbeAccess:
 
     def _check_operator(self, request: web.Request) -> None:
         claims = self._verifier.verify(token_of(request.headers))
+        request[CLAIMS] = claims
         if claims.role != "operator" or claims.tenant is not None:
             raise SyncError("forbidden", "a token of an operator of all tenants is required")
         if self._revocations.refuses_token(ANY_TENANT, claims.token_id):

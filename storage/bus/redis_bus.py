@@ -82,13 +82,21 @@ class RedisBus:
         url: The URL of a Redis or of a cluster.
         database: The database that the processes share.
         epoch: Returns the database's current epoch.
+        on_rejected: Is told why a message was not believed.
 
     Raises:
         UnusableUrlError: The URL has another form.
     """
 
-    def __init__(self, url: str, database: Database, epoch: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        url: str,
+        database: Database,
+        epoch: Callable[[], str],
+        on_rejected: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.state = BusState()
+        self._on_rejected = on_rejected
         self._database = database
         self._epoch = epoch
         try:
@@ -305,6 +313,7 @@ class RedisBus:
 
     def _reject(self, reason: str) -> None:
         self.state.rejected += 1
+        self._on_rejected(reason)
         if self.state.rejected == 1:
             _log.warning("bus_message_rejected", reason=reason)
 

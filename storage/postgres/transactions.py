@@ -93,10 +93,11 @@ COMMAND_LIMITS: Final = StatementLimits(
 
 #: Appends events to the audit log. A batch knows its tenants by their numbers alone.
 AUDIT: Final = Statement(
-    "INSERT INTO audit_log (event, actor_kind, actor, tenant, tenant_number, target, details, times)"
-    " SELECT w.e, w.k, w.a, coalesce(w.n, t.name), w.i, w.g, w.d, w.m FROM unnest(%(a_events)s::text[],"
+    "INSERT INTO audit_log (at, event, actor_kind, actor, tenant, tenant_number, target, details, times)"
+    " SELECT coalesce(to_timestamp(w.u / 1000000.0), clock_timestamp()), w.e, w.k, w.a,"
+    " coalesce(w.n, t.name), w.i, w.g, w.d, w.m FROM unnest(%(a_ats)s::bigint[], %(a_events)s::text[],"
     " %(a_kinds)s::text[], %(a_actors)s::text[], %(a_tenants)s::text[], %(a_numbers)s::int[],"
-    " %(a_targets)s::text[], %(a_details)s::json[], %(a_times)s::int[]) AS w(e, k, a, n, i, g, d, m)"
+    " %(a_targets)s::text[], %(a_details)s::json[], %(a_times)s::int[]) AS w(u, e, k, a, n, i, g, d, m)"
     " LEFT JOIN tenants AS t ON t.tenant_id = w.i"
 )
 
@@ -105,6 +106,7 @@ def audit_values(rows: Sequence[AuditRow]) -> dict[str, object]:
     """Return the values of ``AUDIT``."""
     details = [None if row.details is None else msgspec.json.encode(row.details).decode() for row in rows]
     return {
+        "a_ats": number_array_or_null([row.at_us for row in rows]),
         "a_events": text_array([row.event for row in rows]),
         "a_kinds": text_array([row.actor.kind for row in rows]),
         "a_actors": text_array([row.actor.name for row in rows]),

@@ -14,12 +14,19 @@ import msgspec
 
 from engine.model.audit import Actor, AuditRow, EventName
 from engine.operate.rows import AuditEntry
+from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
+from storage.postgres.transactions import AUDIT, LOCAL_SETTINGS, audit_values
 
 _READ: Final = (
     "SELECT at, event, actor_kind, actor, tenant, tenant_number, target, details::text, times FROM audit_log"
     " WHERE at >= %(since)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
     " AND (%(actor)s::text IS NULL OR actor = %(actor)s) ORDER BY at DESC, audit_id DESC LIMIT %(most)s"
+)
+
+_FORGET: Final = (
+    "DELETE FROM audit_log WHERE audit_id IN (SELECT audit_id FROM audit_log"
+    " WHERE at < to_timestamp(%(before)s / 1000000.0) ORDER BY at LIMIT %(limit)s) RETURNING 1"
 )
 
 
@@ -34,6 +41,11 @@ def process_account() -> Actor:
     return Actor("account", f"{name}@{socket.gethostname()}")
 
 
+def bus_rejection(reason: str) -> AuditRow:
+    """Return the event of a message on the bus that this server did not believe. Its sender is unknown."""
+    return AuditRow("bus_message_rejected", Actor("server", socket.gethostname()), reason)
+
+
 def by_account(
     event: EventName,
     target: str,
@@ -45,11 +57,26 @@ def by_account(
     return AuditRow(event, process_account(), target, tenant, tenant_number, details)
 
 
+def append_now(dsn: str, row: AuditRow) -> None:
+    """Append one event outside an event loop. Raises StoreError."""
+    with connected(dsn) as connection, connection.cursor() as cursor:
+        cursor.execute(AUDIT.text, audit_values([row]))
+
+
 class PostgresAudit:
-    """``engine.operate.ports.AuditReads``."""
+    """``engine.operate.ports.AuditReads`` and ``engine.operate.audit_trail.AuditStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def append(self, rows: list[AuditRow]) -> None:
+        """Append events."""
+        await self._database.execute(AUDIT, audit_values(rows))
+
+    async def forget(self, before_us: int, limit: int) -> int:
+        """Delete events that are older than an instant, at most ``limit``; return how many."""
+        values = {"before": before_us, "limit": limit}
+        return len(await self._database.execute(_FORGET, values, LOCAL_SETTINGS))
 
     async def entries(
         self, tenant: str | None, actor: str | None, since: datetime, most: int

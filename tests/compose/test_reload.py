@@ -15,6 +15,8 @@ from compose.reload import Reading, Reload
 from engine.runtime.setting_layers import in_force, settings
 from engine.runtime.settings import Settings
 from storage.embedded.servers import Services
+from storage.stores.audit import process_account
+from tests.harness.services import rows
 from tests.harness.supervised import Supervise
 from tests.harness.ws_device import Json, connected
 
@@ -155,7 +157,7 @@ def test_reload_names_the_key_of_a_file_whose_content_changed_and_of_no_other(
 
 
 async def test_sighup_gives_new_connections_the_new_settings_and_a_broken_file_changes_nothing(
-    supervise: Supervise, tmp_path: Path
+    supervise: Supervise, dsn: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "own.toml"
     file.write_text("[limits]\nitems = 7")
@@ -179,3 +181,11 @@ async def test_sighup_gives_new_connections_the_new_settings_and_a_broken_file_c
     assert (line["file"], line["key"]) == (str(file), "limits.items")
     assert len(server.told("worker_started")) == 2
     assert await server.terminate() == 0
+    audit = "SELECT event, actor, details->>'limits.items', details->'changed'->>0 FROM audit_log"
+    audit += " WHERE event IN ('server_started', 'settings_reloaded') ORDER BY at"
+    account = process_account().name
+    assert rows(dsn, audit) == [
+        ("server_started", account, "7", None),
+        ("settings_reloaded", account, None, "limits.items"),
+    ]
+    assert "password" not in str(rows(dsn, "SELECT details::text FROM audit_log"))

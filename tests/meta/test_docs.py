@@ -24,6 +24,7 @@ from bench.cli import bench
 from bench.client.simulate import simulate
 from docs.generate import pages
 from engine.feed import cursor
+from engine.model.audit import EVENTS, EventName
 from engine.model.domains import Policy
 from engine.plan import held_changes
 from engine.wire import messages, nesting, values
@@ -204,6 +205,20 @@ def test_logs_page_lists_exactly_the_events_levels_and_fields() -> None:
             assert listed[event][1] >= fields, event
         else:
             assert listed[event][1] == fields, event
+
+
+def test_audit_events_are_all_documented_and_each_is_written_somewhere() -> None:
+    assert set(EVENTS) == set(get_args(EventName))
+    assert all(rule.meaning for rule in EVENTS.values())
+    table_of_events = ROOT / "engine" / "model" / "audit.py"
+    written = {
+        node.value
+        for path in CODE
+        if path != table_of_events
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert set(EVENTS) - written == set()
 
 
 _LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}

@@ -221,12 +221,12 @@ def test_command_token_prints_a_valid_token_alone_on_stdout(run: Run, dsn: str) 
         "desk",
         "ann",
     )
-    assert claims("--operator") == ("operator", None, None, None)
-    assert claims("--viewer", "--tenant", "acme") == ("viewer", "acme", None, None)
+    assert claims("--operator", "--user", "ann") == ("operator", None, None, "ann")
+    assert claims("--viewer", "--tenant", "acme", "--user", "ann") == ("viewer", "acme", None, "ann")
 
 
 def test_command_token_signed_with_the_secret_that_serve_made_and_none_made_for_it(tmp_path: Path) -> None:
-    command = ("token", "--operator", "--data-dir", str(tmp_path / "data"))
+    command = ("token", "--operator", "--user", "ann", "--data-dir", str(tmp_path / "data"))
     signed = Ended(*command)
     assert (signed.status, signed.err) == (0, "")
     refused = Ended(*command, TIDEMARK__AUTH__SECRET="").refusal()
@@ -248,6 +248,8 @@ def test_command_token_signed_with_the_secret_that_serve_made_and_none_made_for_
         (["token", "--tenant", "acme"], "--tenant and --device"),
         (["token", "--operator", "--device", "phone"], "leave --device and --role out"),
         (["token", "--tenant", "acme", "--device", "a/b"], "'--device': a device's id is 1 to 255 of"),
+        (["token", "--operator"], "--operator and --viewer need --user"),
+        (["token", "--viewer", "--user", ""], "--operator and --viewer need --user"),
         (["token", "--operator", "--ttl-s", "0"], "--ttl-s"),
         (["migrate", "--status", "--down"], "--status changes nothing"),
         (["serve", "--workers", "many"], "auto for one per core"),
@@ -264,7 +266,7 @@ def test_command_settings_come_from_the_file_the_environment_and_the_option(tmp_
     file.write_text("[server]\nport = 'x'\n")
 
     def refusal(*arguments: str, **variables: str) -> str:
-        return Ended("token", "--operator", *arguments, **variables).refusal()
+        return Ended("token", "--operator", "--user", "ann", *arguments, **variables).refusal()
 
     assert f"{file}: server.port: expected int" in refusal("--config", str(file))
     file.write_text("[server\n")

@@ -182,7 +182,7 @@ def token(ended: Ended) -> str:
     return ended.out.removesuffix("\n")
 
 
-@pytest.mark.parametrize("arguments", [("--device", "phone"), ("--operator",)])
+@pytest.mark.parametrize("arguments", [("--device", "phone"), ("--operator", "--user", "ann")])
 async def test_token_tenant_unknown_refused(command: RunHere, dsn: str, arguments: tuple[str, ...]) -> None:
     place = named(dsn).removeprefix("database: ").strip()
     ended = await command("token", "--tenant", "acme", *arguments, **SECRET)

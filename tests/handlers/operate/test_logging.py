@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
-from handlers.operate.logging import LineWriter
+from handlers.operate.logging import LineWriter, _BoundedEvents
 
 _ROOT = Path(__file__).parents[3]
 _SET_UP = """
@@ -126,6 +127,30 @@ except ArithmeticError:
     assert "hello" in shown
     assert "tenant=acme" in shown
     assert "division by zero" in shown
+
+
+def test_log_flood_of_an_event_is_bounded_and_counted_and_hides_no_other() -> None:
+    now_s = [0.0]
+    bounded = _BoundedEvents(lambda: now_s[0])
+
+    def passes(name: str) -> dict[str, Any] | None:
+        try:
+            return dict(bounded(None, "info", {"event": name}))
+        except structlog.DropEvent:
+            return None
+
+    assert [passes("flood") for _ in range(500)] == [{"event": "flood"}] * 120 + [None] * 380
+    assert passes("other") == {"event": "other"}
+    now_s[0] = 0.6
+    assert passes("flood") == {"event": "flood", "left_out": 380}
+    assert passes("flood") is None
+    now_s[0] = 60.6
+    assert [passes("flood") for _ in range(2)] == [{"event": "flood", "left_out": 1}, {"event": "flood"}]
+
+
+def test_log_of_a_process_is_bounded() -> None:
+    lines = _lines("for _ in range(300): log.info('flood')\nlog.info('last')")
+    assert [line["event"] for line in lines] == ["flood"] * 120 + ["last"]
 
 
 def test_log_reader_that_reads_nothing_blocks_nothing() -> None:

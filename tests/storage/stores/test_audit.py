@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 
 from engine.model.audit import Actor, AuditRow
 from engine.runtime.ports import StoreError
 from storage.postgres.commands import command_database
 from storage.postgres.pool import Database
+from storage.stores.audit import PostgresAudit
 from storage.stores.tenants import PostgresTenants
+from tests.harness.commands import Run, command
 from tests.harness.services import execute, rows
+
+__all__ = ["command"]
 
 _ROW = "INSERT INTO audit_log (at, event, actor_kind, actor, target) VALUES (now() - interval '{}', {})"
 _REST = "'tenant_added', 'account', 'a@h', '{}'"
@@ -37,6 +44,25 @@ def test_audit_log_old_rows_can_be_deleted_and_not_changed(dsn: str) -> None:
         execute(dsn, "UPDATE audit_log SET actor = 'nobody' WHERE target = 'old'")
     execute(dsn, "DELETE FROM audit_log WHERE target = 'old'")
     assert rows(dsn, "SELECT target FROM audit_log") == [("young",)]
+
+
+async def test_audit_log_forgets_what_is_older_page_by_page(dsn: str) -> None:
+    execute(dsn, *(_ROW.format(f"{days} days", _REST.format(days)) for days in (90, 80, 70, 31, 2)))
+    before_us = round((time.time() - 60 * 86_400) * 1_000_000)
+    async with command_database(dsn) as database:
+        audit = PostgresAudit(database)
+        assert [await audit.forget(before_us, 2) for _ in range(3)] == [2, 1, 0]
+    assert rows(dsn, "SELECT target FROM audit_log ORDER BY at") == [("31",), ("2",)]
+
+
+async def test_job_cleanup_deletes_security_events_after_their_retention(
+    command: Run, dsn: str, tmp_path: Path
+) -> None:
+    execute(dsn, *(_ROW.format(f"{days} days", _REST.format(days)) for days in (401, 399)))
+    await command("job", "cleanup", "--data-dir", str(tmp_path), TIDEMARK__RETENTION__AUDIT_D="0")
+    assert len(rows(dsn, "SELECT FROM audit_log")) == 2
+    await command("job", "cleanup", "--data-dir", str(tmp_path))
+    assert rows(dsn, "SELECT target FROM audit_log") == [("399",)]
 
 
 async def test_audit_event_of_a_change_that_fails_is_not_written(dsn: str) -> None:

@@ -172,6 +172,13 @@ def test_retention_page_is_read_by_the_index_alone(kept: Kept) -> None:
 def test_retention_default_is_90_days_for_conflicts_and_no_limit_else() -> None:
     kept_for = settings_with().retention
     assert (kept_for.conflict_log_d, kept_for.quarantine_d, kept_for.events_d) == (90, 0, 0)
+    assert kept_for.audit_d == 400
+
+
+def test_retention_security_events_shorter_than_their_trigger_allows_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"retention.audit_d: must be 0, or 30 or more"):
+        settings_with(retention={"audit_d": 29})
+    assert [settings_with(retention={"audit_d": days}).retention.audit_d for days in (0, 30)] == [0, 30]
 
 
 def test_retention_events_shorter_than_idempotency_is_refused() -> None:

@@ -18,7 +18,7 @@ from storage.embedded.servers import Services
 from storage.stores.audit import process_account
 from tests.harness.services import rows
 from tests.harness.supervised import Supervise
-from tests.harness.ws_device import Json, connected
+from tests.harness.ws_device import SECRET, Json, connected
 
 _DSN = "host=db1 dbname=tidemark password="
 _EMBEDDED = Services("host=/run/made", "unix:///run/made")
@@ -188,4 +188,6 @@ async def test_sighup_gives_new_connections_the_new_settings_and_a_broken_file_c
         ("server_started", account, "7", None),
         ("settings_reloaded", account, None, "limits.items"),
     ]
-    assert "password" not in str(rows(dsn, "SELECT details::text FROM audit_log"))
+    details = str(rows(dsn, "SELECT details::text FROM audit_log"))
+    assert "password=***" in details
+    assert SECRET not in details

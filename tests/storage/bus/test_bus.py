@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -48,9 +49,10 @@ class BusProcess:
     def __init__(self, url: str, dsn: str, epoch: str = "e") -> None:
         self.epoch = epoch
         self.heard: list[Heard] = []
+        self.rejected: list[str] = []
         self._news = asyncio.Event()
         self._database = Database(dsn, 1)
-        self.bus = RedisBus(url, self._database, lambda: self.epoch)
+        self.bus = RedisBus(url, self._database, lambda: self.epoch, self.rejected.append)
         self._scope = anyio.CancelScope()
         self._task = asyncio.create_task(self._stay())
 
@@ -284,6 +286,7 @@ async def test_bus_message_with_a_wrong_signature_or_time_is_rejected(
         for place in (one, two):
             await place.hears("device_connected", 7, "phone", "s1", now_us)
             assert (place.heard, place.bus.state.rejected) == ([], len(lies))
+            assert Counter(place.rejected) == {"signature": 4, "time": 2, "time of a connection": 1}
     assert [line["event"] for line in logs] == ["bus_message_rejected"] * 2
     assert MAX_CLOCK_SKEW_S > 2 * FAULT_APART_S
 

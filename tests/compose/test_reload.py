@@ -190,4 +190,4 @@ async def test_sighup_gives_new_connections_the_new_settings_and_a_broken_file_c
     ]
     details = str(rows(dsn, "SELECT details::text FROM audit_log"))
     assert "password=***" in details
-    assert SECRET not in details
+    assert SECRET.decode() not in details

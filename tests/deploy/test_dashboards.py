@@ -8,7 +8,8 @@ import math
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,12 +63,12 @@ def test_dashboards_have_their_own_panels_each_with_a_text() -> None:
         assert all(panel.text.endswith(".") and panel.queries for panel in panels)
 
 
-async def _sync(url: str, http: ClientSession, number: int) -> None:
-    """Push without an end: new records, stale edits, conflicts for people, rejected items; pull."""
+async def _sync(url: str, http: ClientSession, number: int, over: asyncio.Event) -> None:
+    """Push until the load is over: new records, stale edits, conflicts for people, rejected items; pull."""
     signed = token("acme", f"device-{number}", role="supervisor")
     async with connected(url, http, signed=signed) as device:
         await device.ask("subscribe")
-        for turn in range(1_000_000):
+        for turn in takewhile(lambda _: not over.is_set(), count()):
             record = f"{number}-{turn}"
             await device.push(put(record, None, n=turn), item("put", "nowhere", record, data={}))
             await device.push(item("put", "journal", f"shared-{turn}", data={"by": number}))
@@ -88,9 +89,9 @@ async def _settle(device: Device, noted: dict[str, Any]) -> None:
     )
 
 
-async def _upload(url: str, http: ClientSession) -> None:
+async def _upload(url: str, http: ClientSession, over: asyncio.Event) -> None:
     uploader = Uploader(http, url, token("acme", "camera"))
-    for turn in range(1_000_000):
+    for turn in takewhile(lambda _: not over.is_set(), count()):
         content = photo(5000, turn)
         await uploader.uploaded(content, filename=f"{turn}.jpg", record_id=f"record-{turn}")
         await asyncio.sleep(_PAUSE_S)
@@ -98,23 +99,16 @@ async def _upload(url: str, http: ClientSession) -> None:
 
 @asynccontextmanager
 async def load(server: Supervised) -> AsyncIterator[None]:
-    """Devices at both workers."""
-    async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(ClientSession())
-        works = [_sync(server.url_of(1 + number % 2), http, number) for number in range(4)]
-        works.append(_upload(server.url, http))
-        tasks = [asyncio.create_task(work) for work in works]
+    """Devices at both workers. They end by themselves: ``asyncio.wait_for`` may lose a cancellation."""
+    over = asyncio.Event()
+    async with ClientSession() as http, asyncio.TaskGroup() as devices:
+        for number in range(4):
+            devices.create_task(_sync(server.url_of(1 + number % 2), http, number, over))
+        devices.create_task(_upload(server.url, http, over))
         try:
             yield
-            for task in tasks:
-                if task.done():
-                    task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            for task in tasks:
-                with suppress(asyncio.CancelledError):
-                    await task
+            over.set()
 
 
 async def _run_job(server: Supervised, job: str) -> None:

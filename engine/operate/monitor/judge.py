@@ -154,7 +154,8 @@ def judge(facts: Facts, thresholds: Thresholds, window: Window) -> Report:
         if not _enough(rule, values, thresholds):
             unjudged.append(rule.metric)
             if limit.severity != "info":
-                doubts.append(f"{finding.message}; too few to judge")
+                least = f"min_syncs is {thresholds.min_syncs}, min_failures {thresholds.min_failures}"
+                doubts.append(f"{finding.message}; too few to judge: {least}")
             continue
         points = _points(rule, finding)
         lost += points

@@ -225,7 +225,7 @@ async def test_monitor_too_few_syncs_to_judge_are_unknown_and_exit_3(serve: Serv
     await server.drained()
     status, report = await judged(command)
     assert (status, report["status"], report["findings"]) == (3, "unknown", [])
-    assert report["reasons"][0].endswith("too few to judge")
+    assert report["reasons"][0].endswith("too few to judge: min_syncs is 20, min_failures 5")
 
 
 async def test_monitor_thresholds_of_a_tenant_come_from_settings(serve: Serve, command: Run) -> None:

@@ -271,7 +271,10 @@ def test_judge_failures_of_too_few_syncs_are_unknown() -> None:
     report = report_of(Facts("acme", minute(15, failed=4, items=15)))
     assert (report.status, report.score, report.findings) == ("unknown", None, [])
     assert report.reasons == [
-        "success rate 78.9 % (4 of 19 syncs failed): critical below 95 %; too few to judge"
+        (
+            "success rate 78.9 % (4 of 19 syncs failed): critical below 95 %; too few to judge: "
+            "min_syncs is 20, min_failures 5"
+        )
     ]
     assert report.unjudged == ["success_rate", "upload_abandonment", "device_health"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,23 +138,26 @@ def test_rules_have_a_case_each() -> None:
 
 @pytest.mark.parametrize("alert", CASES)
 def test_rule_fires_on_its_cause_and_clears_after_it(alert: str, tmp_path: Path) -> None:
-    tests = {
-        "rule_files": [str(ALERTS)],
-        "evaluation_interval": "1m",
-        "tests": [
-            {
-                "interval": "1m",
-                "input_series": [
-                    {"series": series, "values": values} for series, values in CASES[alert].items()
-                ],
-                "promql_expr_test": [
-                    _firing(alert, 0, fires=alert == "TidemarkDatabaseFull"),
-                    _firing(alert, _MINUTES - 1, fires=True),
-                    _firing(alert, 2 * _MINUTES - 1, fires=False),
-                ],
-            }
-        ],
+    firing = [
+        _firing(alert, 0, fires=alert == "TidemarkDatabaseFull"),
+        _firing(alert, _MINUTES - 1, fires=True),
+        _firing(alert, 2 * _MINUTES - 1, fires=False),
+    ]
+    _test_rule(CASES[alert], firing, tmp_path)
+
+
+def test_rule_of_restarts_is_silent_in_a_rolling_restart(tmp_path: Path) -> None:
+    begins = {
+        f'tidemark_start_time_seconds{{{_ON},worker="{worker}"}}': f"0x{worker} 60x40" for worker in range(8)
     }
+    _test_rule(begins, [_firing("TidemarkRestarts", 14, fires=False)], tmp_path)
+
+
+def _test_rule(series: Mapping[str, str], firing: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Have promtool evaluate the rules each minute over series, each given with its values."""
+    inputs = [{"series": name, "values": values} for name, values in series.items()]
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": firing}
+    tests = {"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [test]}
     path = tmp_path / "test.yml"
     path.write_text(json.dumps(tests), "utf-8")  # JSON is YAML
     promtool("test", "rules", path)

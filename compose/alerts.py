@@ -39,7 +39,7 @@ class Alerts:
 
     def __init__(self, senders: Sequence[Webhook], database: Database, clock: Clock) -> None:
         self.delivery = AlertDelivery(PostgresAlerts(database), senders, clock)
-        self._database_alert = DatabaseAlert(senders, clock)
+        self._database_alert = DatabaseAlert(senders, clock, self.delivery.counts)
         self._database = database
         self._on = bool(senders)
         self._own_check = False

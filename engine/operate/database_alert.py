@@ -7,7 +7,7 @@ have the same id, which is made of the cause, the last check, and the number of 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -49,11 +49,15 @@ class DatabaseAlert:
     Args:
         senders: The receivers.
         clock: The time.
+        counts: Attempts to send, by kind of receiver and outcome; they are counted here too.
     """
 
-    def __init__(self, senders: Sequence[AlertSender], clock: Clock) -> None:
+    def __init__(
+        self, senders: Sequence[AlertSender], clock: Clock, counts: Counter[tuple[str, str]]
+    ) -> None:
         self._receivers = [_Receiver(sender) for sender in senders]
         self._clock = clock
+        self._counts = counts
         self._checked_us: int | None = None
         self._away_since_s: float | None = None
         #: The outage that is told; None while there is none.
@@ -116,6 +120,7 @@ class DatabaseAlert:
                 pause = max(error.retry_after_s, pause_s(receiver.attempts))
                 receiver.due_at_s = self._clock.monotonic_s() + pause
                 receiver.attempts += 1
+                self._counts[receiver.sender.kind, "failed"] += 1
                 _log.warning(
                     "alert_not_sent",
                     target=receiver.sender.kind,
@@ -126,6 +131,7 @@ class DatabaseAlert:
                 )
                 return
             receiver.attempts = 0
+            self._counts[receiver.sender.kind, "sent"] += 1
             receiver.waiting.popleft()
             _log.info(
                 "alert_sent",

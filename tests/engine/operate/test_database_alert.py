@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from engine.operate.alert_delivery import AlertNotSentError
 from engine.operate.database_alert import AWAY_S, DatabaseAlert
 from engine.operate.monitor.alerts import Alert, AlertThreshold
@@ -45,7 +47,8 @@ class Process:
     def __init__(self, clock: Clock) -> None:
         self.receiver = Receiver()
         self.clock = clock
-        self.alert = DatabaseAlert([self.receiver], clock)
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.alert = DatabaseAlert([self.receiver], clock, self.counts)
 
     async def away(self, for_s: float) -> None:
         """Find the database away for a while."""
@@ -127,7 +130,9 @@ async def test_database_alert_receiver_that_fails_is_told_later_in_order() -> No
     await process.away(AWAY_S * 2)
     await process.alert.observe(None)
     assert process.kinds() == []
+    assert process.counts["webhook", "failed"] > 0
     process.receiver.fails = False
     process.clock.at_s += 3600
     await process.alert.observe(None)
     assert process.kinds() == ["fired", "cleared"]
+    assert process.counts["webhook", "sent"] == 2

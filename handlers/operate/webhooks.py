@@ -13,13 +13,17 @@ import hmac
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import anyio
+import anyio.to_thread
 import msgspec
 from aiohttp import ClientConnectorError, ClientSession, ClientTimeout, TCPConnector
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from engine.operate.alert_delivery import AlertNotSentError
 from engine.operate.monitor.alerts import Alert, AlertThreshold
@@ -48,8 +52,58 @@ _COLORS: Final = {"info": "warning", "warning": "warning", "critical": "danger"}
 _TITLES: Final = {"fired": "", "worsened": " (worse)", "cleared": " (over)"}
 
 
+#: What ``socket.getaddrinfo`` finds.
+_Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
+
+
 class AddressRefusedError(OSError):
     """The receiver's address is not on the Internet, and no setting allows that."""
+
+
+class _Resolver(AbstractResolver):
+    """Looks the host of a receiver up in a thread of its own, one lookup at a time.
+
+    The event loop has two threads for that. With a name server that does not answer, two alerts would keep
+    both for ten seconds, and a database whose name is to be looked up would be away for as long.
+    """
+
+    def __init__(self) -> None:
+        self._lookup: asyncio.Future[list[_Found]] | None = None
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of the host."""
+        lookup = self._lookup
+        if lookup is None or lookup.done():
+            ask = partial(_look_up, host, port, family)
+            lookup = asyncio.ensure_future(anyio.to_thread.run_sync(ask, abandon_on_cancel=True))
+            lookup.add_done_callback(_Resolver._ended)
+            self._lookup = lookup
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=found,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for found, _, protocol, _, address in await asyncio.shield(lookup)
+        ]
+
+    @staticmethod
+    def _ended(lookup: asyncio.Future[list[_Found]]) -> None:
+        """Look at its failure, which perhaps nobody waited for."""
+        if not lookup.cancelled():
+            lookup.exception()
+
+    async def close(self) -> None:
+        """Close nothing."""
+
+
+def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[_Found]:
+    return [*socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)]
 
 
 class Webhook:
@@ -72,6 +126,7 @@ class Webhook:
         self._url = url
         self._key = signing_key(secret)
         self._private_addresses = private_addresses
+        self._resolver = _Resolver()
 
     @property
     def encrypted(self) -> bool:
@@ -96,7 +151,7 @@ class Webhook:
             async with (
                 asyncio.timeout(TIMEOUT_S),
                 ClientSession(
-                    connector=TCPConnector(socket_factory=self._socket, limit=1),
+                    connector=TCPConnector(socket_factory=self._socket, resolver=self._resolver, limit=1),
                     timeout=ClientTimeout(total=None),
                     trust_env=False,
                 ) as session,

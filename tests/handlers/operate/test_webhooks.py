@@ -6,10 +6,11 @@ import asyncio
 import base64
 import hmac
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -189,6 +190,39 @@ async def test_webhook_fault_of_the_library_is_an_error_without_its_text(
     with pytest.raises(AlertNotSentError, match="RuntimeError") as raised:
         await _webhook(receiver.url).send(FIRED)
     assert "hidden" not in str(raised.value)
+
+
+async def test_webhook_name_server_that_does_not_answer_is_asked_once_beside_the_loops_own_threads(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, answers, asked = socket.getaddrinfo, threading.Event(), list[str]()
+
+    def late(host: str, *rest: Any) -> Any:
+        asked.append(host)
+        answers.wait(30)
+        return real("127.0.0.1", *rest)
+
+    webhook = _webhook(receiver.url.replace("127.0.0.1", "hooks.example"))
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", late)
+        patch.setattr(module, "TIMEOUT_S", 0.05)
+        for _ in range(3):
+            with pytest.raises(AlertNotSentError, match="no answer within"):
+                await webhook.send(FIRED)
+        patch.setattr(module, "TIMEOUT_S", 20)
+        answers.set()
+        await webhook.send(FIRED)
+    assert len(asked) <= 2
+    assert len(receiver.requests) == 1
+
+
+async def test_webhook_host_that_nobody_knows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(AlertNotSentError, match="cannot connect: Name or service not known"):
+        await _webhook("https://hooks.example/hidden").send(FIRED)
 
 
 async def test_webhook_port_that_nobody_listens_on_is_an_error() -> None:

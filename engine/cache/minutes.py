@@ -186,6 +186,10 @@ class Minutes:
         try:
             await self._store.put(rows)
         except StorePoisonError as error:  # it would be refused again, and keep all others waiting
+            if len(rows) > 1:
+                for row in rows:
+                    await self._put([row])
+                return
             _log.error("minutes_refused", rows=len(rows), reason=str(error))
             self.counters.dropped += len(rows)
         else:

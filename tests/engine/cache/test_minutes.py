@@ -256,6 +256,22 @@ async def test_minutes_that_the_store_refuses_keep_no_other_waiting() -> None:
     assert process.minutes.counters.dropped == 1
 
 
+async def test_minutes_refused_leave_the_rows_beside_them() -> None:
+    class Picky(Stored):
+        async def put(self, rows: list[MinuteRow]) -> None:
+            if any(row.tenant_id == 2 for row in rows):
+                raise StorePoisonError("a value")
+            await super().put(rows)
+
+    store = Picky()
+    minutes = Minutes(store, Clock(), lambda: "0" * 32)
+    for tenant_id in (1, 2, 3):
+        minutes.of(tenant_id).syncs += 1
+    await minutes.flush()
+    assert sorted(store.sums()) == [(1, 0), (3, 0)]
+    assert (minutes.counters.rows, minutes.counters.dropped) == (2, 1)
+
+
 async def test_minutes_of_a_clock_that_goes_back_do_not_replace_those_before() -> None:
     process = Process()
     process.sync()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from engine.operate.ports import HealthMonitor, NoTenantError
 from engine.wire.errors import SyncError
-from handlers.operate.people import People
+from handlers.operate.people import People, no_tenant
 from handlers.operate.turns import Turns
 
 _DEFAULT_HOURS: Final = 24.0
@@ -40,7 +40,8 @@ class AdminHealth:
         """Judge the tenant ``tenant``, or all that the token may see, over the last ``hours``.
 
         Raises:
-            SyncError: As ``People.question`` and ``Turns.turn_of``; ``invalid_message`` for wrong ``hours``.
+            SyncError: As ``People.question`` and ``Turns.turn_of``; ``invalid_message`` for wrong ``hours``;
+                ``not_found`` if there is no such tenant.
             StoreError: The database is away.
         """
         tenant, token = await self._people.question(request, request.query.get("tenant"))
@@ -49,7 +50,7 @@ class AdminHealth:
             try:
                 judgement = await self._monitor.check(tenant, window_s)
             except NoTenantError:
-                raise SyncError("not_found", "this tenant was removed just now") from None
+                raise no_tenant() from None
         body = msgspec.json.encode(judgement)  # a thousand tenants take 0.9 ms
         return web.Response(body=body, content_type="application/json")
 

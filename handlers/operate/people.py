@@ -17,7 +17,10 @@ from handlers.http.tokens import Verifier, token_of
 
 
 class Question(NamedTuple):
-    """What a request is about: a tenant, None for all; and the token that asks."""
+    """What a request is about, and the token that asks.
+
+    ``tenant`` is None for all. There may be no such tenant: to look it up takes a turn.
+    """
 
     tenant: str | None
     token: tuple[str | None, str]
@@ -39,8 +42,8 @@ class People(msgspec.Struct, frozen=True):
 
         Raises:
             SyncError: ``unauthenticated``; ``forbidden`` for a device's token, or one of another tenant;
-                ``not_found`` if there is no such tenant.
-            StoreError: The tenant has to be read first, and the store is away.
+                ``not_found`` for what no tenant can be named.
+            StoreError: The token's tenant has to be read first, and the store is away.
         """
         self.verifier.check_origin(request.headers.get("Origin"))
         claims = self.verifier.verify(token_of(request.headers))
@@ -51,8 +54,8 @@ class People(msgspec.Struct, frozen=True):
         if own is None:
             self._check_not_revoked(ANY_TENANT, claims.token_id)
             mark_authenticated(request)
-            if wanted is not None and ("\0" in wanted or await self.tenants.find(wanted) is None):
-                raise SyncError("not_found", "there is no such tenant: `run.py tenant list` has the names")
+            if wanted is not None and "\0" in wanted:  # the database refuses to look for it
+                raise no_tenant()
             return Question(wanted, (None, claims.token_id))
         tenant = await self.tenants.find(own)
         if tenant is None:
@@ -67,3 +70,8 @@ class People(msgspec.Struct, frozen=True):
     def _check_not_revoked(self, tenant_id: int, token_id: str) -> None:
         if self.revocations.refuses_token(tenant_id, token_id):
             raise SyncError("unauthenticated", "this token was revoked")
+
+
+def no_tenant() -> SyncError:
+    """Return the error for a tenant that is not there."""
+    return SyncError("not_found", "there is no such tenant: `run.py tenant list` has the names")

@@ -60,6 +60,7 @@ from storage.stores.devices import PostgresDevices
 from storage.stores.epoch import PostgresEpoch
 from storage.stores.export import PostgresExport
 from storage.stores.monitoring.analytics import PostgresAnalytics
+from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.policies import PostgresPolicies
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import PostgresUsage
@@ -273,10 +274,10 @@ class Deployment:
             yield PostgresAudit(database)
 
     @asynccontextmanager
-    async def analytics(self) -> AsyncIterator[PostgresAnalytics]:
-        """Open the figures of tenants."""
+    async def analytics(self) -> AsyncIterator[tuple[PostgresAnalytics, PostgresVoice]]:
+        """Open the figures of tenants, and the log of voice verifications."""
         async with self._administered() as (database, _):
-            yield PostgresAnalytics(database)
+            yield PostgresAnalytics(database), PostgresVoice(database)
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:

@@ -29,6 +29,7 @@ from storage.stores.audit import PostgresAudit
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.runs import PostgresJobs
 from storage.stores.monitoring.aggregation import PostgresAggregation
+from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
 
@@ -147,7 +148,7 @@ def job_bodies(
             forget_events,
             in_thread(lambda: {"tenants_counted": recount(dsn)}),
         ),
-        "aggregate": Aggregation(PostgresAggregation(database)),
+        "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database)),
         "warm": warm,
         "monitor": health,
     }

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import add
-from typing import Final, get_args
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from engine.wire.messages import Status
 
 HOUR_US: Final = 3_600_000_000
+#: The lengths of what figures are shown by.
+Unit = Literal["hour", "day"]
+UNITS_US: Final[Mapping[Unit, int]] = {"hour": HOUR_US, "day": 24 * HOUR_US}
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 #: The name for items of a domain that is not configured, or of none: devices could send any number of names.
 OTHER_DOMAIN: Final = ""

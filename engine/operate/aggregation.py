@@ -18,6 +18,7 @@ import msgspec
 from engine.cluster.jobs import JobRun
 from engine.model.commit_counts import HOUR_US, STATUSES, CommitCounts
 from engine.model.minutes import NO_TENANT, Durations, Minute
+from engine.operate.voice import VoiceStore, fill
 from engine.runtime.batching import with_retries
 
 _encode: Final = msgspec.json.encode
@@ -130,11 +131,12 @@ class AggregationStore(Protocol):
 class Aggregation:
     """The body of a job: sums hours, then deletes what is summed and past its time."""
 
-    def __init__(self, store: AggregationStore) -> None:
+    def __init__(self, store: AggregationStore, voice: VoiceStore) -> None:
         self._store = store
+        self._voice = voice
 
     async def __call__(self, run: JobRun) -> None:
-        """Sum and delete; count ``snapshots``, and the rows of each kind that are deleted.
+        """Sum, log voice verifications, and delete; count ``snapshots``, and rows by what happened to them.
 
         Raises StoreError.
         """
@@ -145,6 +147,8 @@ class Aggregation:
             await run.rest()
         due = await with_retries(store.due)
         for tenant_ids, since_us, until_us in parts(due):
+            # Before the hours count as summed: a kill in between repeats it, and adds nothing.
+            await fill(self._voice, run, tenant_ids, since_us, until_us)
             run.count(
                 "snapshots", await with_retries(partial(store.sum_hours, tenant_ids, since_us, until_us))
             )

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from engine.model.commit_counts import HOUR_US, OTHER_DOMAIN
+from engine.model.commit_counts import OTHER_DOMAIN, UNITS_US, Unit
 from engine.model.minutes import Durations
 from engine.operate.aggregation import Snapshot
 from engine.wire.timestamps import to_text
-
-DAY_US: Final = 24 * HOUR_US
-Unit = Literal["hour", "day"]
-UNITS_US: Final[Mapping[Unit, int]] = {"hour": HOUR_US, "day": DAY_US}
 
 _decode_domains: Final = msgspec.json.Decoder(dict[str, dict[str, int]]).decode
 

@@ -11,9 +11,12 @@ from datetime import datetime
 from typing import Final
 
 import click
+import msgspec
 
-from engine.operate.analytics import UNITS_US, Analytics, Figures, Unit
+from engine.model.commit_counts import UNITS_US, Unit
+from engine.operate.analytics import Analytics, Figures
 from engine.operate.analytics import analytics as read_analytics
+from engine.operate.voice import VoiceAnalytics, VoiceFigures, voice_analytics
 from engine.wire.timestamps import to_us
 from handlers.commands.deployment import Deployment, as_json, table, with_deployment
 from handlers.commands.times import Instant, Since
@@ -22,6 +25,8 @@ from handlers.operate.printing import say
 #: Without --from, so many periods up to now are shown.
 _PERIODS: Final[dict[Unit, int]] = {"hour": 24, "day": 30}
 _HEADING: Final = ("SYNCS", "FAILED", "REFUSED", "AVG", "P95", "ITEMS", "CONFLICTS", "HELD", "SENT", "SAVED")
+#: The characters of a period's beginning that are shown.
+_CHARS: Final[dict[Unit, int]] = {"hour": 16, "day": 10}
 _BLOCKS: Final = " ▏▎▍▌▋▊▉█"
 _LEAST_BAR_CHARS: Final = 8
 
@@ -36,7 +41,8 @@ _LEAST_BAR_CHARS: Final = 8
     "--from", "since", type=Since(), metavar="TIME", help="The beginning, such as 2026-01-31 or 7d."
 )
 @click.option("--to", "until", type=Instant(), metavar="TIME", help="The end.  [default: now]")
-@click.option("--by", type=click.Choice(["hour", "day"]), default="hour", show_default=True)
+@click.option("--by", type=click.Choice(["hour", "day"]), help="[default: hour; day with --voice]")
+@click.option("--voice", is_flag=True, help="Show voice verifications by device instead.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @click.option("--csv", "csv_", is_flag=True, help="Print CSV: one line for each hour or day.")
 @with_deployment()
@@ -46,7 +52,8 @@ async def analytics(
     tenant: str,
     since: datetime | None,
     until: datetime | None,
-    by: Unit,
+    by: Unit | None,
+    voice: bool,
     json_: bool,
     csv_: bool,
 ) -> None:
@@ -55,29 +62,65 @@ async def analytics(
     Syncs, items, conflicts and bytes are counted where they are committed, and are exact. Durations, failures
     and refusals are counted by the server's processes: one that is killed loses ten seconds of them. The
     present hour is shown as it is so far. Without --from it shows 24 hours or 30 days.
+
+    --voice shows how voice verifications went, by device and the time when they happened. They are logged
+    within an hour or two of their sync.
     """
+    by = by or ("day" if voice else "hour")
     if json_ and csv_:
         raise click.UsageError("--json and --csv: choose one of them.")
     until_us = time.time_ns() // 1000 if until is None else to_us(until)
     since_us = until_us - (_PERIODS[by] - 1) * UNITS_US[by] if since is None else to_us(since)
     if since_us >= until_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
-    async with deployment.analytics() as store:
-        found = await read_analytics(store, tenant, since_us, until_us, by)
+    async with deployment.analytics() as (store, log):
+        if voice:
+            spoken = await voice_analytics(log, tenant, since_us, until_us, by)
+        else:
+            found = await read_analytics(store, tenant, since_us, until_us, by)
     if json_:
-        as_json(found)
+        as_json(spoken if voice else found)
     elif csv_:
-        _write_csv(found)
+        _write_csv(spoken.rows if voice else found.periods, VoiceFigures if voice else Figures)
+    elif voice:
+        _show_voice(spoken)
     else:
         _show(found)
 
 
-def _write_csv(found: Analytics) -> None:
+def _write_csv(rows: Sequence[msgspec.Struct], kind: type[msgspec.Struct]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    names = [name for name in Figures.__struct_fields__ if name != "domains"]
+    names = [name for name in kind.__struct_fields__ if name != "domains"]
     writer.writerow(names)
-    for period in found.periods:
-        writer.writerow(["" if (value := getattr(period, name)) is None else value for name in names])
+    for row in rows:
+        writer.writerow(["" if (value := getattr(row, name)) is None else value for name in names])
+
+
+def _show_voice(found: VoiceAnalytics) -> None:
+    if found.total is None:
+        say(f"{found.tenant} has no voice verifications from {found.since} to {found.until}")
+        return
+    chars = _CHARS[found.by]
+    table(
+        [
+            (
+                "all" if one.start is None else one.start[:chars].replace("T", " "),
+                one.device_id or "",
+                str(one.verifications),
+                f"{one.verified_rate:.1%}",
+                _score(one.confidence_score),
+                _score(one.quality_score),
+                _duration(one.avg_processing_ms),
+                _duration(one.p95_processing_ms),
+            )
+            for one in (*found.rows, found.total)
+        ],
+        (found.by.upper(), "DEVICE", "COUNT", "VERIFIED", "CONFIDENCE", "QUALITY", "AVG", "P95"),
+    )
+
+
+def _score(score: float | None) -> str:
+    return "" if score is None else f"{score:.3f}"
 
 
 def _show(found: Analytics) -> None:
@@ -85,7 +128,7 @@ def _show(found: Analytics) -> None:
     if not found.periods:
         say(f"{found.tenant} has no syncs from {found.since} to {found.until}")
         return
-    chars = 16 if found.by == "hour" else 10
+    chars = _CHARS[found.by]
     rows: list[tuple[str, ...]] = [
         ((period.start or "")[:chars].replace("T", " "), *_cells(period)) for period in found.periods
     ]

@@ -32,6 +32,7 @@ from engine.operate.ports import (
     UsageAdmin,
 )
 from engine.operate.rows import AlertTargets, AlertTest, CheckResult
+from engine.operate.voice import VoiceReads
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
@@ -102,8 +103,8 @@ class Deployment(Protocol):
     def audit(self) -> AbstractAsyncContextManager[AuditReads]:
         """Open the audit log."""
 
-    def analytics(self) -> AbstractAsyncContextManager[AnalyticsReads]:
-        """Open the figures of tenants."""
+    def analytics(self) -> AbstractAsyncContextManager[tuple[AnalyticsReads, VoiceReads]]:
+        """Open the figures of tenants, and the log of voice verifications."""
 
     def exports(self) -> AbstractAsyncContextManager[ExportStore]:
         """Open the records and events to export."""

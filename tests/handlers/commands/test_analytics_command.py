@@ -7,6 +7,8 @@ import io
 import json
 from typing import Any
 
+import pytest
+
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running, Serve, serve
 from tests.harness.services import execute, rows
@@ -111,3 +113,42 @@ async def test_analytics_refuses_a_span_that_is_none_and_an_unknown_tenant(comma
     span = ("analytics", "--tenant", "acme", "--from", "2026-01-02", "--to", "2026-01-02")
     assert "--from has to be before --to" in (await command(*span)).refusal()
     assert "there is no tenant" in (await command(*span[:3])).refusal()
+
+
+def spoken(number: int, **data: Any) -> dict[str, Any]:
+    """Make an event of a voice verification."""
+    event = {"verification_id": f"v{number}", "timestamp": "2026-01-02T03:04:05Z", "verified": True}
+    return item("append", "voice", f"e{number}", at=f"2026-01-0{number}T03:04:05Z", data=event | data)
+
+
+async def test_analytics_of_voice_are_of_each_verification_once(
+    command: Run, serve: Serve, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.operate.voice._EVENTS", 2)
+    server = await serve()
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    scores = {"confidence_score": 0.75, "quality_score": 0.5, "processing_time_ms": 120}
+    await phone.push(spoken(1, **scores), spoken(2, **scores), spoken(3, verified=False))
+    await phone.push(spoken(4, verified="perhaps"), spoken(5, verification_id="v1", verified=False))
+    await tablet.push(spoken(6, confidence_score=1e300, verification_id="x" * 9000))
+    await tablet.push(spoken(7, confidence_score="high", user_id="u1"))
+    await server.drained()
+    execute(dsn, *AGE, "UPDATE events SET received_at = received_at - interval '3 hours'")
+    for times in range(2):
+        done = json.loads((await command("job", "aggregate", "--json")).out)
+        assert done["counts"].get("verifications", 0) == (4, 0)[times]
+        assert done["counts"]["verifications_unusable"] == 2
+        execute(dsn, "UPDATE cluster_state SET aggregated_until = 'epoch'")
+    assert rows(dsn, "SELECT verification_id, user_id FROM voice_verification_log ORDER BY 1") == [
+        *(("v1", None), ("v2", None), ("v3", None), ("v7", "u1"))
+    ]
+    found = await shown(command, "--voice", "--from", "2026-01-01", "--to", "2026-01-08")
+    assert [(row["start"][:10], row["device_id"], row["verified_rate"]) for row in found["rows"]] == [
+        *(("2026-01-01", "phone", 1.0), ("2026-01-02", "phone", 1.0), ("2026-01-03", "phone", 0.0)),
+        ("2026-01-07", "tablet", 1.0),
+    ]
+    assert found["total"]["confidence_score"] == 0.75
+    assert found["total"]["avg_processing_ms"] == 120
+    table = (await command("analytics", "--tenant", "acme", "--voice", "--from", "2026-01-01")).out
+    assert "75.0%" in table.splitlines()[-1]
+    assert "no voice verifications" in (await command("analytics", "--tenant", "acme", "--voice")).out

@@ -13,6 +13,7 @@ from engine.operate.aggregation import Aggregation, LateHour
 from storage.postgres.pool import Database
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.minutes import PostgresMinutes
+from storage.stores.monitoring.voice import PostgresVoice
 from tests.engine.cache.test_devices import Clock
 from tests.harness.services import execute, rows
 
@@ -25,6 +26,7 @@ class World:
 
     def __init__(self, dsn: str, database: Database) -> None:
         self.dsn = dsn
+        self.database = database
         self.minutes = PostgresMinutes(database)
         self.store = PostgresAggregation(database)
         ((now_us,),) = rows(dsn, "SELECT (extract(epoch FROM now()) * 1000000)::bigint")
@@ -41,7 +43,7 @@ class World:
     async def run(self) -> dict[str, float | None]:
         """Run the job."""
         run = JobRun(Begun("aggregate", self.now_us, 1, self.now_us), Clock())
-        await Aggregation(self.store)(run)
+        await Aggregation(self.store, PostgresVoice(self.database))(run)
         return run.counts
 
     def snapshots(self, columns: str = "sync_requests") -> list[tuple[object, ...]]:

@@ -1,0 +1,110 @@
+"""Voice events, and their log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from engine.model.commit_counts import HOUR_US
+from engine.operate.voice import VOICE, LoggedResult, Result, Verification, VoiceEvent
+from storage.postgres.arrays import int_array, text_array, text_array_or_null
+from storage.postgres.pool import Database
+from storage.stores.monitoring.hours import span
+from storage.stores.tenant_rows import tenant_id_of
+
+#: The counts of an hour name the domains of its items.
+_HOURS: Final = (
+    f"SELECT DISTINCT tenant_id, sync_hour * {HOUR_US} FROM sync_hour_counts"
+    " WHERE tenant_id = ANY(%(tenants)s::int[])"
+    " AND sync_hour >= %(since_hour)s AND sync_hour < %(until_hour)s"
+    f""" AND strpos(sync_counts, '"{VOICE}":') > 0 ORDER BY 1, 2"""
+)
+#: The hour of a commit and the time of its events are of one clock: the beginning of the transaction.
+_OF_HOUR: Final = (
+    f"WHERE tenant_id = %(tenant)s AND domain = '{VOICE}' AND received_at >= to_timestamp(%(since)s::bigint)"
+    " AND received_at < to_timestamp(%(until)s::bigint)"
+    " AND (received_at, id, sent_at_us) > (to_timestamp(%(after_us)s::float8 / 1000000),"
+    " %(after_id)s, %(after_sent)s)"
+)
+_COLUMNS: Final = "id, sent_at_us, received_at, at_us, device_id, data::text"
+#: ``events_later`` may be detached for a while (storage/postgres/partitions.py).
+_EVENTS: Final = (
+    "SELECT DISTINCT ON (received_at, id, sent_at_us) id, sent_at_us,"
+    " (extract(epoch FROM received_at) * 1000000)::bigint, at_us, device_id, data"
+    f" FROM (SELECT {_COLUMNS} FROM events {_OF_HOUR}"
+    f" UNION ALL SELECT {_COLUMNS} FROM events_later {_OF_HOUR}) AS e"
+    " ORDER BY received_at, id, sent_at_us LIMIT %(limit)s"
+)
+_PUT: Final = (
+    "INSERT INTO voice_verification_log (tenant_id, verification_id, device_id, user_id, occurred_at, result)"
+    " SELECT %(tenant)s, w.i, w.d, w.u, 'epoch'::timestamptz + w.o * interval '1 microsecond', w.r::json"
+    " FROM unnest(%(ids)s::text[], %(devices)s::text[], %(users)s::text[], %(times)s::bigint[],"
+    " %(results)s::text[]) AS w(i, d, u, o, r)"
+    " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = %(tenant)s)"
+    " ON CONFLICT DO NOTHING RETURNING 1"
+)
+_LOGGED: Final = (
+    "SELECT device_id, (extract(epoch FROM occurred_at) * 1000000)::bigint AS at_us, result::text,"
+    " verification_id FROM voice_verification_log WHERE tenant_id = %(tenant)s"
+    " AND occurred_at < to_timestamp(%(until)s::float8 / 1000000)"
+    " AND (occurred_at, verification_id) >"
+    " ('epoch'::timestamptz + %(after_us)s * interval '1 microsecond', %(after_id)s)"
+    " ORDER BY occurred_at, verification_id LIMIT 5000"
+)
+_decode: Final = msgspec.json.Decoder(Result).decode
+
+
+class PostgresVoice:
+    """``engine.operate.voice.VoiceStore`` and ``VoiceReads``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> list[tuple[int, int]]:
+        """Return the tenants and hours that have events."""
+        rows = await self._database.query(_HOURS, span(tenant_ids, since_us, until_us))
+        return [(tenant_id, hour_us) for tenant_id, hour_us in rows]
+
+    async def events(
+        self, tenant_id: int, hour_us: int, after: VoiceEvent | None, limit: int
+    ) -> list[VoiceEvent]:
+        """Read events of an hour."""
+        values = {
+            "tenant": tenant_id,
+            "since": hour_us // 1_000_000,
+            "until": (hour_us + HOUR_US) // 1_000_000,
+            "after_us": hour_us if after is None else after.received_us,
+            "after_id": "" if after is None else after.id,
+            "after_sent": 0 if after is None else after.sent_at_us,
+            "limit": limit,
+        }
+        return [VoiceEvent(*row) for row in await self._database.query(_EVENTS, values)]
+
+    async def put(self, tenant_id: int, rows: Sequence[Verification]) -> int:
+        """Add to the log."""
+        if not rows:
+            return 0
+        values = {
+            "tenant": tenant_id,
+            "ids": text_array(row.verification_id for row in rows),
+            "devices": text_array(row.device_id for row in rows),
+            "users": text_array_or_null(row.user_id for row in rows),
+            "times": int_array(row.occurred_at_us for row in rows),
+            "results": text_array(msgspec.json.encode(row.result).decode() for row in rows),
+        }
+        return len(await self._database.execute(_PUT, values))
+
+    async def voice(self, tenant: str, since_us: int, until_us: int) -> list[LoggedResult]:
+        """Read the log, page by page."""
+        tenant_id = await tenant_id_of(self._database, tenant)
+        values: dict[str, object] = {"tenant": tenant_id, "until": until_us}
+        values |= {"after_us": since_us, "after_id": ""}
+        logged: list[LoggedResult] = []
+        while rows := await self._database.query(_LOGGED, values):
+            logged += [
+                LoggedResult(device_id, at_us, _decode(result)) for device_id, at_us, result, _ in rows
+            ]
+            values |= {"after_us": rows[-1][1], "after_id": rows[-1][3]}
+        return logged

@@ -34,10 +34,8 @@ from bench.harness.server import Server, end, free_ports
 from bench.harness.stage import Options, add_tenants, remote
 from bench.report.results import Abuse, Bar, Phase, Report, reports_of
 from bench.report.text import brief
-from engine.model.domains import DomainPolicy
 from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
-from storage.stores.policies import PostgresPolicies
 from storage.stores.usage import PostgresUsage
 
 #: Of each phase.
@@ -188,6 +186,17 @@ async def abuse(options: Options) -> Report:
     return report
 
 
+def _hold_conflicts(dsn: str, tenant: str) -> None:
+    """Have a tenant's conflicts wait for a person, in the database of whatever version. Raises StoreError."""
+    with connected(dsn) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy)"
+            " SELECT tenant_id, 'task', 'manual' FROM tenants WHERE name = %s",
+            (tenant,),
+        )
+        cursor.execute("UPDATE cluster_state SET generation = generation + 1")
+
+
 def measured_before(file: Path, names: list[str]) -> list[Abuse] | None:
     """Read from a report what was measured before, None where it is no file. Raises BenchError."""
     reports = reports_of(file)
@@ -218,10 +227,7 @@ class _Abuse:
         dsn, tenant = site.target.dsn, self._tenant
         add_tenants(dsn, [_OTHERS, tenant])
         if attack.manual:
-            held = DomainPolicy("manual")
-            administer(
-                dsn, lambda database: PostgresPolicies(database, {"task": held}).set(tenant, "task", held)
-            )
+            _hold_conflicts(dsn, tenant)
         if site.server is not None:
             await site.renew(attack.bounds)
         self._gauge = Gauge(site.target, tenant)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bench.harness.child import progress
-from bench.harness.environment import BenchError, Environment, administer, deployed, fresh, secret_of
+from bench.harness.environment import BenchError, Environment, deployed, fresh, secret_of
 from bench.harness.load_run import Target
 from bench.harness.product import HERE, Version, product
 from bench.harness.server import Server
@@ -20,8 +20,6 @@ from bench.load.workload import DOMAIN, data_of
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 from storage.postgres.display_names import database_name
-from storage.postgres.pool import Database
-from storage.stores.tenants import PostgresTenants
 
 _CHUNK_RECORDS: Final = 250_000
 #: Ids begin with eight hexadecimal digits that cover their whole range, as those of later runs do.
@@ -146,13 +144,14 @@ async def bare_stage(
 
 
 def add_tenants(dsn: str, names: Sequence[str]) -> None:
-    """Create the tenants that are not there. Raises StoreError."""
+    """Create the tenants that are not there, in the database of this version or of one before it.
 
-    async def add(database: Database) -> None:
-        for name in names:
-            await PostgresTenants(database).ensure(name)
-
-    administer(dsn, add)
+    Raises:
+        StoreError: They could not be created.
+    """
+    with connected(dsn) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO tenants (name) SELECT unnest(%s) ON CONFLICT DO NOTHING", (list(names),))
+        cursor.execute("UPDATE cluster_state SET generation = generation + 1")
 
 
 def tenant_ids(dsn: str) -> list[int]:

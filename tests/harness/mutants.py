@@ -70,7 +70,7 @@ MUTANTS: dict[str, Mutant] = {
         "storage/stores/commit/reads.py",
         (
             (_LOCK_ORDER, " ORDER BY tenant_id"),
-            ('seq="seq", day', "seq=\"nextval('tenants_tenant_id_seq')\", day"),
+            ('seq="seq",', "seq=\"nextval('tenants_tenant_id_seq')\","),
         ),
         (_MANY_WRITERS,),
     ),

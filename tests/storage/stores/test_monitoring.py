@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
 
@@ -130,6 +131,37 @@ async def test_devices_seen_names_those_whose_queue_grows_while_they_sync(
     assert found["acme"].stalled == ("hour-goes-on", "new-hour", "stalled")
     assert (found["acme"].stalled_devices, found["globex"].stalled_devices) == (3, 0)
     assert (await PostgresMonitorReads(database).devices_seen("globex"))["globex"].stalled == ()
+
+
+def is_stalled(hours: list[tuple[int, int, int | None]]) -> bool:
+    """Return whether a queue grew in each of the last three hours in which it was told, by 10 in all."""
+    last = [(syncs - failed, depth) for syncs, failed, depth in hours if depth is not None][-3:]
+    depths = [depth for _, depth in last]
+    grew = all(before < after for before, after in pairwise(depths))
+    return len(last) == 3 and grew and depths[2] - depths[0] >= 10 and all(good for good, _ in last)
+
+
+async def test_devices_seen_stalled_of_any_hours_are_those_of_the_rule(database: Database, dsn: str) -> None:
+    chance = random.Random(1)
+    most = 2**31 - 1
+    devices = {
+        f"phone-{number:03}": [
+            (3, chance.choice((0, 0, 0, 3)), depth)
+            for depth in sorted(
+                chance.choices((0, 4, 5, 9, 10, 20, most - 10, most), k=chance.randint(1, 4)),
+                key=lambda depth: depth if number % 4 else chance.random(),
+            )
+        ]
+        for number in range(400)
+    }
+    statements = ["INSERT INTO tenants (name) VALUES ('acme')"]
+    for device, hours in devices.items():
+        statements += [add_device(1, device), add_hours(1, device, *hours)]
+    execute(dsn, *statements)
+    acme = (await PostgresMonitorReads(database).devices_seen("acme"))["acme"]
+    stalled = [device for device, hours in devices.items() if is_stalled([*hours])]
+    assert len(stalled) > 20
+    assert (acme.stalled_devices, acme.stalled) == (len(stalled), tuple(stalled[:20]))
 
 
 async def test_devices_seen_names_twenty_stalled_ones_at_most(database: Database, dsn: str) -> None:

@@ -80,7 +80,7 @@ class WorkerMetrics:
 
 async def _page(session: ClientSession, url: str) -> bytes | None:
     try:
-        async with session.get(url) as response:
+        async with session.get(url, allow_redirects=False) as response:
             return await response.read() if response.status == 200 else None
     except (ClientError, TimeoutError):
         return None

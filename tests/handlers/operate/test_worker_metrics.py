@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 from prometheus_client.parser import text_string_to_metric_families
 
+from handlers.operate.worker_metrics import WorkerMetrics
 from tests.harness.in_process_server import Running
 from tests.harness.supervised import Supervise
 from tests.harness.ws_device import connected, put, token
@@ -97,3 +98,29 @@ async def test_worker_metrics_of_one_process_have_no_label(server: Running) -> N
     page = await _scrape(server.url)
     assert ("tidemark_connections", frozenset()) in page
     assert not any(name == "tidemark_worker_up" or dict(labels).get("worker") for name, labels in page)
+
+
+async def test_worker_metrics_of_a_port_that_redirects_are_missing_and_it_is_told_no_secret_elsewhere() -> (
+    None
+):
+    asked: list[web.Request] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        asked.append(request)
+        return web.Response(text="# HELP evil x\n# TYPE evil gauge\nevil 1\n")
+
+    async def redirecting(request: web.Request) -> web.Response:
+        raise web.HTTPTemporaryRedirect(request.url.with_path("/elsewhere"))
+
+    app = web.Application()
+    app.add_routes([web.get("/elsewhere", elsewhere), web.get("/metrics", redirecting)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        metrics = WorkerMetrics(1, 2, "127.0.0.1", runner.addresses[0][1] - 2, secret="of the workers")
+        page = await metrics.joined(b"")
+    finally:
+        await runner.cleanup()
+    assert _of(_read(page.decode()), "tidemark_worker_up") == {"1": 1, "2": 0}
+    assert not asked

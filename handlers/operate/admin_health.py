@@ -14,7 +14,7 @@ from handlers.operate.people import People, no_tenant
 from handlers.operate.turns import Turns
 
 _DEFAULT_HOURS: Final = 24.0
-#: Minutes are kept for so long.
+#: Minutes are kept for longer, so that a window has all of its minutes.
 MOST_HOURS: Final = 48
 
 

@@ -15,6 +15,7 @@ except ModuleNotFoundError as missing:
 from compose.metrics import release
 from handlers.commands.analytics import analytics
 from handlers.commands.audit import audit
+from handlers.commands.completion import completion
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
 from handlers.commands.doctor import doctor
@@ -107,6 +108,7 @@ for command in (
     export,
     doctor,
     settings,
+    completion,
     bench,
 ):
     cli.add_command(command)

@@ -100,8 +100,13 @@ class TenantAdmin(Protocol):
     async def tenants(self) -> list[TenantSummary]:
         """List tenants by name. Raises StoreError."""
 
-    async def remove(self, name: str, *, erase: bool) -> None:
+    async def remove(self, name: str, *, erase: bool, watch: Callable[[int], None] = ...) -> None:
         """Remove a tenant, with all its data if ``erase``.
+
+        Args:
+            name: The tenant.
+            erase: Whether its data are erased with it.
+            watch: Is told how many rows were erased so far.
 
         Raises:
             RefusedError: There is no such tenant, or it has data and ``erase`` is false.

@@ -18,8 +18,10 @@ from engine.operate.analytics import Analytics, Figures
 from engine.operate.analytics import analytics as read_analytics
 from engine.operate.voice import VoiceAnalytics, VoiceFigures, voice_analytics
 from engine.wire.timestamps import to_us
-from handlers.commands.deployment import Deployment, as_json, table, with_deployment
-from handlers.commands.times import Instant, Since
+from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
+from handlers.commands.terminal.times import Instant, Since
 from handlers.operate.printing import say
 
 #: Without --from, so many periods up to now are shown.
@@ -74,10 +76,11 @@ async def analytics(
     if since_us >= until_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
     async with deployment.analytics() as (store, log):
-        if voice:
-            spoken = await voice_analytics(log, tenant, since_us, until_us, by)
-        else:
-            found = await read_analytics(store, tenant, since_us, until_us, by)
+        with progress("reading"):
+            if voice:
+                spoken = await voice_analytics(log, tenant, since_us, until_us, by)
+            else:
+                found = await read_analytics(store, tenant, since_us, until_us, by)
     if json_:
         as_json(spoken if voice else found)
     elif csv_:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 
 import click
 import msgspec
 
 from engine.operate.rows import AuditEntry
-from handlers.commands.deployment import Deployment, as_json, table, with_deployment
-from handlers.commands.times import Since
+from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
+from handlers.commands.terminal.times import Since
 
 
 @click.command(
@@ -47,14 +50,15 @@ async def audit(
     token is the `--user` that it was signed for. Times are in UTC. TIMES is how many events a row stands for.
     """
     async with deployment.audit() as reads:
-        found = await reads.entries(tenant, actor, since, most)
+        with progress("reading"):
+            found = await reads.entries(tenant, actor, since, most)
     if json_:
         as_json(found)
     else:
         table(
             [_row(one) for one in found],
             ("AT", "EVENT", "ACTOR", "TENANT", "TARGET", "TIMES", "DETAILS"),
-            fit=True,
+            wrapped=sys.stdout.isatty(),
         )
 
 

@@ -10,7 +10,9 @@ from msgspec import UNSET
 
 from engine.operate.conflict_view import ClientView, ConflictView, Difference, RecordView, conflict_view
 from engine.wire.messages import Choice
-from handlers.commands.deployment import Deployment, as_json, of_tenant, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, of_tenant, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
 
@@ -36,7 +38,8 @@ async def list_(
 ) -> None:
     """List open conflicts by tenant, oldest first. With --settled those that are settled."""
     async with deployment.conflicts() as admin:
-        found = await admin.list_settled(tenant, limit) if settled else await admin.list_open(tenant)
+        with progress("reading"):
+            found = await (admin.list_settled(tenant, limit) if settled else admin.list_open(tenant))
     if json_:
         as_json(found)
     elif settled:

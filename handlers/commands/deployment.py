@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import wraps
 from pathlib import Path
-from textwrap import wrap
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 import msgspec
@@ -44,9 +42,6 @@ from handlers.operate.printing import json_text, plain, say
 Command = Callable[..., Coroutine[Any, Any, None] | None]
 
 Result = TypeVar("Result")
-
-#: The narrowest wrapped column. On a narrower terminal its lines are too long, but words stay whole.
-_LEAST_CHARS: Final = 24
 
 
 class DeploymentError(Exception):
@@ -238,31 +233,6 @@ def confirm(question: str) -> None:
         if sys.stdin.isatty():
             raise
         raise click.ClickException("not done: it takes a yes, on a terminal or by --yes") from None
-
-
-def table(rows: list[tuple[str, ...]], heading: tuple[str, ...], *, fit: bool = False) -> None:
-    """Print rows under their heading, in columns; control characters are escaped.
-
-    Args:
-        rows: The cells of each row, which with ``fit`` may hold several lines in the last column.
-        heading: The names of the columns.
-        fit: Whether the last column is wrapped, so that no line is wider than the terminal.
-    """
-    rows = [(*map(plain, row), last if fit else plain(last)) for *row, last in rows]
-    *widths, _ = (max(map(len, column)) for column in zip(heading, *rows, strict=True))
-    indent = sum(widths) + 2 * len(widths)
-    room = max(_LEAST_CHARS, shutil.get_terminal_size().columns - indent)
-    for *row, last in (heading, *rows):
-        lines = _wrapped(last, room) if fit else [last]
-        before = "".join(f"{cell.ljust(width)}  " for cell, width in zip(row, widths, strict=True))
-        click.echo((before + lines[0]).rstrip())
-        for line in lines[1:]:
-            click.echo(" " * indent + line)
-
-
-def _wrapped(cell: str, room: int) -> list[str]:
-    lines = [part for line in cell.split("\n") for part in wrap(plain(line), room, break_on_hyphens=False)]
-    return lines or [""]
 
 
 def as_json(rows: object) -> None:

@@ -14,9 +14,10 @@ from handlers.commands.deployment import (
     checked_device,
     confirm,
     of_tenant,
-    table,
     with_deployment,
 )
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
 
@@ -32,7 +33,8 @@ def device() -> None:
 async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List devices, with their health score as of now."""
     async with deployment.devices() as devices:
-        found = await devices.devices(tenant)
+        with progress("reading"):
+            found = await devices.devices(tenant)
     if json_:
         as_json(found)
     else:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from engine.operate.rows import CheckResult
-from handlers.commands.deployment import Deployment, as_json, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 
 
 @click.command(
@@ -20,14 +22,15 @@ def doctor(deployment: Deployment, *, json_: bool) -> None:
 
     The exit status is 1 if anything is a fault, and 0 otherwise, warnings or none.
     """
-    findings = deployment.examine()
+    with progress("checking"):
+        findings = deployment.examine()
     if json_:
         as_json(findings)
     else:
         table(
             [(one.level, one.subject, _said(one)) for one in findings],
             ("LEVEL", "WHAT", "FOUND, AND WHAT TO DO"),
-            fit=True,
+            wrapped=True,
         )
     if any(one.level == "fault" for one in findings):
         raise SystemExit(1)

@@ -16,7 +16,7 @@ import click
 from engine.operate.export import CsvForm, Format, Row, json_line
 from engine.wire.timestamps import to_us as microseconds
 from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
-from handlers.commands.times import Instant
+from handlers.commands.terminal.times import Instant
 
 
 @click.command(

@@ -14,7 +14,8 @@ import msgspec
 
 from engine.cluster.jobs import JOBS, Counts
 from engine.operate.rows import CleanedUp, JobSummary
-from handlers.commands.deployment import Command, Deployment, as_json, table, with_deployment
+from handlers.commands.deployment import Command, Deployment, as_json, with_deployment
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
 #: How often a run says how far it is.

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import click
 
 from engine.operate.rows import MigrationState
-from handlers.commands.deployment import Deployment, as_json, confirm, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, confirm, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
 
@@ -34,7 +36,8 @@ def migrate(
     with deployment.schema() as schema:
         if down and not yes:
             _ask(deployment, schema.status(), to)
-        done = [] if status else schema.migrate(to, down=down)
+        with progress("changing the schema"):
+            done = [] if status else schema.migrate(to, down=down)
         states = schema.status()
     if not status:
         _report(done, states, down=down, json_=json_)

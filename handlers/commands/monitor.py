@@ -19,7 +19,9 @@ from engine.operate.monitor.report import Judgement, Report, Status
 from engine.operate.ports import HealthMonitor, RefusedError
 from engine.operate.rows import AlertTargets
 from engine.runtime.ports import StoreError
-from handlers.commands.deployment import Deployment, as_json, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 from handlers.operate.admin_health import MOST_HOURS
 from handlers.operate.printing import say
 
@@ -207,7 +209,8 @@ async def _checked(
 ) -> Judgement | None:
     """Check. If the database is away, a continuous monitor says so and goes on: the result is None."""
     try:
-        return await health.check(tenant, window_s)
+        with progress("judging"):
+            return await health.check(tenant, window_s)
     except StoreError as error:
         if isinstance(error, RefusedError) or not continuous:
             raise

@@ -7,7 +7,9 @@ from typing import get_args
 import click
 
 from engine.model.domains import DomainPolicy, Fallback, Policy
-from handlers.commands.deployment import Deployment, as_json, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
 
@@ -23,7 +25,8 @@ def policy() -> None:
 async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List the policy in force for each tenant and domain. FROM is own if the tenant has set it."""
     async with deployment.policies() as policies:
-        found = await policies.policies(tenant)
+        with progress("reading"):
+            found = await policies.policies(tenant)
     if json_:
         as_json(found)
     else:

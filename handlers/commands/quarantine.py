@@ -15,7 +15,9 @@ from engine.wire.floats import json_decoder
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from handlers.commands.conflicts import show_client, show_differences, show_server
-from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import json_text, plain, say
 
 #: The beginnings of error sentences about parts of an item that ``--data`` does not replace.
@@ -34,7 +36,8 @@ def quarantine() -> None:
 async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List rejected items by tenant, oldest first."""
     async with deployment.quarantine() as admin:
-        found = await admin.items(tenant)
+        with progress("reading"):
+            found = await admin.items(tenant)
     if json_:
         as_json(found)
     else:
@@ -112,6 +115,15 @@ def _shown(case: QuarantineCase) -> _Shown:
     )
 
 
+class _RetriedItems(msgspec.Struct):
+    """A retry of an item and of those behind it; ``lost`` has both sides if the server's record won."""
+
+    quarantine_id: str
+    item: Retried
+    behind: dict[str, Retried]
+    lost: RetryView | None
+
+
 @quarantine.command(
     "retry",
     epilog="Example: run.py quarantine retry 4f0c6d2e8b1a4c7f9e3d5a6b7c8d9e0f --data corrected.json",
@@ -127,9 +139,16 @@ def _shown(case: QuarantineCase) -> _Shown:
 @click.option(
     "--hold", is_flag=True, help="Leave a conflict to a person, whatever the policy; see run.py conflicts."
 )
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment(changes=True)
 async def retry(
-    deployment: Deployment, *, quarantine_id: str, tenant: str | None, data: BinaryIO | None, hold: bool
+    deployment: Deployment,
+    *,
+    quarantine_id: str,
+    tenant: str | None,
+    data: BinaryIO | None,
+    hold: bool,
+    json_: bool,
 ) -> None:
     """Send a rejected item again as its device did. It keeps its id and its time, and the same rules apply.
 
@@ -141,10 +160,19 @@ async def retry(
     given = None if data is None else data.read()
     async with deployment.quarantine() as admin:
         case = await admin.find(quarantine_id, tenant)
-        recovered = await admin.retry(case, given, hold=hold)
-    item = recovered.item
-    if recovered.record is not None:
-        _show_retry(retry_view(case.row, given, recovered.record), item)
+        quarantine_id = case.row.quarantine_id
+        with progress("storing"):
+            recovered = await admin.retry(case, given, hold=hold)
+    item, record = recovered.item, recovered.record
+    view = None if record is None else retry_view(case.row, given, record)
+    if json_:
+        as_json(_RetriedItems(quarantine_id, item, recovered.behind, view))
+        staying = sum(map(stays, (item, *recovered.behind.values())))
+        if staying:
+            raise click.ClickException(f"{staying} of {1 + len(recovered.behind)} stay in the quarantine")
+        return
+    if view is not None:
+        _show_retry(view, item)
     if stays(item):
         raise click.ClickException(plain(_why(item, quarantine_id)))
     say(_said(item))
@@ -180,9 +208,9 @@ async def drop(deployment: Deployment, *, quarantine_id: str, tenant: str | None
         row, behind = case.row, len(await admin.behind(case.row))
         named = plain(f"{row.domain or '?'} {row.record_id or '?'} of {row.device_id}, tenant {case.tenant}")
         if not yes:
-            confirm(f"Delete the rejected item {quarantine_id} ({named}) for good?")
+            confirm(f"Delete the rejected item {row.quarantine_id} ({named}) for good?")
         await admin.drop(case)
-    say(f"dropped {quarantine_id} ({named})")
+    say(f"dropped {row.quarantine_id} ({named})")
     if behind:
         say(f"{behind} edits that were rejected because of it stay: see run.py quarantine list")
 

@@ -6,7 +6,8 @@ import click
 import msgspec
 
 from engine.runtime.setting_layers import COMMAND_LINE, ENVIRONMENT
-from handlers.commands.deployment import Deployment, as_json, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
 _WITHOUT_FILE = ("default", ENVIRONMENT, COMMAND_LINE)
@@ -40,5 +41,5 @@ def settings(deployment: Deployment, *, json_: bool) -> None:
             for one in found
         ],
         ("KEY", "SOURCE", "VALUE"),
-        fit=True,
+        wrapped=True,
     )

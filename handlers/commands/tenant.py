@@ -9,7 +9,9 @@ from typing import Final
 import click
 import msgspec
 
-from handlers.commands.deployment import Deployment, as_json, confirm, table, with_deployment
+from handlers.commands.deployment import Deployment, as_json, confirm, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
 #: A tenant's name is used in tokens, URLs and command lines.
@@ -74,7 +76,8 @@ async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> Non
     The limits are the settings tenant_limits and uploads.tenant_bytes.
     """
     async with deployment.usage() as reads:
-        found = await reads.usage(name)
+        with progress("reading"):
+            found = await reads.usage(name)
     settings = deployment.settings
     bounds = msgspec.structs.asdict(settings.tenant_limits)
     rows = []
@@ -119,5 +122,6 @@ async def remove(deployment: Deployment, *, name: str, erase: bool, yes: bool) -
         if erase and not yes:
             question = f"Erase everything that {name} ever stored in {deployment.database()}?"
             confirm(question)
-        await tenants.remove(name, erase=erase)
+        with progress("erasing" if erase else "removing") as tell:
+            await tenants.remove(name, erase=erase, watch=lambda rows: tell(f"{rows:,} rows"))
     say(f"removed {name}")

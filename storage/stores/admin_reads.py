@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from engine.operate.ports import RefusedError
@@ -11,6 +12,9 @@ from storage.stores.tenant_rows import check_tenant
 
 #: Of ``tenants AS t``: the tenant of a command, or all. One probe of the key for each tenant.
 OF_TENANT: Final = "(%(tenant)s::text IS NULL OR t.name = %(tenant)s)"
+
+#: The beginning of an id that a server made. A shorter one would soon be that of several.
+_BEGINNING: Final = re.compile(r"[0-9a-f]{4,31}\Z")
 
 
 async def list_of_tenant(database: Database, statement: str, tenant: str | None, **values: int) -> list[Row]:
@@ -26,15 +30,22 @@ async def find_one(database: Database, statement: str, wanted: str, tenant: str 
 
     Args:
         database: Where it is looked for.
-        statement: A statement with ``OF_TENANT`` and ``id``; its first column is the name of the tenant.
-        wanted: The id.
+        statement: A statement with ``OF_TENANT`` and the range of ids ``id`` to ``last``; its first column is
+            the name of the tenant.
+        wanted: The id, or the beginning of one, if no other begins so.
         tenant: The name of its tenant; None is any.
         what: A noun for the sentence of the error.
 
     Raises:
-        RefusedError: There is no row, or several tenants have one.
+        RefusedError: There is no row, or several tenants have one, or several ids begin so.
     """
-    found = await database.query(statement, {"tenant": tenant, "id": wanted})
+    values = {"tenant": tenant, "id": wanted}
+    found = await database.query(statement, values | {"last": wanted})
+    if not found and _BEGINNING.match(wanted):
+        # After each id that begins so; they are hex digits. The limit is for beginnings of many ids.
+        found = await database.query(f"{statement} LIMIT 2", values | {"last": wanted + "g"})
+        if len(found) > 1:
+            raise RefusedError(f"several ids begin with {wanted}: give more of it")
     if not found:
         await check_tenant(database, tenant)
         raise RefusedError(f"there is no {what} {wanted}{'' if tenant is None else f' of {tenant}'}")

@@ -74,7 +74,8 @@ _SETTLED: Final = (
 )
 _CONFLICT: Final = (
     f"SELECT t.name, row_to_json(c)::text, {RECORD_COLUMNS} FROM tenants AS t"
-    " JOIN conflict_resolution_log AS c ON c.tenant_id = t.tenant_id AND c.conflict_id = %(id)s"
+    " JOIN conflict_resolution_log AS c ON c.tenant_id = t.tenant_id AND c.conflict_id >= %(id)s"
+    " AND c.conflict_id <= %(last)s"
     " LEFT JOIN records AS r ON r.tenant_id = c.tenant_id AND r.domain = c.domain AND r.id = c.record_id"
     f" WHERE {OF_TENANT} ORDER BY t.name"
 )

@@ -24,7 +24,8 @@ _ITEM_FIELDS: Final = Quarantined.__struct_fields__
 _ITEM: Final = (
     f"SELECT t.name, {', '.join(f'q.{name}' for name in _ITEM_FIELDS)}, q.retried_at"
     " FROM tenants AS t JOIN quarantine AS q"
-    f" ON q.tenant_id = t.tenant_id AND q.quarantine_id = %(id)s WHERE {OF_TENANT} ORDER BY t.name"
+    " ON q.tenant_id = t.tenant_id AND q.quarantine_id >= %(id)s AND q.quarantine_id <= %(last)s"
+    f" WHERE {OF_TENANT} ORDER BY t.name"
 )
 #: Those that were rejected because an earlier item of the device on the record was.
 _BEHIND: Final = (

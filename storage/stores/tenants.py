@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -140,10 +141,10 @@ class PostgresTenants:
         )
         return [TenantSummary(*row) for row in rows]
 
-    async def remove(self, name: str, *, erase: bool) -> None:
+    async def remove(self, name: str, *, erase: bool, watch: Callable[[int], None] = lambda _: None) -> None:
         """Remove a tenant. Its data go in small transactions first, so that no other tenant waits."""
         if erase:
-            await self._erase(await tenant_id_of(self._database, name))
+            await self._erase(await tenant_id_of(self._database, name), watch)
         async with self._database.transaction() as transaction:
             # Looked up again: since the first look another command may have removed it and added a new one.
             # Batches lock the counter before any other row, and so does this.
@@ -177,15 +178,19 @@ class PostgresTenants:
             )
             await advance_generation(transaction)
 
-    async def _erase(self, tenant_id: int) -> None:
+    async def _erase(self, tenant_id: int, watch: Callable[[int], None]) -> None:
+        done = 0
         for table in await _tables(self._database, _PARTS):
             erase = (
                 f"WITH erased AS (DELETE FROM {table} WHERE tenant_id = %(tenant)s AND ctid = ANY (ARRAY("
                 f"SELECT ctid FROM {table} WHERE tenant_id = %(tenant)s LIMIT {_ERASED_ROWS})) RETURNING 1)"
                 " SELECT count(*) FROM erased"
             )
-            while await self._database.execute(erase, {"tenant": tenant_id}) == [(_ERASED_ROWS,)]:
-                pass
+            erased = _ERASED_ROWS
+            while erased == _ERASED_ROWS:
+                ((erased,),) = await self._database.execute(erase, {"tenant": tenant_id})
+                done += erased
+                watch(done)
 
 
 async def _tables(reader: Reader, which: str) -> list[str]:

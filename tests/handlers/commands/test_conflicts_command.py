@@ -187,3 +187,27 @@ async def test_conflicts_command_list_settled_shows_who_won_and_by_what(run: Run
     assert printed[0].split()[:4] == ["ID", "TENANT", "DOMAIN", "RECORD"]
     assert printed[1].split()[2:8] == ["attendance", "a2", "tablet", "put", "server", "server_wins"]
     assert len(printed) == 2
+
+
+async def test_conflicts_command_takes_the_beginning_of_an_id_that_no_other_begins_with(
+    run: Run, serve: Serve
+) -> None:
+    server = await serve(**NOTE)
+    _, conflict_id = await opened(server)
+    whole = (await run("show", conflict_id)).out
+    for chars in (4, 8, 31):
+        assert (await run("show", conflict_id[:chars])).out == whole
+    for wrong in (conflict_id[:3], "f" * 8, conflict_id[:8] + "z", conflict_id + "0"):
+        assert f"there is no conflict {wrong}" in (await run("show", wrong)).refusal()
+    other = conflict_id[:8] + ("0" if conflict_id[8] != "0" else "1") * 24
+    execute(
+        server.dsn,
+        "CREATE TEMP TABLE one AS SELECT * FROM conflict_resolution_log",
+        f"UPDATE one SET conflict_id = '{other}', record_id = 'n2'",
+        "INSERT INTO conflict_resolution_log SELECT * FROM one",
+    )
+    refused = (await run("resolve", conflict_id[:8], "--choice", "server")).refusal()
+    assert f"several ids begin with {conflict_id[:8]}: give more of it" in refused
+    assert "settled: " in (await run("resolve", conflict_id[:9], "--choice", "server")).out
+    outcome = "SELECT conflict_id FROM conflict_resolution_log WHERE outcome = 'server'"
+    assert rows(server.dsn, outcome) == [(conflict_id,)]

@@ -499,3 +499,28 @@ async def test_quarantine_retry_of_an_edit_with_wrong_data_leaves_it_behind_its_
     assert stored.status == 0
     assert f"behind it {edit_id}: stored" in stored.out
     assert rows(server.dsn, LEFT) == []
+
+
+async def test_quarantine_item_is_found_by_the_beginning_of_its_id_and_told_by_all_of_it(
+    run: Run, server: Running
+) -> None:
+    quarantine_id = await rejected(server)
+    again = await run("quarantine", "retry", quarantine_id[:6])
+    assert f"run.py quarantine drop {quarantine_id}" in again.err or "it stays" in again.err
+    dropped = await run("quarantine", "drop", quarantine_id[:6], "--yes")
+    assert dropped.out.startswith(f"dropped {quarantine_id} (")
+    assert rows(server.dsn, LEFT) == []
+
+
+async def test_quarantine_retry_prints_json(run: Run, server: Running, good: str) -> None:
+    quarantine_id = await rejected(server)
+    again = await run("quarantine", "retry", quarantine_id, "--json")
+    assert again.status != 0
+    assert json.loads(again.out)["item"]["error"]["message"] == "data.place is required"
+    assert "1 of 1 stay in the quarantine" in again.err
+    stored = json.loads((await run("quarantine", "retry", quarantine_id, "--data", good, "--json")).out)
+    assert (stored["quarantine_id"], stored["item"]["status"], stored["lost"]) == (
+        quarantine_id,
+        "applied",
+        None,
+    )

@@ -65,7 +65,8 @@ class Health(msgspec.Struct, frozen=True):
     """The stored health of a device, or a change to it.
 
     In a change, ``counts`` are differences, ``last_sync_at_us`` and ``facts`` replace earlier ones, and what
-    is None changes nothing. ``seen``: the device introduced itself or came back. Facts are not read back.
+    is None changes nothing. ``seen``: the device introduced itself or came back. ``user_id`` is that of its
+    last token. Facts and the user are not read back.
     """
 
     key: DeviceKey
@@ -76,6 +77,7 @@ class Health(msgspec.Struct, frozen=True):
     os_version: str | None = None
     seen: bool = False
     facts: Facts | None = None
+    user_id: str | None = None
 
 
 #: Shared by all devices without stored counts, because stored counts are replaced, never changed in place.
@@ -87,6 +89,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
 
     A device that has something to store puts itself into ``changed``.
 
+    - ``user_id``: the user of its last token; None if that names none.
     - ``stored``: the counts that the store had at the last read.
     - ``unsaved``: the counts since then that are not stored yet; None if there are none.
     - ``read_at_s``: the monotonic time of the last read from the store; None before the first one.
@@ -108,6 +111,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     network_type: str | None = None
     app_version: str | None = None
     os_version: str | None = None
+    user_id: str | None = None
     seen: bool = False
     seen_at_s: float | None = None
     read_at_s: float | None = None
@@ -186,7 +190,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         facts = self.facts if self.has_new_facts else None
         self.has_new_facts = False
         if not seen:
-            return Health(self.key, unsaved, self.last_sync_at_us, facts=facts)
+            return Health(self.key, unsaved, self.last_sync_at_us, facts=facts, user_id=self.user_id)
         return Health(
             self.key,
             unsaved,
@@ -196,6 +200,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
             self.os_version,
             seen=True,
             facts=facts,
+            user_id=self.user_id,
         )
 
     def restore(self, taken: Health) -> None:

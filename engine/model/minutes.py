@@ -105,6 +105,7 @@ class Minute(msgspec.Struct):
         uploads_abandoned: Uploads that expired before their last byte.
         bytes_in: Bytes of messages and of uploads that were received.
         replayed: Syncs that were answered with the stored answer of an earlier one.
+        bytes_saved_compression: Bytes that compression saved, of messages to devices and of bodies from them.
         durations: From arrival to answer, of syncs that were answered with results.
     """
 
@@ -118,6 +119,7 @@ class Minute(msgspec.Struct):
     uploads_abandoned: int = 0
     bytes_in: int = 0
     replayed: int = 0
+    bytes_saved_compression: int = 0
     durations: Durations = msgspec.field(default_factory=Durations)
 
     @property
@@ -143,6 +145,7 @@ class Minute(msgspec.Struct):
             self.uploads_abandoned + other.uploads_abandoned,
             self.bytes_in + other.bytes_in,
             self.replayed + other.replayed,
+            self.bytes_saved_compression + other.bytes_saved_compression,
             self.durations.plus(other.durations),
         )
 

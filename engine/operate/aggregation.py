@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from engine.cluster.jobs import JobRun
-from engine.model.commit_counts import HOUR_US, STATUSES, CommitCounts
+from engine.model.commit_counts import HOUR_US, STATUSES, UNITS_US, CommitCounts
 from engine.model.minutes import NO_TENANT, Durations, Minute
 from engine.operate.voice import VoiceStore, fill
 from engine.runtime.batching import with_retries
@@ -29,6 +29,9 @@ _KEPT_US: Final = CAUGHT_UP_US + 3 * HOUR_US
 _DEVICE_HOURS_KEPT_US: Final = 7 * 24 * HOUR_US
 #: Tenants of one statement that looks for hours that are over.
 _TENANTS: Final = 500
+_DAY_US: Final = UNITS_US["day"]
+#: Tenants of one statement that counts the devices of a day: 24 rows a device.
+_TENANTS_OF_DAY: Final = 50
 #: Snapshots of one transaction: to make them takes the event loop a millisecond.
 _SNAPSHOTS: Final = 24
 
@@ -75,6 +78,7 @@ class Snapshot(NamedTuple):
     bytes_synced: int
     bytes_in: int
     bytes_saved_patch: int
+    bytes_saved_compression: int
     items: int
     uploads_finished: int
     uploads_abandoned: int
@@ -115,6 +119,9 @@ class AggregationStore(Protocol):
             The number of snapshots. An hour of which nothing is counted has none.
         """
 
+    async def sum_day(self, tenant_ids: Sequence[int], day_us: int) -> None:
+        """Store how many devices and users of some tenants synced in a day, given by its beginning."""
+
     async def summed(self, until_us: int) -> None:
         """Store up to where all hours are summed."""
 
@@ -153,6 +160,9 @@ class Aggregation:
                 "snapshots", await with_retries(partial(store.sum_hours, tenant_ids, since_us, until_us))
             )
             await run.rest()
+        for some, day_us in days(due):
+            await with_retries(partial(store.sum_day, some, day_us))
+            await run.rest()
         await with_retries(partial(store.summed, max(due.since_us, due.until_us)))
         before_us = run.now_us - _KEPT_US
         await run.pages("minutes_deleted", partial(store.delete_minutes, before_us))
@@ -180,6 +190,14 @@ def parts(due: Due) -> Iterator[tuple[Sequence[int], int, int]]:
     for start_us, late in sorted(by_hour.items()):
         for some in _chunks(late, _SNAPSHOTS):
             yield some, start_us, start_us + HOUR_US
+
+
+def days(due: Due) -> Iterator[tuple[Sequence[int], int]]:
+    """Yield the days that ended since the last run, and so the tenants of one statement."""
+    first_us = max(due.since_us, due.until_us - CAUGHT_UP_US) // _DAY_US * _DAY_US
+    for day_us in range(first_us, due.until_us // _DAY_US * _DAY_US, _DAY_US):
+        for some in _chunks(due.tenant_ids, _TENANTS_OF_DAY):
+            yield some, day_us
 
 
 def _chunks(tenant_ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -219,6 +237,7 @@ def snapshot(hour: Minute, commits: CommitCounts | None) -> Snapshot:
         bytes_synced=sent_bytes,
         bytes_in=hour.bytes_in,
         bytes_saved_patch=commits.saved_bytes,
+        bytes_saved_compression=hour.bytes_saved_compression,
         items=items,
         uploads_finished=hour.uploads_finished,
         uploads_abandoned=hour.uploads_abandoned,

@@ -17,7 +17,7 @@ _decode_domains: Final = msgspec.json.Decoder(dict[str, dict[str, int]]).decode
 
 
 class Uniques(NamedTuple):
-    """How many devices, and how many users, synced."""
+    """How many devices synced, and how many users of their tokens."""
 
     devices: int
     users: int
@@ -43,6 +43,8 @@ class Figures(msgspec.Struct, frozen=True):
         refused: Syncs and handshakes that the service refused.
         without_duration: Committed syncs whose duration is not known, since their process was killed.
         bytes_synced: Bytes of the items of committed syncs.
+        unique_devices: Devices that synced in the hour or day; None for the sum of several.
+        unique_users: The users of their tokens; None as above.
         domains: Items by domain and status.
     """
 
@@ -65,6 +67,9 @@ class Figures(msgspec.Struct, frozen=True):
     conflict_rate: float | None
     bytes_synced: int
     bytes_saved_patch: int
+    bytes_saved_compression: int
+    unique_devices: int | None
+    unique_users: int | None
     uploads_finished: int
     uploads_abandoned: int
     domains: Mapping[str, Mapping[str, int]]
@@ -87,6 +92,12 @@ class AnalyticsReads(Protocol):
     async def hours(self, tenant: str, since_us: int, until_us: int) -> list[HourFigures]:
         """Return a tenant's hours that began in a span, by time, those without data left out."""
 
+    async def uniques(self, tenant: str, since_us: int, until_us: int, by: Unit) -> Mapping[int, Uniques]:
+        """Count devices and users that synced in each hour or day of a span, by its beginning.
+
+        Days of which nothing is stored, and whose devices' hours are deleted, are left out.
+        """
+
 
 async def analytics(store: AnalyticsReads, tenant: str, since_us: int, until_us: int, by: Unit) -> Analytics:
     """Read and sum the figures of a tenant.
@@ -108,17 +119,18 @@ async def analytics(store: AnalyticsReads, tenant: str, since_us: int, until_us:
     hours = await store.hours(tenant, since_us, until_us)
     for hour in hours:
         periods.setdefault(hour.start_us // unit_us * unit_us, []).append(hour)
+    uniques = await store.uniques(tenant, since_us, until_us, by)
     return Analytics(
         tenant,
         to_text(since_us),
         to_text(until_us),
         by,
-        [summed(some, to_text(start_us)) for start_us, some in periods.items()],
-        summed(hours, None),
+        [summed(some, to_text(start_us), uniques.get(start_us)) for start_us, some in periods.items()],
+        summed(hours),
     )
 
 
-def summed(hours: Sequence[HourFigures], start: str | None) -> Figures:
+def summed(hours: Sequence[HourFigures], start: str | None = None, uniques: Uniques | None = None) -> Figures:
     """Return the figures of some hours together."""
     durations = Durations()
     for hour in hours:
@@ -147,6 +159,9 @@ def summed(hours: Sequence[HourFigures], start: str | None) -> Figures:
         conflict_rate=conflicts / items if items else None,
         bytes_synced=sum(row.bytes_synced for row in rows),
         bytes_saved_patch=sum(row.bytes_saved_patch for row in rows),
+        bytes_saved_compression=sum(row.bytes_saved_compression for row in rows),
+        unique_devices=None if uniques is None else uniques.devices,
+        unique_users=None if uniques is None else uniques.users,
         uploads_finished=sum(row.uploads_finished for row in rows),
         uploads_abandoned=sum(row.uploads_abandoned for row in rows),
         domains=_domains(row.domains for row in rows),

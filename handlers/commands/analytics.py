@@ -26,7 +26,19 @@ from handlers.operate.printing import say
 
 #: Without --from, so many periods up to now are shown.
 _PERIODS: Final[dict[Unit, int]] = {"hour": 24, "day": 30}
-_HEADING: Final = ("SYNCS", "FAILED", "REFUSED", "AVG", "P95", "ITEMS", "CONFLICTS", "HELD", "SENT", "SAVED")
+_HEADING: Final = (
+    "SYNCS",
+    "FAILED",
+    "REFUSED",
+    "AVG",
+    "P95",
+    "ITEMS",
+    "CONFLICTS",
+    "HELD",
+    "SENT",
+    "SAVED",
+    "DEVICES",
+)
 #: The characters of a period's beginning that are shown.
 _CHARS: Final[dict[Unit, int]] = {"hour": 16, "day": 10}
 _BLOCKS: Final = " ▏▎▍▌▋▊▉█"
@@ -168,7 +180,8 @@ def _cells(one: Figures) -> Sequence[str]:
         str(one.conflicts_total),
         str(one.conflicts_manual),
         _size(one.bytes_synced),
-        _size(one.bytes_saved_patch),
+        _size(one.bytes_saved_patch + one.bytes_saved_compression),
+        "" if one.unique_devices is None else str(one.unique_devices),
     )
 
 

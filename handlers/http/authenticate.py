@@ -95,6 +95,7 @@ class Authenticator(msgspec.Struct, frozen=True):
         """
         loop = self.loop
         device = self.devices.get(session.tenant.tenant_id, session.device_id, loop.clock.monotonic_s())
+        device.user_id = session.user
         charge_request_to(request, partial(loop.charge, device, f"{request.method} {request.path}"))
         return device
 

@@ -194,6 +194,10 @@ class DeviceSocket:
             self.close(CloseCode.UNAVAILABLE, "overloaded")
         return False
 
+    def on_deflated(self, saved_bytes: int) -> None:
+        """Count the bytes that compressing a message saved."""
+        self._minutes.of(self.key[0]).bytes_saved_compression += saved_bytes
+
     def on_protocol_error(self, error: WebSocketError) -> None:
         """Close: the device sent something that is no WebSocket frame, or too large a one."""
         self.close(error.code, str(error)[:MAX_REASON_BYTES])

@@ -188,12 +188,15 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 next(inflating)
             except StopIteration as done:
-                return self._whole(done.value, session, device)
-        return self._whole(await self._in_steps(inflating, device, request), session, device)
+                return self._whole(done.value, len(body), session, device)
+        whole = await self._in_steps(inflating, device, request)
+        return self._whole(whole, len(body), session, device)
 
-    def _whole(self, body: bytes, session: Session, device: Device) -> bytes:
+    def _whole(self, body: bytes, sent_bytes: int, session: Session, device: Device) -> bytes:
         device.bucket.weigh(len(body))
-        self.counts.minutes.of(device.key[0]).bytes_in += len(body)
+        minute = self.counts.minutes.of(device.key[0])
+        minute.bytes_in += len(body)
+        minute.bytes_saved_compression += len(body) - sent_bytes
         self.gate.authenticator.check_valid(session)
         return body
 

@@ -47,6 +47,9 @@ class Owner(Protocol):
     def on_writable(self) -> None:
         """Go on: there is room again, or nobody reads any more."""
 
+    def on_deflated(self, saved_bytes: int) -> None:
+        """Count the bytes that compressing a message saved."""
+
     def on_reader_cut(self) -> None:
         """Note that the reader took nothing for too long or was too far behind; the transport is aborted."""
 
@@ -121,6 +124,7 @@ class Outbox:
         first = self._opcode
         if size_bytes >= COMPRESS_FROM_BYTES and self._bits:
             payload = _deflate(payload, self._bits)
+            self._owner.on_deflated(size_bytes - len(payload))
             size_bytes = len(payload)
             first |= _COMPRESSED
         if size_bytes < 126:

@@ -96,15 +96,17 @@ _ADD: Final = Statement(
 #: belong to the hour in which they are stored.
 _ADD_HOUR: Final = Statement(
     "INSERT INTO sync_device_hours AS t (tenant_id, device_id, hour_start, syncs, failed, conflicts, battery,"
-    " queue_depth) SELECT w.t, w.d, date_trunc('hour', now(), 'UTC'), w.s, w.f, w.c, w.b, w.q"
+    " queue_depth, user_id) SELECT w.t, w.d, date_trunc('hour', now(), 'UTC'), w.s, w.f, w.c, w.b, w.q, w.u"
     " FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(syncs)s::bigint[], %(failed)s::bigint[],"
-    " %(conflicts)s::bigint[], %(batteries)s::real[], %(depths)s::int[]) AS w(t, d, s, f, c, b, q)"
+    " %(conflicts)s::bigint[], %(batteries)s::real[], %(depths)s::int[], %(users)s::text[])"
+    " AS w(t, d, s, f, c, b, q, u)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.t)"
     ' ORDER BY w.t, w.d COLLATE "C"'
     " ON CONFLICT (tenant_id, device_id, hour_start) DO UPDATE SET syncs = t.syncs + excluded.syncs,"
     " failed = t.failed + excluded.failed, conflicts = t.conflicts + excluded.conflicts,"
     " battery = coalesce(excluded.battery, t.battery),"
-    " queue_depth = coalesce(excluded.queue_depth, t.queue_depth)"
+    " queue_depth = coalesce(excluded.queue_depth, t.queue_depth),"
+    " user_id = coalesce(excluded.user_id, t.user_id)"
 )
 _RECEIPT: Final = Statement("SELECT pg_current_xact_id()::text")
 _DEVICES: Final = (
@@ -255,6 +257,7 @@ def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:
         "batteries": number_array_or_null(one.battery for one in facts),
         "depths": number_array_or_null(one.queue_depth for one in facts),
         "free": number_array_or_null(one.storage_free_mb for one in facts),
+        "users": text_array_or_null(one.user_id for one in changes),
         "told": number_array_or_null(one.at_us or None for one in facts),
     }
     seen = [one for one in changes if one.seen]

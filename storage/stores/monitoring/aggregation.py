@@ -9,7 +9,7 @@ from engine.model.commit_counts import HOUR_US
 from engine.operate.aggregation import CAUGHT_UP_US, Due, LateHour, Snapshot
 from storage.postgres.arrays import int_array, number_array_or_null, text_array
 from storage.postgres.pool import Database
-from storage.stores.monitoring.hours import HOUR_OF_MINUTE, read_hours, span
+from storage.stores.monitoring.hours import HOUR_OF_MINUTE, SYNCED, read_hours, span
 from storage.stores.monitoring.minutes import LATE_AFTER, SINCE, UNTIL
 
 #: An hour is summed when each of its minutes that is still to come will be marked as late.
@@ -45,20 +45,31 @@ _UNMARK: Final = (
     f" AND minute_start >= {SINCE} AND minute_start < {UNTIL}"
 )
 _BUCKETS: Final = ("duration_buckets", "duration_counts")
+_UNIQUES: Final = ("unique_devices", "unique_users")
 _FIGURES: Final = tuple(name for name in Snapshot._fields if name != "domains")
-#: Figures that do not come from minutes stay as they are.
 _WRITE: Final = (
     "INSERT INTO sync_analytics_snapshot AS t"
-    f" (tenant_id, hour_start, {', '.join((*_FIGURES, *_BUCKETS))}, domains)"
-    " SELECT w.* FROM (SELECT unnest(%(tenants)s::int[]) AS tenant_id,"
-    f" to_timestamp(unnest(%(hours)s::bigint[]) / 1000000), "
+    f" (tenant_id, hour_start, {', '.join((*_FIGURES, *_BUCKETS, 'domains', *_UNIQUES))})"
+    " SELECT w.*, u.devices, u.users FROM (SELECT unnest(%(tenants)s::int[]) AS tenant_id,"
+    f" to_timestamp(unnest(%(hours)s::bigint[]) / 1000000) AS hour_start, "
     + ", ".join(f"unnest(%({name})s::float8[])" for name in _FIGURES)
     + ", unnest(%(duration_buckets)s::text[])::smallint[], unnest(%(duration_counts)s::text[])::int[],"
     " unnest(%(domains)s::text[])::jsonb"
-    ") AS w WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
+    ") AS w CROSS JOIN LATERAL (SELECT count(*) AS devices, count(DISTINCT user_id) AS users"
+    " FROM sync_device_hours AS d WHERE d.tenant_id = w.tenant_id AND d.hour_start = w.hour_start"
+    f" AND {SYNCED}) AS u WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
     " ON CONFLICT (tenant_id, hour_start) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in (*Snapshot._fields, *_BUCKETS))
+    + ", ".join(f"{name} = excluded.{name}" for name in (*Snapshot._fields, *_BUCKETS, *_UNIQUES))
     + " RETURNING 1"
+)
+_DAY: Final = (
+    "INSERT INTO sync_analytics_day (tenant_id, day, unique_devices, unique_users)"
+    " SELECT d.tenant_id, (to_timestamp(%(day)s::bigint) AT TIME ZONE 'UTC')::date,"
+    " count(DISTINCT device_id), count(DISTINCT user_id) FROM sync_device_hours AS d"
+    " WHERE d.tenant_id = ANY(%(tenants)s::int[]) AND hour_start >= to_timestamp(%(day)s::bigint)"
+    f" AND hour_start < to_timestamp(%(day)s::bigint + 86400) AND {SYNCED} GROUP BY 1"
+    " ON CONFLICT (tenant_id, day) DO UPDATE SET unique_devices = excluded.unique_devices,"
+    " unique_users = excluded.unique_users"
 )
 _SUMMED: Final = f"UPDATE cluster_state SET aggregated_until = {UNTIL} WHERE aggregated_until < {UNTIL}"
 #: Tenant by tenant, by the primary key: an index of time alone would cost every minute a write.
@@ -127,6 +138,11 @@ class PostgresAggregation:
             values["duration_counts"] = text_array(int_array(counts) for _, counts in filled)
             values["domains"] = text_array(columns["domains"])
             return len(await transaction.query(_WRITE, values))
+
+    async def sum_day(self, tenant_ids: Sequence[int], day_us: int) -> None:
+        """Count the devices and users of a day."""
+        which = {"tenants": int_array(tenant_ids), "day": day_us // 1_000_000}
+        await self._database.execute(_DAY, which)
 
     async def summed(self, until_us: int) -> None:
         """Store up to where all hours are summed; it never goes back."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
+from engine.model.commit_counts import Unit
 from engine.model.minutes import Durations
 from engine.operate.aggregation import Snapshot
-from engine.operate.analytics import HourFigures
+from engine.operate.analytics import HourFigures, Uniques
 from storage.postgres.pool import Database
-from storage.stores.monitoring.hours import read_hours
+from storage.stores.monitoring.hours import SYNCED, read_hours
 from storage.stores.monitoring.minutes import SINCE, UNTIL
 from storage.stores.tenant_rows import tenant_id_of
 
@@ -19,6 +21,24 @@ _SNAPSHOTS: Final = (
     + " FROM sync_analytics_snapshot WHERE tenant_id = %(tenant)s"
     f" AND hour_start >= {SINCE} AND hour_start < {UNTIL} ORDER BY hour_start"
 )
+
+
+#: What was stored of an hour or a day comes first: the hours of devices that it was counted from are deleted.
+_UNIQUES: Final = (
+    "SELECT 0, (extract(epoch FROM {start}) * 1000000)::bigint, unique_devices, unique_users FROM {table}"
+    f" WHERE tenant_id = %(tenant)s AND {{start}} >= {SINCE} AND {{start}} < {UNTIL}"
+    " UNION ALL SELECT 1, (extract(epoch FROM f.start) * 1000000)::bigint, f.devices, f.users FROM"
+    " (SELECT date_bin('1 {unit}', d.hour_start, 'epoch') AS start,"
+    " count(DISTINCT d.device_id) AS devices, count(DISTINCT d.user_id) AS users"
+    f" FROM sync_device_hours AS d WHERE d.tenant_id = %(tenant)s AND d.hour_start >= {SINCE}"
+    f" AND d.hour_start < {UNTIL} AND {SYNCED} GROUP BY 1) AS f ORDER BY 1"
+)
+_UNIQUES_BY: Final[Mapping[Unit, str]] = {
+    "hour": _UNIQUES.format(unit="hour", table="sync_analytics_snapshot", start="hour_start"),
+    "day": _UNIQUES.format(
+        unit="day", table="sync_analytics_day", start="(day::timestamp AT TIME ZONE 'UTC')"
+    ),
+}
 
 
 class PostgresAnalytics:
@@ -41,3 +61,15 @@ class PostgresAnalytics:
             hours.append(HourFigures(start_us, row, durations))
         present = await read_hours(database, [tenant_id], split_us, until_us)
         return hours + [HourFigures(one.start_us, one.figures, one.durations) for one in present]
+
+    async def uniques(self, tenant: str, since_us: int, until_us: int, by: Unit) -> Mapping[int, Uniques]:
+        """Read or count how many devices and users synced."""
+        values = {
+            "tenant": await tenant_id_of(self._database, tenant),
+            "since": since_us,
+            "until": until_us,
+        }
+        found: dict[int, Uniques] = {}
+        for _, start_us, devices, users in await self._database.query(_UNIQUES_BY[by], values):
+            found.setdefault(start_us, Uniques(devices, users))
+        return found

@@ -24,6 +24,8 @@ _COMMITS: Final = (
     " UNION ALL SELECT tenant_id, sync_hour, sync_counts FROM tenant_counters"
     f" WHERE sync_counts IS NOT NULL AND {_OF_HOURS}"
 )
+#: An hour of a device in which it synced; without, it told only facts, or failed.
+SYNCED: Final = "d.syncs > d.failed"
 #: The first hour in which commits were counted.
 _COUNTED_FROM: Final = (
     "SELECT ceil(extract(epoch FROM commits_counted_since) / 3600)::bigint FROM cluster_state"

@@ -30,6 +30,7 @@ COUNTS: Final = (
     "uploads_abandoned",
     "bytes_in",
     "replayed",
+    "bytes_saved_compression",
 )
 _WRITTEN: Final = (*COUNTS, "duration_us", "duration_buckets", "duration_counts")
 #: As ``Minute.events``: it grows with every count.
@@ -65,7 +66,8 @@ MINUTES: Final = (
 )
 _HOURS: Final = (
     "SELECT 0, tenant_id, sync_requests, failed, refused, items, conflicts_total, conflicts_manual,"
-    " uploads_finished, uploads_abandoned, bytes_in, replayed, duration_us, duration_buckets, duration_counts"
+    " uploads_finished, uploads_abandoned, bytes_in, replayed, bytes_saved_compression,"
+    " duration_us, duration_buckets, duration_counts"
     " FROM sync_analytics_snapshot WHERE tenant_id = ANY(%(tenants)s::int[])"
     f" AND hour_start >= {_HOURS_SINCE} AND hour_start < {_HOURS_UNTIL}"
 )

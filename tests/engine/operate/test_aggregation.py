@@ -61,7 +61,29 @@ def test_snapshot_figures_are_those_of_the_sum() -> None:
     assert found.p95_duration_ms is not None
     assert 495 < found.p95_duration_ms < 505
     assert found == Snapshot(
-        *(20, 10, 3, 7, 0, 59.0, found.p95_duration_ms, 4.0, 6, 4, 2, 0.15, 9, 9, 0, 40, 8, 5, 590_000, "{}")
+        *(
+            20,
+            10,
+            3,
+            7,
+            0,
+            59.0,
+            found.p95_duration_ms,
+            4.0,
+            6,
+            4,
+            2,
+            0.15,
+            9,
+            9,
+            0,
+            0,
+            40,
+            8,
+            5,
+            590_000,
+            "{}",
+        )
     )
 
 

@@ -20,6 +20,7 @@ __all__ = ["command", "serve"]
 AGE = (
     "UPDATE tenant_counters SET sync_hour = sync_hour - 3",
     "UPDATE sync_minutes SET minute_start = minute_start - interval '3 hours', late = false",
+    "UPDATE sync_device_hours SET hour_start = hour_start - interval '3 hours'",
     "UPDATE cluster_state SET commits_counted_since = commits_counted_since - interval '9 hours'",
 )
 
@@ -64,6 +65,7 @@ async def test_analytics_of_the_present_hour_are_what_was_committed(command: Run
     assert total["bytes_synced"] > 300
     assert total["p95_duration_ms"] > 0
     assert [period["sync_requests"] for period in found["periods"]] == [6]
+    assert [(period["unique_devices"], period["unique_users"]) for period in found["periods"]] == [(2, 0)]
     assert (await shown(command, "--to", "2020-01-01"))["periods"] == []
 
 
@@ -99,7 +101,7 @@ async def test_analytics_hours_and_days_are_rows_of_csv_and_of_the_table(
         "the first commit of an hour sets the last aside"
     )
     lines = list(csv.DictReader(io.StringIO((await command("analytics", "--tenant", "acme", "--csv")).out)))
-    assert [line["succeeded"] for line in lines] == ["4", "1"]
+    assert [(line["succeeded"], line["unique_devices"]) for line in lines] == [("4", "2"), ("1", "1")]
     table = (await command("analytics", "--tenant", "acme", COLUMNS="160")).out.splitlines()
     assert table[0].split()[:3] == ["HOUR", "SYNCS", "FAILED"]
     assert [line.split()[2] for line in table[1:3]] == ["6", "1"]
@@ -113,6 +115,46 @@ async def test_analytics_refuses_a_span_that_is_none_and_an_unknown_tenant(comma
     span = ("analytics", "--tenant", "acme", "--from", "2026-01-02", "--to", "2026-01-02")
     assert "--from has to be before --to" in (await command(*span)).refusal()
     assert "there is no tenant" in (await command(*span[:3])).refusal()
+
+
+async def test_analytics_devices_and_users_of_a_day_are_no_sum_of_hours(
+    command: Run, serve: Serve, dsn: str
+) -> None:
+    server = await serve()
+    for device, user in (("phone", "ann"), ("tablet", "ann"), ("radio", None)):
+        await (await server.device(device, sub=user)).push(put(device, None, n=1))
+    await (await server.device("silent", sub="bob")).ask("heartbeat")
+    await server.drained()
+    start = "date_trunc('day', now(), 'UTC') - interval '2 days'"
+    execute(
+        dsn,
+        f"UPDATE sync_device_hours SET hour_start = {start}",
+        "INSERT INTO sync_device_hours (tenant_id, device_id, hour_start, syncs, failed, conflicts, user_id)"
+        f" VALUES (1, 'phone', {start} + interval '5 hours', 3, 1, 0, 'cid'),"
+        f" (1, 'failing', {start} + interval '5 hours', 3, 3, 0, 'dan')",
+        f"UPDATE tenant_counters SET sync_hour = extract(epoch FROM {start} + interval '5 hours') / 3600",
+        "UPDATE cluster_state SET commits_counted_since = 'epoch'",
+        "DELETE FROM sync_minutes",
+    )
+    for _ in range(2):
+        (day,) = (await shown(command, "--by", "day"))["periods"]
+        assert (day["unique_devices"], day["unique_users"]) == (3, 2)
+        await command("job", "aggregate")
+    assert rows(dsn, "SELECT unique_devices, unique_users FROM sync_analytics_day") == [(3, 2)]
+    execute(dsn, "DELETE FROM sync_device_hours")
+    (day,) = (await shown(command, "--by", "day"))["periods"]
+    assert (day["unique_devices"], day["unique_users"]) == (3, 2)
+    (hour,) = (await shown(command, "--from", "7d"))["periods"]
+    assert (hour["unique_devices"], hour["unique_users"]) == (1, 1)
+
+
+async def test_analytics_count_bytes_that_compression_saved(command: Run, serve: Serve) -> None:
+    server = await serve(server={"compress": True})
+    phone = await server.device("phone", compress=15)
+    await phone.push(put("a", None, text="the same again and again " * 200))
+    await phone.pull(cursor=None)
+    await server.drained()
+    assert (await shown(command))["total"]["bytes_saved_compression"] > 4000
 
 
 def spoken(number: int, **data: Any) -> dict[str, Any]:

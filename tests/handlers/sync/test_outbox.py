@@ -35,6 +35,11 @@ class Owner:
         self.outbox: Outbox
         self.rooms = asyncio.Queue[int]()
         self.was_stuck = asyncio.Event()
+        self.saved_bytes = 0
+
+    def on_deflated(self, saved_bytes: int) -> None:
+        """Count."""
+        self.saved_bytes += saved_bytes
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run work."""

@@ -99,11 +99,20 @@ def receivers(settings: Settings) -> list[Webhook]:
 
 
 def named_receivers(settings: Settings, targets: AlertTargets) -> list[Webhook]:
-    """Return the receivers that a command names, or else those of the settings. Raises SettingsError."""
+    """Return the receivers that a command names, or else those of the settings. Raises SettingsError.
+
+    What is bad in one window, or by one threshold, is over in another. So a receiver that hears of several is
+    a receiver of its own for each.
+    """
     secrets = alert_secrets(settings)
-    if targets.webhook or targets.slack_webhook:
-        secrets = AlertSecrets(targets.webhook or "", secrets.webhook_secret, targets.slack_webhook or "")
-    return _receivers(settings, secrets, targets.threshold or settings.alerts.threshold)
+    threshold = targets.threshold or settings.alerts.threshold
+    if not (targets.webhook or targets.slack_webhook):
+        return _receivers(settings, secrets, threshold)
+    secrets = AlertSecrets(targets.webhook or "", secrets.webhook_secret, targets.slack_webhook or "")
+    found = _receivers(settings, secrets, threshold)
+    for one in found:
+        one.target += f":{targets.window_s}:{threshold}"
+    return found
 
 
 def _receivers(settings: Settings, secrets: AlertSecrets, threshold: AlertThreshold) -> list[Webhook]:

@@ -175,11 +175,15 @@ class UploadsEnded(NamedTuple):
 
 
 class AlertTargets(msgspec.Struct, frozen=True):
-    """Where ``run.py monitor`` sends alerts, and the mildest severity; None is that of the settings."""
+    """Where ``run.py monitor`` sends alerts, and of what.
+
+    ``threshold`` None is that of the settings. ``window_s`` is the length of the window that is judged.
+    """
 
     webhook: str | None = None
     slack_webhook: str | None = None
     threshold: Literal["any", "warning", "critical"] | None = None
+    window_s: int = 0
 
 
 class AlertTest(NamedTuple):

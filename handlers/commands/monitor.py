@@ -136,12 +136,12 @@ async def monitor(  # noqa: PLR0913  # one for each option
     of [alerts]; its exit status is 0 if all took it.
     """
     _hide_from_process_list()
-    targets = AlertTargets(webhook, slack_webhook, alert_threshold)
+    window_s = max(60, round(hours * 3600))
+    targets = AlertTargets(webhook, slack_webhook, alert_threshold, window_s)
     context = click.get_current_context()
     _refuse_options_without_effect(context)
     if test_alert:
         context.exit(await _test(deployment, targets))
-    window_s = max(60, round(hours * 3600))
     told = targets if webhook or slack_webhook else None
     async with deployment.monitor(told) as health:
         sending = asyncio.ensure_future(health.keep_sending()) if continuous and told is not None else None
@@ -160,7 +160,7 @@ async def monitor(  # noqa: PLR0913  # one for each option
                 sending.cancel()
                 await asyncio.wait([sending])
         if left := await health.send(_PATIENCE_S):
-            say(f"{left} alerts could not be sent: the next check, or a server, tries again", err=True)
+            say(f"{left} alerts could not be sent: the next call like this one tries again", err=True)
     context.exit(EXIT_STATUSES[status])
 
 

@@ -141,6 +141,19 @@ async def test_alert_of_each_metric_fires_by_its_cause_and_clears_at_its_end(
     assert len(await told("cleared")) == 1
 
 
+async def test_alert_is_over_by_the_window_and_threshold_that_it_began_with(
+    serve: Serve, command: Run, receiver: Receiver, tmp_path: Path
+) -> None:
+    server = await serve()
+    await _conflicting(server, command, tmp_path)
+    await server.drained()
+    for chosen in ((), ("--alert-threshold", "critical"), ("--hours", "0.25"), ()):
+        arguments = "monitor", "--tenant", "acme", "--webhook", receiver.url
+        await command(*arguments, *chosen, **ALLOWED)
+    told = [one["kind"] for one in receiver.alerts() if one["metric"] == "conflict_rate"]
+    assert told == ["fired", "fired"], "of two windows"
+
+
 async def test_alert_receiver_that_is_away_is_said_without_its_url(
     serve: Serve, command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,7 @@ class Edge:
             partial_messages=self._partial_messages,
             limits=limits,
             refused_handshakes=RefusedHandshakeLog(self._trusted),
+            refusals=self._refusals,
         )
         http = SyncHttp(
             gate=gate,

@@ -25,6 +25,7 @@ EventName = Literal[
     "settings_reloaded",
     "token_refused",
     "access_forbidden",
+    "socket_closed",
     "connections_refused",
     "heads_refused",
     "bus_message_rejected",
@@ -102,6 +103,11 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
         "`address`, `message`; `jti` if the token was verified",
         "A request was refused for its origin, or for what its token may not do",
     ),
+    "socket_closed": EventRule(
+        "the [close code](protocol.md#a-connections-life)",
+        "`message`: what the code means; `jti`",
+        "The connection of a device was closed for what it sent: 1002, 1007, 1009, 4400 or 4429",
+    ),
     "connections_refused": EventRule(
         "", "", "A connection was refused, since its address has too many without a valid token"
     ),
@@ -119,6 +125,7 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
 SERVER_EVENTS: Final[tuple[EventName, ...]] = (
     "token_refused",
     "access_forbidden",
+    "socket_closed",
     "connections_refused",
     "heads_refused",
     "bus_message_rejected",

@@ -6,8 +6,10 @@ from typing import Final
 
 from aiohttp import web
 
+from engine.commit.validation import Session
 from engine.model.audit import Actor, AuditRow, EventName
 from engine.operate.audit_trail import AuditTrail
+from engine.wire.close_codes import CloseCode
 from engine.wire.errors import SyncError
 from handlers.http.client_address import Networks, client_address
 from handlers.http.errors import shown
@@ -18,6 +20,17 @@ CLAIMS: Final = web.RequestKey[Claims]("claims")
 _EVENTS: Final[dict[str, EventName]] = {
     "unauthenticated": "token_refused",
     "forbidden": "access_forbidden",
+}
+#: What no device does that keeps to the protocol.
+_MISUSE: Final = {
+    int(code): code.meaning
+    for code in (
+        CloseCode.PROTOCOL_ERROR,
+        CloseCode.NOT_UTF8,
+        CloseCode.TOO_LARGE,
+        CloseCode.BAD_FRAMES,
+        CloseCode.RATE_IGNORED,
+    )
 }
 _TARGET_CHARS: Final = 100
 
@@ -51,6 +64,16 @@ class Refusals:
             details["jti"] = _storable(claims.token_id[:_TARGET_CHARS])
             actor, tenant = _actor(claims), claims.tenant
         self._trail.note(AuditRow(event, actor, target, tenant, None, details), cause)
+
+    def closed(self, session: Session, code: int) -> None:
+        """Note a socket that this side closes for what its device sent; others are left alone."""
+        meaning = _MISUSE.get(code)
+        if meaning is None:
+            return
+        details = {"message": meaning, "jti": _storable(session.token_id[:_TARGET_CHARS])}
+        tenant = session.tenant
+        row = AuditRow("socket_closed", session.actor, str(code), tenant.name, tenant.tenant_id, details)
+        self._trail.note(row, meaning)
 
     def connection(self, event: EventName, address: str | None) -> None:
         """Note a connection that was refused."""

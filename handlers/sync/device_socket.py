@@ -65,6 +65,7 @@ class DeviceSocket:
         opened_at_us: When it was opened, on the wall clock.
         last_message_s: When the device sent its last message, on the monotonic clock.
         pinged_at_s: When the device was last pinged, on the monotonic clock.
+        close_code: The code of the close frame that was sent first by this side; 0 without one.
         closing: True once the close frame was sent, or the connection is gone.
         ignoring: True if messages that still come are dropped.
         over: Done when the connection has ended.
@@ -82,6 +83,7 @@ class DeviceSocket:
         "_start",
         "_traffic",
         "_transport",
+        "close_code",
         "closing",
         "frames",
         "ignoring",
@@ -113,6 +115,7 @@ class DeviceSocket:
         self.outbox: Outbox
         self.opened_at_us = clock.now_us()
         self.last_message_s = self.pinged_at_s = clock.monotonic_s()
+        self.close_code = 0
         self.closing = False
         self.ignoring = False
         self._loop = asyncio.get_running_loop()
@@ -261,6 +264,7 @@ class DeviceSocket:
             return
         self.closing = True
         self.ignoring = not listening
+        self.close_code = code
         self._traffic.closed(code)
         self.outbox.close(code, reason)
         self._loop.call_later(CLOSING_S, self._transport.abort)

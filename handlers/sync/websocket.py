@@ -26,6 +26,7 @@ from handlers.http.counters import Traffic
 from handlers.http.errors import as_sync_error, error_body
 from handlers.http.limits import EdgeLimits
 from handlers.http.loop.charges import LoopCharges
+from handlers.http.refusals import Refusals
 from handlers.http.response_headers import add_headers
 from handlers.http.tokens import offered_subprotocols
 from handlers.sync.connection import Connection
@@ -59,6 +60,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
     partial_messages: PartialMessages
     limits: EdgeLimits
     refused_handshakes: RefusedHandshakeLog
+    refusals: Refusals
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection to its end. Raises SyncError if the handshake is refused."""
@@ -131,6 +133,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
         finally:
             connection.end()
             self.connections.remove(device_socket)
+            self.refusals.closed(session, device_socket.close_code)
         return socket
 
     def _connection(self, socket: DeviceSocket, device: Device, asked_at_s: float) -> Connection:

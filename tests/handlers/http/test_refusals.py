@@ -7,6 +7,10 @@ import time
 import pytest
 from aiohttp import WSServerHandshakeError
 
+from engine.wire.close_codes import CloseCode
+from engine.wire.errors import SyncError
+from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
+from tests.handlers.http.test_edge_protocol import from_address
 from tests.harness.admin import revoke_device
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.services import rows
@@ -15,6 +19,10 @@ from tests.harness.ws_device import token
 _EVENTS = (
     "SELECT event, actor_kind, actor, tenant, target, details->>'message', times FROM audit_log"
     " WHERE event IN ('token_refused', 'access_forbidden') ORDER BY audit_id"
+)
+_CLOSED = (
+    "SELECT actor_kind, actor, tenant, tenant_number, target, details->>'message' FROM audit_log"
+    " WHERE event = 'socket_closed' ORDER BY audit_id"
 )
 _EXPIRED = "the token has expired"
 
@@ -99,3 +107,42 @@ async def test_refusal_of_an_origin_and_of_any_text_is_told(serve: Serve) -> Non
     (origin, *_) = await told(server)
     assert origin[0] == "access_forbidden"
     assert origin[-2] == "this origin is not allowed: add it to server.origins"
+
+
+async def test_refusal_sockets_closed_for_what_they_sent_are_told_and_no_others(serve: Serve) -> None:
+    server = await serve(limits={"frame_bytes": 1 << 20})
+    await (await server.device("fine")).socket.close()
+    phone = await server.device("phone", sub="ann")
+    await phone.socket.send_bytes(b"{}")
+    assert await phone.closed() == CloseCode.BAD_FRAMES
+    tablet = await server.device("tablet", "globex")
+    await tablet.socket.send_str("x" * ((1 << 20) + 1))
+    assert await tablet.closed() == CloseCode.TOO_LARGE
+    await server.drained()
+    assert rows(server.dsn, _CLOSED) == [
+        ("user", "ann", "acme", 1, "4400", CloseCode.BAD_FRAMES.meaning),
+        ("device", "tablet", "globex", 2, "1009", CloseCode.TOO_LARGE.meaning),
+    ]
+
+
+async def test_refusal_connections_and_heads_past_their_bounds_are_told_by_address(serve: Serve) -> None:
+    told: list[tuple[str, str | None]] = []
+    unauthenticated = UnauthenticatedConnections(
+        UnauthenticatedLimits(
+            head_s=1, head_bytes=1 << 16, address_connections=1, write_patience_s=1, trusted=()
+        ),
+        on_refused=lambda event, address: told.append((event, address)),
+    )
+    unauthenticated.enter("192.0.2.1")
+    with pytest.raises(SyncError):
+        unauthenticated.enter("192.0.2.1")
+    unauthenticated.refuse_head("192.0.2.2")
+    assert told == [("connections_refused", "192.0.2.1"), ("heads_refused", "192.0.2.2")]
+    server = await serve(server={"port": 0, "address_connections": 1})
+    async with from_address("127.0.0.2", server) as first:
+        assert (await first.ask("GET", "/healthz", {})).status == 200
+        async with from_address("127.0.0.2", server) as second:
+            assert (await second.answer()).status == 503
+    await server.drained()
+    refused = "SELECT actor, times FROM audit_log WHERE event = 'connections_refused'"
+    assert rows(server.dsn, refused) == [("127.0.0.2", 1)]

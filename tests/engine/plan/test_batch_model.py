@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.commit.validation import MessageValidator, Session
+from engine.model.commit_counts import OTHER_DOMAIN
 from engine.model.domains import DomainPolicy
 from engine.model.rows import Conflict, ConflictRef, EventKey, OpenConflictRef, Record, RecordKey, TenantUsage
 from engine.model.tenants import Tenant
@@ -143,7 +144,7 @@ class Duel:
         self._feed(planned)
         before = dict(self.memory.conflicts)
         self.memory.apply(planned.writes, {work.tenant_id for work in works})
-        self._compare_counts(planned, before)
+        self._compare_counts(works, planned, before)
         for one, outcome in zip(sent, planned.outcomes, strict=True):
             self._compare_answer(one.expected, outcome)
             self.told.take(one.work, outcome)
@@ -152,8 +153,26 @@ class Duel:
         self._compare_usage()
         self._nothing_is_lost()
 
-    def _compare_counts(self, planned: Plan, before: dict[ConflictRef, Conflict]) -> None:
-        """See that what is counted for metrics is what was answered and logged."""
+    def _compare_counts(self, works: list[Work], planned: Plan, before: dict[ConflictRef, Conflict]) -> None:
+        """See that what is counted is what was answered and logged."""
+        items, syncs, sent_bytes = Counter[tuple[int, str, str]](), Counter[int](), Counter[int]()
+        for work, outcome in zip(works, planned.outcomes, strict=True):
+            if isinstance(work, Push) and isinstance(outcome, PushAnswer) and not outcome.replayed:
+                syncs[work.tenant_id] += 1
+                sent_bytes[work.tenant_id] += len(work.raw_items)
+                for item in json.loads(outcome.results):
+                    known = item["domain"] if item["domain"] in MODEL_DOMAINS else OTHER_DOMAIN
+                    items[work.tenant_id, known, item["status"]] += 1
+        counted = planned.writes.counts
+        assert {tenant: counts.syncs for tenant, counts in counted.items()} == syncs
+        assert {tenant: counts.sent_bytes for tenant, counts in counted.items()} == sent_bytes
+        assert items == {
+            (tenant, domain, status): count
+            for tenant, counts in counted.items()
+            for domain, by_status in counts.by_domain().items()
+            for status, count in by_status.items()
+            if count
+        }
         answers = [one for one in planned.outcomes if isinstance(one, PushAnswer) and not one.replayed]
         statuses = Counter(item["status"] for one in answers for item in json.loads(one.results))
         assert Counter(planned.statuses) == statuses

@@ -10,7 +10,9 @@ try:
 
     from compose.deployment import open_deployment, run_worker
 except ModuleNotFoundError as missing:
-    sys.exit(f"Error: this Python has no {missing.name}: run `make install`, then .venv/bin/python run.py")
+    remedy = "run `make install`, then .venv/bin/python run.py"
+    sys.stderr.write(f"Error: this Python has no {missing.name}: {remedy}\n")
+    sys.exit(3 if "monitor" in sys.argv[1:2] else 1)  # 1 of the monitor would read as degraded
 
 from compose.metrics import release
 from handlers.commands.analytics import analytics

@@ -112,11 +112,13 @@ def test_command_each_is_listed_with_a_whole_sentence(group: str) -> None:
     assert [line for line in shown.splitlines()[1:] if line.endswith("...")] == []
 
 
-def test_command_with_a_python_without_packages_is_one_sentence() -> None:
+@pytest.mark.parametrize(("command", "status"), [("doctor", 1), ("monitor", 3)])
+def test_command_with_a_python_without_packages_is_one_sentence(command: str, status: int) -> None:
+    """The monitor's status 1 would say that health is degraded."""
     ended = subprocess.run(
-        [sys.executable, "-S", "run.py", "doctor"], cwd=_ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "run.py", command], cwd=_ROOT, capture_output=True, text=True, check=False
     )
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (status, "")
     assert ended.stderr.startswith("Error: this Python has no click: run `make install`")
 
 

@@ -18,7 +18,7 @@ from engine.runtime.ports import Clock, StoreError, StorePoisonError
 FLUSH_S: Final = 10.0
 #: Rows of one statement.
 _ROWS: Final = 50
-#: The most rows that wait while the store is away, then the oldest are dropped. A minute makes 125 at most.
+#: The most rows that wait while the store is away, then the oldest are dropped. A minute makes 126 at most.
 _MOST_WAITING: Final = 5000
 _LAST_ATTEMPTS: Final = 3
 _RETRY_S: Final = 0.1

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from storage.stores.audit import process_account
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
@@ -138,6 +140,64 @@ async def test_audit_rejected_items_retried_and_dropped_are_told(
             {"device_id": "phone", "domain": "note", "record_id": "n2"},
         ),
     ]
+
+
+_TABLES = (
+    *("tenants", "removed_tenants", "tenant_conflict_policy", "devices", "revoked_tokens", "cluster_state"),
+    *("conflict_resolution_log", "records", "tenant_counters"),
+    "(SELECT quarantine_id FROM quarantine)",  # beside it, a try that failed is noted
+)
+
+
+def _contents(dsn: str) -> list[object]:
+    """All rows that commands change."""
+    return [rows(dsn, f"SELECT row_to_json(t)::text FROM {table} AS t ORDER BY 1") for table in _TABLES]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tenant", "add", "new"),
+        ("tenant", "remove", "globex"),
+        ("policy", "set", "--tenant", "acme", "--domain", "task", "--policy", "manual"),
+        ("policy", "unset", "--tenant", "acme", "--domain", "note"),
+        ("device", "revoke", "--tenant", "acme", "phone"),
+        ("device", "restore", "--tenant", "acme", "lost"),
+        ("token", "revoke", "5f0e", "--tenant", "acme"),
+        ("epoch", "renew"),
+        ("conflicts", "resolve", "CONFLICT", "--choice", "client"),
+        ("quarantine", "retry", "ITEM", "--data", "DATA"),
+        ("quarantine", "drop", "ITEM", "--yes"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+async def test_audit_change_of_which_no_event_can_be_written_is_not_made(
+    command: Run, serve: Serve, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    server = await serve(domains={"note": {"policy": "manual", "required": ["n"]}})
+    domain = {"TIDEMARK__DOMAINS__NOTE__POLICY": "manual", "TIDEMARK__DOMAINS__NOTE__REQUIRED": '["n"]'}
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    await tablet.push(item("put", "note", "n1", data={"n": 1}, at=day(1)))
+    held, _ = await phone.push(
+        item("put", "note", "n1", data={"n": 2}, at=day(2), base=9),
+        item("put", "note", "n2", data={"m": 1}, at=day(1)),
+    )
+    await server.drained()
+    await command("device", "revoke", "--tenant", "acme", "lost", "--yes")
+    await command("policy", "set", "--tenant", "acme", "--domain", "note", "--policy", "manual", **domain)
+    file = tmp_path / "data.json"
+    file.write_text('{"n": 1}')
+    ((rejected,),) = rows(server.dsn, _REJECTED)
+    known = {"CONFLICT": held["conflict_id"], "ITEM": str(rejected), "DATA": str(file)}
+    execute(server.dsn, "ALTER TABLE audit_log ADD CONSTRAINT nothing CHECK (false) NOT VALID")
+    before = _contents(server.dsn)
+    ended = await command(*(known.get(word, word) for word in arguments), **domain)
+    assert ended.status != 0
+    assert _contents(server.dsn) == before
+    execute(server.dsn, "ALTER TABLE audit_log DROP CONSTRAINT nothing")
+    ended = await command(*(known.get(word, word) for word in arguments), **domain)
+    assert ended.status == 0
+    assert _contents(server.dsn) != before
 
 
 async def test_audit_options_choose_the_events(command: Run, dsn: str) -> None:

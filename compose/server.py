@@ -46,6 +46,7 @@ from engine.runtime.services import Service, running
 from engine.runtime.settings import Settings
 from handlers.http.tokens import KeySet
 from handlers.http.unauthenticated import UnauthenticatedConnections
+from handlers.operate.logging import counters as log_counters
 from handlers.operate.worker_metrics import WorkerMetrics
 from handlers.server import ListenError, listening
 from handlers.sync.connections import Connections
@@ -198,7 +199,7 @@ class Server:
         )
         self._bus = bus
         pools = {"commit": self._writes, "reads": self._reads, "uploads": sessions, "readiness": self._probes}
-        sources: list[MetricSource] = [PoolMetrics(pools), ProcessMetrics(), self._jobs]
+        sources: list[MetricSource] = [PoolMetrics(pools), ProcessMetrics(), log_counters, self._jobs]
         if settings.metrics.tenants:
             sources.append(by_tenant)
         self._edge = Edge(

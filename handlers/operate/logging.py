@@ -17,16 +17,18 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+import msgspec
 import orjson
 import structlog
 from aiohttp.http_exceptions import BadHttpMessage
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from engine.runtime.metrics import Metric, Value
 from engine.runtime.rate_limit import TokenBucket
 from engine.runtime.settings import Log
 from handlers.operate.printing import plain
@@ -41,6 +43,23 @@ _MESSAGE_CHARACTERS: Final = 200
 #: Messages that any client can cause at any rate: malformed requests and broken connections.
 _OF_CLIENTS: Final = (BadHttpMessage, ConnectionResetError)
 _ROOT: Final = f"{Path(__file__).parents[2]}{os.sep}"
+
+
+class LogCounters(msgspec.Struct):
+    """Counts since the start: lines of events that had too many, and lines that no reader took in time."""
+
+    left_out: int = 0
+    dropped: int = 0
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the counts."""
+        lines = {"flood": self.left_out, "slow_reader": self.dropped}
+        text = "Lines that are missing in the log, by cause"
+        yield Value("counter", "tidemark_log_lines_left_out", text, lines, "cause")
+
+
+#: Of this process, which has one log.
+counters: Final = LogCounters()
 
 
 class LineWriter:
@@ -59,6 +78,7 @@ class LineWriter:
             self._lines.put_nowait(line + b"\n")
         except queue.Full:
             self._dropped += 1
+            counters.dropped += 1
 
     def take_dropped(self) -> int:
         """Return how many lines were dropped since the last call."""
@@ -145,6 +165,7 @@ class _BoundedEvents:
             bucket = self._lines[name] = TokenBucket(float(_LINES_PER_MINUTE), now_s)
         if bucket.take(_LINES_PER_MINUTE, now_s):
             self._left_out[name] += 1
+            counters.left_out += 1
             raise structlog.DropEvent
         if left_out := self._left_out.pop(name, 0):
             event["left_out"] = left_out

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from handlers.operate.logging import LineWriter, _BoundedEvents
+from handlers.operate.logging import LineWriter, _BoundedEvents, counters
 
 _ROOT = Path(__file__).parents[3]
 _SET_UP = """
@@ -139,7 +139,9 @@ def test_log_flood_of_an_event_is_bounded_and_counted_and_hides_no_other() -> No
         except structlog.DropEvent:
             return None
 
+    before = counters.left_out
     assert [passes("flood") for _ in range(500)] == [{"event": "flood"}] * 120 + [None] * 380
+    assert counters.left_out == before + 380
     assert passes("other") == {"event": "other"}
     now_s[0] = 0.6
     assert passes("flood") == {"event": "flood", "left_out": 380}

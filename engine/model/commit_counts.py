@@ -6,7 +6,7 @@ tenant's ``seq``, under its lock, so the counts are exact whatever is killed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import add
 from typing import Final, Literal, get_args
 
@@ -22,7 +22,8 @@ STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 #: The name for items of a domain that is not configured, or of none: devices could send any number of names.
 OTHER_DOMAIN: Final = ""
 
-_PLACES: Final[Mapping[str, int]] = {status: place for place, status in enumerate(STATUSES)}
+#: The places of the statuses in the counts of a domain.
+PLACES: Final[Mapping[str, int]] = {status: place for place, status in enumerate(STATUSES)}
 
 
 class CommitCounts(msgspec.Struct, array_like=True):
@@ -44,10 +45,14 @@ class CommitCounts(msgspec.Struct, array_like=True):
 
     def add_items(self, domain: str, status: str, count: int) -> None:
         """Count items of a domain."""
+        self.items_of(domain)[PLACES[status]] += count
+
+    def items_of(self, domain: str) -> list[int]:
+        """Return the counts of a domain, to count in."""
         counts = self.items.get(domain)
         if counts is None:
             counts = self.items[domain] = [0] * len(STATUSES)
-        counts[_PLACES[status]] += count
+        return counts
 
     def add(self, more: CommitCounts) -> None:
         """Add other counts."""
@@ -60,12 +65,18 @@ class CommitCounts(msgspec.Struct, array_like=True):
 
     def of_status(self, *statuses: Status) -> int:
         """Return how many items have one of some statuses, over all domains."""
-        places = [_PLACES[status] for status in statuses]
+        places = [PLACES[status] for status in statuses]
         return sum(counts[place] for counts in self.items.values() for place in places)
 
     def by_domain(self) -> Mapping[str, Mapping[str, int]]:
         """Return the items by domain and status."""
         return {domain: dict(zip(STATUSES, counts, strict=True)) for domain, counts in self.items.items()}
+
+
+def sums_by_status(many: Iterable[CommitCounts]) -> Mapping[str, int]:
+    """Return the items of several counts by status."""
+    rows = [by_status for counts in many for by_status in counts.items.values()]
+    return dict(zip(STATUSES, map(sum, zip(*rows, strict=True)), strict=True)) if rows else {}
 
 
 _decode: Final = msgspec.json.Decoder(CommitCounts).decode

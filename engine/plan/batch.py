@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from engine.model.commit_counts import sums_by_status
 from engine.model.rows import OpenConflictRef, ReadSet, Record, Snapshot, WriteSet
 from engine.plan.bounds.capacity import Blocked, Capacity
 from engine.plan.bounds.tenant_usage import usage_above
@@ -120,16 +121,15 @@ def steps(
     if sharing:
         yield len(batch) - 1
     conflicts, settled = unit.conflict_counts()
-    counts, statuses = unit.counts(context.domains.rules)
     return Plan(
         outcomes,
-        unit.writes(counts),
+        unit.writes(),
         unit.changes,
         unit.reused_keys,
         unit.unread_conflicts,
         capacity.blocked,
         capacity.refused,
-        statuses,
+        sums_by_status(unit.counts.values()),
         conflicts,
         settled,
     )

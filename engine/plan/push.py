@@ -210,7 +210,7 @@ def _store_answer(
             return capacity.refuse(push, sentence(bound))
     if capacity.blocked:
         capacity.unblock(push)
-    unit.count_answered(push, results)
+    unit.count_answered(push, results, context.domains.rules)
     return PushAnswer(encoded, replayed=False, plain=plain)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from engine.model.audit import AuditRow
-from engine.model.commit_counts import OTHER_DOMAIN, STATUSES, CommitCounts
+from engine.model.commit_counts import OTHER_DOMAIN, PLACES, CommitCounts
 from engine.model.rows import (
     Conflict,
     ConflictRef,
@@ -140,8 +140,7 @@ class UnitOfWork:
         self._new_events: dict[EventKey, None] = {}
         self._logged: dict[ConflictRef, Conflict] = {}
         self._upload_states: dict[UploadRef, UploadState] = {}
-        self._counts: dict[int, CommitCounts] = {}
-        self._items: dict[tuple[int, str | None, str], int] = {}
+        self.counts: dict[int, CommitCounts] = {}
 
     def next_seq(self, tenant_id: int) -> int:
         """Return the tenant's next change number."""
@@ -188,35 +187,29 @@ class UnitOfWork:
         self.keys[ref] = row
         self._new_keys.append(row)
 
-    def count_answered(self, push: Push, results: list[Result]) -> None:
-        """Count a message whose items were applied, with their results. It costs 0.2 µs an item."""
-        tenant_id = push.tenant_id
-        counts = self._counts.get(tenant_id)
-        if counts is None:
-            counts = self._counts[tenant_id] = CommitCounts()
-        counts.syncs += 1
-        counts.sent_bytes += len(push.raw_items)
-        items = self._items
-        for item, result in zip(push.items, results, strict=True):
-            status = result.status
-            key = (tenant_id, result.domain, status)
-            items[key] = items.get(key, 0) + 1
-            if status == "applied" and type(item) is Change and item.op == "patch":
-                record = self.records[_new(RecordKey, (tenant_id, item.domain, item.id))]
-                counts.saved_bytes += max(0, len(record.data or b"") - len(item.data))
-
-    def counts(self, domains: Collection[str]) -> tuple[dict[int, CommitCounts], dict[str, int]]:
-        """Return the counts of answered messages by tenant, and their items by status.
+    def count_answered(self, push: Push, results: list[Result], domains: Collection[str]) -> None:
+        """Count a message whose items were applied. It costs 0.4 µs, and 0.1 µs an item.
 
         Args:
+            push: The message.
+            results: The results of its items.
             domains: The configured domains. Items of others are counted together.
         """
-        statuses: dict[str, int] = dict.fromkeys(STATUSES, 0)
-        for (tenant_id, domain, status), count in self._items.items():
-            statuses[status] += count
-            known = domain if domain in domains else OTHER_DOMAIN
-            self._counts[tenant_id].add_items(known or OTHER_DOMAIN, status, count)
-        return self._counts, statuses
+        counts = self.counts.get(push.tenant_id)
+        if counts is None:
+            counts = self.counts[push.tenant_id] = CommitCounts()
+        counts.syncs += 1
+        counts.sent_bytes += len(push.raw_items)
+        items = counts.items
+        for item, result in zip(push.items, results, strict=True):
+            status, domain = result.status, result.domain or OTHER_DOMAIN
+            by_status = items.get(domain)
+            if by_status is None:
+                by_status = counts.items_of(domain if domain in domains else OTHER_DOMAIN)
+            by_status[PLACES[status]] += 1
+            if status == "applied" and type(item) is Change and item.op == "patch":
+                record = self.records[_new(RecordKey, (push.tenant_id, domain, item.id))]
+                counts.saved_bytes += max(0, len(record.data or b"") - len(item.data))
 
     def add_quarantined(self, rows: list[Quarantined]) -> None:
         """Add rejected items to the quarantine."""
@@ -345,8 +338,8 @@ class UnitOfWork:
                 new[conflict.policy, outcome] += 1
         return new, settled
 
-    def writes(self, counts: dict[int, CommitCounts]) -> WriteSet:
-        """Return the rows to write, each identity once, with the counts of ``counts``."""
+    def writes(self) -> WriteSet:
+        """Return the rows to write, each identity once."""
         first = self._first_seqs
         return WriteSet(
             seqs={tenant: seq for tenant, seq in self.seqs.items() if seq != first[tenant]},
@@ -358,5 +351,5 @@ class UnitOfWork:
             uploads=list(self._upload_states.items()),
             usage={tenant: usage for tenant, usage in self.usage.items() if usage != _NOTHING},
             audit=self.audit,
-            counts=counts,
+            counts=self.counts,
         )

@@ -56,7 +56,7 @@ def planned(states: tuple[State, ...], *, frees: bool, is_alive: bool | None) ->
     snapshot = Snapshot({1: 1}, {}, records, {}, {}, {}, dict(before), {first.ref: refs[1:]})
     unit = UnitOfWork(snapshot)
     attach((freeing if frees else attaching)(first, NOW_US), unit)
-    return [(before[ref], after) for ref, after in unit.writes({}).uploads]
+    return [(before[ref], after) for ref, after in unit.writes().uploads]
 
 
 def test_attachment_states_every_planned_move_is_a_listed_transition() -> None:

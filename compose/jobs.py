@@ -148,7 +148,7 @@ def job_bodies(
             forget_events,
             in_thread(lambda: {"tenants_counted": recount(dsn)}),
         ),
-        "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database)),
+        "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database), events_d),
         "warm": warm,
         "monitor": health,
     }

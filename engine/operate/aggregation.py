@@ -138,9 +138,11 @@ class AggregationStore(Protocol):
 class Aggregation:
     """The body of a job: sums hours, then deletes what is summed and past its time."""
 
-    def __init__(self, store: AggregationStore, voice: VoiceStore) -> None:
+    def __init__(self, store: AggregationStore, voice: VoiceStore, events_d: int) -> None:
+        """Make the body. ``events_d`` is how many days events are kept, and so their log; 0 is for ever."""
         self._store = store
         self._voice = voice
+        self._events_d = events_d
 
     async def __call__(self, run: JobRun) -> None:
         """Sum, log voice verifications, and delete; count ``snapshots``, and rows by what happened to them.
@@ -167,6 +169,9 @@ class Aggregation:
         before_us = run.now_us - _KEPT_US
         await run.pages("minutes_deleted", partial(store.delete_minutes, before_us))
         await run.pages("counts_deleted", partial(store.delete_counts, before_us))
+        if self._events_d:
+            before_us = run.now_us - self._events_d * _DAY_US
+            await run.pages("verifications_deleted", partial(self._voice.delete, before_us))
         before_us = run.now_us - _DEVICE_HOURS_KEPT_US
         await run.pages("device_hours_deleted", partial(store.delete_device_hours, before_us))
 

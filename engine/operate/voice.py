@@ -74,6 +74,9 @@ class VoiceStore(Protocol):
     ) -> list[VoiceEvent]:
         """Read events that were committed in an hour, from the one behind ``after`` on."""
 
+    async def delete(self, before_us: int, limit: int) -> int:
+        """Delete rows that happened and were written before an instant. Returns how many."""
+
     async def put(self, tenant_id: int, rows: Sequence[Verification]) -> int:
         """Add to the log what it does not have. Returns how many rows are new."""
 

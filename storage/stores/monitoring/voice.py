@@ -45,6 +45,15 @@ _PUT: Final = (
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = %(tenant)s)"
     " ON CONFLICT DO NOTHING RETURNING 1"
 )
+_BEFORE: Final = "to_timestamp(%(before)s::float8 / 1000000)"
+_DELETE: Final = (
+    "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL"
+    " (SELECT v.tenant_id AS t, v.verification_id AS i FROM voice_verification_log AS v"
+    f" WHERE v.tenant_id = t.tenant_id AND v.occurred_at < {_BEFORE} AND v.created_at < {_BEFORE}"
+    " ORDER BY v.occurred_at LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
+    " gone AS (DELETE FROM voice_verification_log AS g USING old WHERE g.tenant_id = old.t"
+    " AND g.verification_id = old.i RETURNING 1) SELECT count(*) FROM gone"
+)
 _LOGGED: Final = (
     "SELECT device_id, (extract(epoch FROM occurred_at) * 1000000)::bigint AS at_us, result::text,"
     " verification_id FROM voice_verification_log WHERE tenant_id = %(tenant)s"
@@ -95,6 +104,11 @@ class PostgresVoice:
             "results": text_array(msgspec.json.encode(row.result).decode() for row in rows),
         }
         return len(await self._database.execute(_PUT, values))
+
+    async def delete(self, before_us: int, limit: int) -> int:
+        """Delete rows, each tenant's oldest first."""
+        ((count,),) = await self._database.execute(_DELETE, {"before": before_us, "limit": limit})
+        return int(count)
 
     async def voice(self, tenant: str, since_us: int, until_us: int) -> list[LoggedResult]:
         """Read the log, page by page."""

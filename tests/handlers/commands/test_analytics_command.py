@@ -193,4 +193,14 @@ async def test_analytics_of_voice_are_of_each_verification_once(
     assert found["total"]["avg_processing_ms"] == 120
     table = (await command("analytics", "--tenant", "acme", "--voice", "--from", "2026-01-01")).out
     assert "75.0%" in table.splitlines()[-1]
+    execute(
+        dsn,
+        "UPDATE voice_verification_log SET (created_at, occurred_at) = (now() - interval '61 days', 'epoch')",
+    )
+    kept = {"TIDEMARK__RETENTION__EVENTS_D": "40000"}
+    assert "verifications_deleted" not in (await command("job", "aggregate", "--json", **kept)).out
+    execute(dsn, "UPDATE voice_verification_log SET created_at = now() WHERE verification_id = 'v1'")
+    kept = {"TIDEMARK__RETENTION__EVENTS_D": "60"}
+    done = json.loads((await command("job", "aggregate", "--json", **kept)).out)
+    assert done["counts"]["verifications_deleted"] == 3
     assert "no voice verifications" in (await command("analytics", "--tenant", "acme", "--voice")).out

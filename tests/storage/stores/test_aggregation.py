@@ -43,7 +43,7 @@ class World:
     async def run(self) -> dict[str, float | None]:
         """Run the job."""
         run = JobRun(Begun("aggregate", self.now_us, 1, self.now_us), Clock())
-        await Aggregation(self.store, PostgresVoice(self.database))(run)
+        await Aggregation(self.store, PostgresVoice(self.database), 0)(run)
         return run.counts
 
     def snapshots(self, columns: str = "sync_requests") -> list[tuple[object, ...]]:

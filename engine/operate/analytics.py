@@ -41,7 +41,8 @@ class Figures(msgspec.Struct, frozen=True):
         replayed: Syncs that were answered with the stored answer of an earlier one.
         failed: Syncs that were answered with an error of the device's own.
         refused: Syncs and handshakes that the service refused.
-        without_duration: Committed syncs whose duration is not known, since their process was killed.
+        without_duration: Committed syncs whose duration is not known: their process was killed, or a command
+            sent them, such as the retry of a rejected item.
         bytes_synced: Bytes of the items of committed syncs.
         unique_devices: Devices that synced in the hour or day; None for the sum of several.
         unique_users: The users of their tokens; None as above.

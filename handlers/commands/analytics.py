@@ -158,7 +158,7 @@ def _show(found: Analytics) -> None:
         heading = (*heading, "")
     table(rows, heading)
     if found.total.without_duration:
-        say(f"without a duration, since their process was killed: {found.total.without_duration} syncs")
+        say(f"without a duration: {found.total.without_duration} syncs, of killed processes or of commands")
     domains = found.total.domains
     if domains:
         say()

@@ -151,6 +151,9 @@ def add_tenants(dsn: str, names: Sequence[str]) -> None:
     """
     with connected(dsn) as connection, connection, connection.cursor() as cursor:
         cursor.execute("INSERT INTO tenants (name) SELECT unnest(%s) ON CONFLICT DO NOTHING", (list(names),))
+        cursor.execute(
+            "INSERT INTO tenant_counters (tenant_id) SELECT tenant_id FROM tenants ON CONFLICT DO NOTHING"
+        )
         cursor.execute("UPDATE cluster_state SET generation = generation + 1")
 
 

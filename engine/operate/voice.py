@@ -18,6 +18,7 @@ from engine.cluster.jobs import JobRun
 from engine.model.commit_counts import UNITS_US, Unit
 from engine.model.minutes import Durations
 from engine.runtime.batching import with_retries
+from engine.wire.floats import json_decoder
 from engine.wire.timestamps import to_text
 
 #: The domain of these events.
@@ -30,7 +31,7 @@ _LONGEST_MS: Final = 86_400_000.0
 #: What PostgreSQL takes in no text: NUL, and halves of characters.
 _UNSTORABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 
-_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_decode: Final = json_decoder(dict[str, Any]).decode
 
 
 class VoiceEvent(NamedTuple):

@@ -10,14 +10,14 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-import msgspec
-
 from engine.model.audit import Actor, AuditRow, EventName
 from engine.operate.rows import AuditEntry
+from engine.wire.floats import json_decoder
 from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
 from storage.postgres.transactions import AUDIT, LOCAL_SETTINGS, audit_values
 
+_decode: Final = json_decoder().decode
 _READ: Final = (
     "SELECT at, event, actor_kind, actor, tenant, tenant_number, target, details::text, times FROM audit_log"
     " WHERE at >= %(since)s AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)"
@@ -89,5 +89,5 @@ class PostgresAudit:
 
 def _entry(*columns: Any) -> AuditEntry:
     *before, details, times = columns
-    decoded = None if details is None else msgspec.json.decode(details)
+    decoded = None if details is None else _decode(details)
     return AuditEntry(*(*before, decoded, times))

@@ -7,6 +7,7 @@ import asyncio
 import psycopg2
 
 from tests.harness.in_process_server import Serve
+from tests.harness.services import rows
 from tests.harness.ws_device import put
 
 
@@ -19,13 +20,12 @@ async def test_probes_readyz_while_every_read_waits_answers_at_once(serve: Serve
         cursor.execute("LOCK TABLE records IN ACCESS EXCLUSIVE MODE")
         reads = [asyncio.create_task(server.get("/v1/changes", f"phone-{number}")) for number in range(12)]
 
-        def waiting() -> int:
-            cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-            ((count,),) = cursor.fetchall()
-            return int(count)
-
-        # All connections that devices have for reading. A thread asks: the loop is the server's.
-        while await asyncio.to_thread(waiting) < 2:
+        # All connections that devices have for reading. A thread asks: the loop is the server's. Each look has
+        # a connection of its own: within a transaction PostgreSQL shows the same activity again.
+        blocked = (
+            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        while len(await asyncio.to_thread(rows, server.dsn, blocked)) < 2:
             assert not any(read.done() for read in reads)
         ready = await asyncio.gather(*(server.get("/readyz") for _ in range(50)))
         assert {reply.status for reply in ready} == {200}

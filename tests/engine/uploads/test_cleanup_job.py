@@ -209,6 +209,11 @@ async def test_server_cleans_up_on_schedule_and_every_process_has_the_ratio(
     monkeypatch.setattr("engine.cluster.job_scheduler.LOOK_S", 0.05)
     servers = [await serve(), await serve()]
     dsn = servers[0].dsn
+
+    async def began_and_ended() -> bool:
+        return bool(rows(dsn, "SELECT FROM job_runs WHERE job = 'uploads' AND outcome IS NOT NULL"))
+
+    await until(began_and_ended)  # a run under way would end the due time that is made anew below
     execute(
         dsn,
         "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, metadata, reserved_bytes, state,"

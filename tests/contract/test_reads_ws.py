@@ -20,8 +20,8 @@ async def test_probes_readyz_while_every_read_waits_answers_at_once(serve: Serve
         cursor.execute("LOCK TABLE records IN ACCESS EXCLUSIVE MODE")
         reads = [asyncio.create_task(server.get("/v1/changes", f"phone-{number}")) for number in range(12)]
 
-        # All connections that devices have for reading. A thread asks: the loop is the server's. Each look has
-        # a connection of its own: within a transaction PostgreSQL shows the same activity again.
+        # All connections that devices have for reading. A thread asks: the loop is the server's. Each look
+        # has a connection of its own: within a transaction PostgreSQL shows the same activity again.
         blocked = (
             "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )

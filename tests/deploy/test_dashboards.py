@@ -142,6 +142,7 @@ async def _answered(asked: Prometheus, queries: dict[str, str]) -> dict[str, flo
     return found | {title: values[0] for title, values in latest.items() if values}
 
 
+@pytest.mark.slow
 async def test_queries_of_dashboards_and_rules_have_a_value_under_load(
     supervise: Supervise, tmp_path: Path
 ) -> None:

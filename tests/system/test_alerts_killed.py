@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from compose.server import SystemClock
@@ -35,6 +36,7 @@ REPORT = Report(
 )
 
 
+@pytest.mark.slow
 async def test_alert_of_a_killed_server_is_sent_again_with_its_id(
     services: Services, dsn: str, tmp_path: Path, receiver: Receiver
 ) -> None:

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from aiohttp import ClientError, ClientSession
 
 from engine.cache.minutes import FLUSH_S
@@ -38,6 +39,7 @@ async def sync_until_killed(server: ServerProcess, answered_at_s: list[float]) -
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_minutes_of_a_killed_process_lack_ten_seconds_at_most(
     services: Services, dsn: str, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 async def test_monitor_continuous_interrupted_exits_with_the_last_status(serve: Serve) -> None:
     server = await serve()
     phone = await server.device()
@@ -110,6 +111,7 @@ async def test_monitor_continuous_goes_on_after_a_check_that_could_not_be_made(
         assert (await watch.judged("healthy"))["status"] == "healthy"
 
 
+@pytest.mark.slow
 async def test_monitor_continuous_interrupted_during_an_outage_exits_3(
     serve: Serve, services: Services
 ) -> None:

@@ -116,7 +116,6 @@ def named_receivers(settings: Settings, targets: AlertTargets) -> list[Webhook]:
 
 
 def _receivers(settings: Settings, secrets: AlertSecrets, threshold: AlertThreshold) -> list[Webhook]:
-
     private = settings.alerts.private_addresses
     for key, url in (
         ("webhook_url", secrets.webhook_url),

@@ -19,6 +19,7 @@ import structlog
 
 from engine.cache.device_health import Device, DeviceKey, Health
 from engine.cache.ports import DeviceStore, HealthUnknownError
+from engine.runtime.batching import write_last
 from engine.runtime.metrics import LOOKUP_BOUNDS_S, Distribution, Metric, counter, gauge
 from engine.runtime.ports import Clock, StoreError, StorePoisonError
 from engine.runtime.rate_limit import TokenBucket
@@ -34,7 +35,6 @@ _RETRY_S: Final = 1.0
 #: most a hundredth of the time.
 _REST_FACTOR: Final = 99.0
 _LONGEST_PAUSE_S: Final = 60.0
-_LAST_ATTEMPTS: Final = 3
 #: Sweeps over all devices in one time to live.
 _SWEEPS: Final = 10
 #: Devices that a sweep visits before other work gets its turn on the loop.
@@ -222,17 +222,13 @@ class DeviceCache:
 
     async def drain(self) -> None:
         """Save all counts; try again a few times if the store fails."""
-        for attempt in range(1, _LAST_ATTEMPTS + 1):
-            try:
-                while self._changed or self._unknown_outcomes:
-                    await self.flush()
-            except StoreError as error:
-                if attempt == _LAST_ATTEMPTS:
-                    _log.error("health_lost", devices=len(self._changed), reason=type(error).__name__)
-                    return
-            else:
-                return
-            await asyncio.sleep(_RETRY_S / 10)
+        error = await write_last(self._flush_all)
+        if error is not None:
+            _log.error("health_lost", devices=len(self._changed), reason=type(error).__name__)
+
+    async def _flush_all(self) -> None:
+        while self._changed or self._unknown_outcomes:
+            await self.flush()
 
     # -- reading --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import structlog
 
 from engine.cache.ports import MinuteRow, MinuteStore
 from engine.model.minutes import MINUTE_US, Minute
+from engine.runtime.batching import write_last
 from engine.runtime.metrics import Metric, counter, gauge
 from engine.runtime.ports import Clock, StoreError, StorePoisonError
 
@@ -25,8 +26,6 @@ FLUSH_S: Final = 10.0
 _ROWS: Final = 25
 #: The most rows that wait while the store is away, then the oldest are dropped. A row takes up to 6 KiB.
 _MOST_WAITING: Final = 10_000
-_LAST_ATTEMPTS: Final = 3
-_RETRY_S: Final = 0.1
 
 _log = structlog.get_logger()
 
@@ -107,16 +106,9 @@ class Minutes:
 
     async def drain(self) -> None:
         """Write everything; try again a few times if the store fails."""
-        for attempt in range(1, _LAST_ATTEMPTS + 1):
-            try:
-                await self.flush()
-            except StoreError as error:
-                if attempt == _LAST_ATTEMPTS:
-                    _log.error("minutes_lost", reason=type(error).__name__)
-                    return
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return
+        error = await write_last(self.flush)
+        if error is not None:
+            _log.error("minutes_lost", reason=type(error).__name__)
 
     async def _run_ends(self) -> None:
         while True:

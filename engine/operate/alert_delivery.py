@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -136,13 +137,13 @@ class AlertDelivery:
             StoreError: It is not noted for every receiver; the next check does it.
         """
         for target, sender in self._senders.items():
-            threshold = sender.threshold
-
-            def change(
-                states: Mapping[AlertKey, AlertState], threshold: AlertThreshold = threshold
-            ) -> Mapping[AlertKey, AlertState]:
-                return checked(states, judgement, threshold, _new_id, everything=everything)
-
+            change = partial(
+                checked,
+                judgement=judgement,
+                threshold=sender.threshold,
+                new_id=_new_id,
+                everything=everything,
+            )
             await self._store.change(target, change)
             self._due[target].set()
 
@@ -199,30 +200,10 @@ class AlertDelivery:
 
     async def _send(self, due: DueAlert) -> bool:
         sender = self._senders[due.target]
-        try:
-            await sender.send(due.alert)
-        except AlertNotSentError as error:
-            self.counts[sender.kind, "failed"] += 1
-            _log.warning(
-                "alert_not_sent",
-                target=sender.kind,
-                tenant=due.alert.tenant,
-                metric=due.alert.metric,
-                attempts=due.attempts + 1,
-                reason=str(error),
-            )
-            await self._store.put_off(due, max(error.retry_after_s, pause_s(due.attempts)))
+        pause_s = await attempt(sender, due.alert, due.attempts, self.counts)
+        if pause_s is not None:
+            await self._store.put_off(due, pause_s)
             return False
-        self.counts[sender.kind, "sent"] += 1
-        alert = due.alert
-        _log.info(
-            "alert_sent",
-            target=sender.kind,
-            kind=alert.kind,
-            tenant=alert.tenant,
-            metric=alert.metric,
-            severity=alert.severity,
-        )
         at = datetime.fromtimestamp(self._clock.now_us() / 1e6, UTC)
         await self._store.taken_in(due, lambda state: sent(state, due.key, sender.threshold, _new_id, at))
         return True
@@ -237,10 +218,44 @@ class AlertDelivery:
         yield Value("counter", "tidemark_alerts_sent", text, values, ("target", "outcome"))
 
 
-def pause_s(attempts: int) -> float:
-    """Return the pause after an attempt that failed, with jitter. ``attempts`` were made before it."""
-    pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(attempts, 10))
-    return pause * random.uniform(0.75, 1.25)
+async def attempt(
+    sender: AlertSender, alert: Alert, attempts: int, counts: Counter[tuple[str, str]]
+) -> float | None:
+    """Try to send an alert, count it and log it.
+
+    Args:
+        sender: The receiver.
+        alert: The alert.
+        attempts: How many attempts were made before.
+        counts: Attempts by kind of receiver and outcome.
+
+    Returns:
+        The pause before the next attempt, with jitter; None if the receiver took the alert.
+    """
+    try:
+        await sender.send(alert)
+    except AlertNotSentError as error:
+        counts[sender.kind, "failed"] += 1
+        _log.warning(
+            "alert_not_sent",
+            target=sender.kind,
+            tenant=alert.tenant,
+            metric=alert.metric,
+            attempts=attempts + 1,
+            reason=str(error),
+        )
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(attempts, 10))
+        return max(error.retry_after_s, pause_s * random.uniform(0.75, 1.25))
+    counts[sender.kind, "sent"] += 1
+    _log.info(
+        "alert_sent",
+        target=sender.kind,
+        kind=alert.kind,
+        tenant=alert.tenant,
+        metric=alert.metric,
+        severity=alert.severity,
+    )
+    return None
 
 
 def _new_id() -> str:

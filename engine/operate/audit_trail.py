@@ -11,6 +11,7 @@ import structlog
 
 from engine.model.audit import SERVER_EVENTS, AuditRow
 from engine.operate.event_tally import EventTally, TallyLimits
+from engine.runtime.batching import write_last
 from engine.runtime.metrics import Metric, Value, counter
 from engine.runtime.ports import Clock, StoreError, StorePoisonError
 
@@ -20,8 +21,6 @@ FLUSH_S: Final = 10.0
 _ROWS: Final = 50
 #: The most rows that wait while the store is away, then the oldest are dropped. A minute makes 126 at most.
 _MOST_WAITING: Final = 5000
-_LAST_ATTEMPTS: Final = 3
-_RETRY_S: Final = 0.1
 
 _log = structlog.get_logger()
 
@@ -87,16 +86,9 @@ class AuditTrail:
     async def drain(self) -> None:
         """Write everything, also of the minute that has not ended; try again if the store fails."""
         self._tally.end()
-        for attempt in range(1, _LAST_ATTEMPTS + 1):
-            try:
-                await self.flush()
-            except StoreError as error:
-                if attempt == _LAST_ATTEMPTS:
-                    _log.error("audit_lost", rows=len(self._waiting), reason=type(error).__name__)
-                    return
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return
+        error = await write_last(self.flush)
+        if error is not None:
+            _log.error("audit_lost", rows=len(self._waiting), reason=type(error).__name__)
 
     async def flush(self) -> None:
         """Write the rows that are ready. Raises StoreError; the rest waits for the next time."""

@@ -13,17 +13,13 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
-import structlog
-
-from engine.operate.alert_delivery import AlertNotSentError, AlertSender, pause_s
+from engine.operate.alert_delivery import AlertSender, attempt
 from engine.operate.monitor.alerts import Alert, AlertKind
 from engine.runtime.ports import Clock
 
 #: A database that is back so soon was restarted, or failed over.
 AWAY_S: Final = 30.0
 _METRIC: Final = "database"
-
-_log = structlog.get_logger()
 
 
 class _Receiver:
@@ -60,8 +56,8 @@ class DatabaseAlert:
         self._counts = counts
         self._checked_us: int | None = None
         self._away_since_s: float | None = None
-        #: The outage that is told; None while there is none.
         self._outages = 0
+        #: The outage that is told; None while there is none.
         self._told: _Outage | None = None
 
     def checked(self, at_us: int) -> None:
@@ -113,31 +109,10 @@ class DatabaseAlert:
 
     async def _send(self, receiver: _Receiver) -> None:
         while receiver.waiting:
-            alert = receiver.waiting[0]
-            try:
-                await receiver.sender.send(alert)
-            except AlertNotSentError as error:
-                pause = max(error.retry_after_s, pause_s(receiver.attempts))
-                receiver.due_at_s = self._clock.monotonic_s() + pause
+            pause_s = await attempt(receiver.sender, receiver.waiting[0], receiver.attempts, self._counts)
+            if pause_s is not None:
+                receiver.due_at_s = self._clock.monotonic_s() + pause_s
                 receiver.attempts += 1
-                self._counts[receiver.sender.kind, "failed"] += 1
-                _log.warning(
-                    "alert_not_sent",
-                    target=receiver.sender.kind,
-                    tenant=None,
-                    metric=_METRIC,
-                    attempts=receiver.attempts,
-                    reason=str(error),
-                )
                 return
             receiver.attempts = 0
-            self._counts[receiver.sender.kind, "sent"] += 1
             receiver.waiting.popleft()
-            _log.info(
-                "alert_sent",
-                target=receiver.sender.kind,
-                kind=alert.kind,
-                tenant=None,
-                metric=_METRIC,
-                severity=alert.severity,
-            )

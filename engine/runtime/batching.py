@@ -8,13 +8,22 @@ from functools import partial
 from typing import Final, Generic, TypeVar
 
 from engine.runtime.backoff import Backoff
-from engine.runtime.ports import StorePoisonError, StoreRetryError, StoreUnavailableError, StoreUnknownError
+from engine.runtime.ports import (
+    StoreError,
+    StorePoisonError,
+    StoreRetryError,
+    StoreUnavailableError,
+    StoreUnknownError,
+)
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 #: A batch is tried again for this long before its callers get the store's error.
 RETRY_FOR_S: Final = 10.0
+#: How often a process that ends tries its last write, and the pause between two attempts.
+_LAST_ATTEMPTS: Final = 3
+_LAST_PAUSE_S: Final = 0.1
 
 
 class Batcher(Generic[Request, Result]):
@@ -114,3 +123,24 @@ async def with_retries(call: Callable[[], Awaitable[Result]]) -> Result:
             if loop.time() >= give_up_s:
                 raise
         await backoff.pause()
+
+
+async def write_last(write: Callable[[], Awaitable[None]]) -> StoreError | None:
+    """Write what is left when the process ends; try again a few times if the store fails.
+
+    Args:
+        write: Writes everything; it may be called again after an error.
+
+    Returns:
+        The error of the last attempt; None if everything is written.
+    """
+    for attempt in range(1, _LAST_ATTEMPTS + 1):
+        try:
+            await write()
+        except StoreError as error:
+            if attempt == _LAST_ATTEMPTS:
+                return error
+        else:
+            return None
+        await asyncio.sleep(_LAST_PAUSE_S)
+    raise AssertionError

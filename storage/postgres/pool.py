@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg2
 
@@ -282,6 +282,65 @@ class Database:
             self._idle.popleft().close()
 
 
+#: Kind, name, text and value of each metric of a pool.
+_METRICS: Final[tuple[tuple[Literal["counter", "gauge"], str, str, Callable[[PoolUsage], float]], ...]] = (
+    (
+        "gauge",
+        "tidemark_database_connections",
+        "Open connections to PostgreSQL",
+        lambda usage: usage.busy + usage.idle,
+    ),
+    (
+        "gauge",
+        "tidemark_database_connections_busy",
+        "Connections to PostgreSQL in use",
+        lambda usage: usage.busy,
+    ),
+    (
+        "gauge",
+        "tidemark_database_connections_limit",
+        "The most connections to PostgreSQL",
+        lambda usage: usage.limit,
+    ),
+    (
+        "counter",
+        "tidemark_database_connections_opened",
+        "Connections to PostgreSQL opened",
+        lambda usage: usage.opened,
+    ),
+    (
+        "counter",
+        "tidemark_database_connection_failures",
+        "Attempts at which no host let this process in",
+        lambda usage: usage.failures,
+    ),
+    (
+        "counter",
+        "tidemark_database_waits",
+        "Waits for a free connection to PostgreSQL",
+        lambda usage: usage.waits,
+    ),
+    (
+        "counter",
+        "tidemark_database_wait_seconds",
+        "Time of waits for a connection, added up",
+        lambda usage: usage.wait_s,
+    ),
+    (
+        "counter",
+        "tidemark_database_round_trips",
+        "Requests to PostgreSQL, of one or several statements",
+        lambda usage: usage.round_trips,
+    ),
+    (
+        "counter",
+        "tidemark_database_statements",
+        "Statements in requests to PostgreSQL",
+        lambda usage: usage.statements,
+    ),
+)
+
+
 class PoolMetrics:
     """The pools of a process by their names."""
 
@@ -291,62 +350,6 @@ class PoolMetrics:
     def metrics(self) -> Iterator[Metric]:
         """Yield the use of each pool."""
         usages = {name: pool.usage for name, pool in self._pools.items()}
-
-        def of(read: Callable[[PoolUsage], float]) -> dict[str, float]:
-            return {name: read(usage) for name, usage in usages.items()}
-
-        open_now = of(lambda usage: usage.busy + usage.idle)
-        yield Value(
-            "gauge", "tidemark_database_connections", "Open connections to PostgreSQL", open_now, "pool"
-        )
-        busy = of(lambda usage: usage.busy)
-        yield Value(
-            "gauge", "tidemark_database_connections_busy", "Connections to PostgreSQL in use", busy, "pool"
-        )
-        limits = of(lambda usage: usage.limit)
-        yield Value(
-            "gauge",
-            "tidemark_database_connections_limit",
-            "The most connections to PostgreSQL",
-            limits,
-            "pool",
-        )
-        opened = of(lambda usage: usage.opened)
-        yield Value(
-            "counter",
-            "tidemark_database_connections_opened",
-            "Connections to PostgreSQL opened",
-            opened,
-            "pool",
-        )
-        failures = of(lambda usage: usage.failures)
-        text = "Attempts at which no host let this process in"
-        yield Value("counter", "tidemark_database_connection_failures", text, failures, "pool")
-        waits = of(lambda usage: usage.waits)
-        yield Value(
-            "counter", "tidemark_database_waits", "Waits for a free connection to PostgreSQL", waits, "pool"
-        )
-        wait_s = of(lambda usage: usage.wait_s)
-        yield Value(
-            "counter",
-            "tidemark_database_wait_seconds",
-            "Time of waits for a connection, added up",
-            wait_s,
-            "pool",
-        )
-        trips = of(lambda usage: usage.round_trips)
-        yield Value(
-            "counter",
-            "tidemark_database_round_trips",
-            "Requests to PostgreSQL, of one or several statements",
-            trips,
-            "pool",
-        )
-        statements = of(lambda usage: usage.statements)
-        yield Value(
-            "counter",
-            "tidemark_database_statements",
-            "Statements in requests to PostgreSQL",
-            statements,
-            "pool",
-        )
+        for kind, name, text, read in _METRICS:
+            values = {pool: read(usage) for pool, usage in usages.items()}
+            yield Value(kind, name, text, values, "pool")

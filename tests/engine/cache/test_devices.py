@@ -479,7 +479,7 @@ async def test_device_cache_evicted_entry_in_use_is_saved_beside_its_successor(
 async def test_device_cache_drain_retries_and_ends(
     process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.cache.devices._RETRY_S", 0.001)
+    monkeypatch.setattr("engine.runtime.batching._LAST_PAUSE_S", 0.001)
     process.seen("phone").synced(1, 1, 0)
     store.outcomes = ["retry", "unknown and written"]
     await process.devices.drain()

@@ -105,7 +105,7 @@ class Process:
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_RETRY_S", 0)
+    monkeypatch.setattr("engine.runtime.batching._LAST_PAUSE_S", 0)
 
 
 outcomes = st.sampled_from(["written", "retry", "unknown", "unknown and written"])

@@ -57,11 +57,12 @@ def model(facts: Facts, of: Thresholds) -> dict[str, Any]:
     def share(part: float | Fraction, whole: int) -> Fraction | None:
         return Fraction(part) / whole if whole else None
 
+    # A threshold of 0.15 is 15 of 100, though the nearest float is a little below.
     def over(value: Fraction | float | None, limit: float) -> bool | None:
-        return None if value is None else value > Fraction(limit)
+        return None if value is None else value > Fraction(str(limit))
 
     def under(value: Fraction | float | None, limit: float) -> bool | None:
-        return None if value is None else value < Fraction(limit)
+        return None if value is None else value < Fraction(str(limit))
 
     success = share(good, m.syncs)
     conflicts = share(m.conflicts, m.items)

@@ -7,6 +7,8 @@ INSTALLED := $(VENV)/installed
 INSTALLED_SERVER := $(VENV)/installed-server
 # Trials and tests leave the settings of this machine alone, which are of a server that others rely on.
 export TIDEMARK_CONFIG ?= $(CURDIR)/config.toml
+# The tests start hundreds of processes: each would compile every file again, a quarter of a second of CPU.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run install install-server test test-all lint bench
 

@@ -171,13 +171,14 @@ class VoiceReads(Protocol):
 
 
 class VoiceAnalytics(msgspec.Struct, frozen=True):
-    """The verifications of a tenant: by period and device, and all of them (None without any)."""
+    """The verifications of a tenant: by period and device, by period, and all of them (None without any)."""
 
     tenant: str
     since: str
     until: str
     by: Unit
     rows: Sequence[VoiceFigures]
+    periods: Sequence[VoiceFigures]
     total: VoiceFigures | None
 
 
@@ -200,14 +201,20 @@ async def voice_analytics(
     unit_us = UNITS_US[by]
     logged = await store.voice(tenant, since_us, until_us)
     groups: dict[tuple[int, str], list[Result]] = {}
+    by_period: dict[int, list[Result]] = {}
     for row in logged:
-        groups.setdefault((row.occurred_at_us // unit_us * unit_us, row.device_id), []).append(row.result)
+        start_us = row.occurred_at_us // unit_us * unit_us
+        groups.setdefault((start_us, row.device_id), []).append(row.result)
+        by_period.setdefault(start_us, []).append(row.result)
     rows = [
         voice_figures(to_text(start_us), device_id, results)
         for (start_us, device_id), results in sorted(groups.items())
     ]
+    periods = [
+        voice_figures(to_text(start_us), None, results) for start_us, results in sorted(by_period.items())
+    ]
     total = voice_figures(None, None, [row.result for row in logged]) if logged else None
-    return VoiceAnalytics(tenant, to_text(since_us), to_text(until_us), by, rows, total)
+    return VoiceAnalytics(tenant, to_text(since_us), to_text(until_us), by, rows, periods, total)
 
 
 def voice_figures(start: str | None, device_id: str | None, results: Sequence[Result]) -> VoiceFigures:

@@ -7,7 +7,8 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import click
@@ -18,14 +19,18 @@ from engine.operate.analytics import Analytics, Figures
 from engine.operate.analytics import analytics as read_analytics
 from engine.operate.voice import VoiceAnalytics, VoiceFigures, voice_analytics
 from engine.wire.timestamps import to_us
-from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.deployment import Deployment, DeploymentError, as_json, with_deployment
 from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.commands.terminal.times import Instant, Since
+from handlers.commands.terminal.units import duration, size
 from handlers.operate.printing import say
 
 #: Without --from, so many periods up to now are shown.
 _PERIODS: Final[dict[Unit, int]] = {"hour": 24, "day": 30}
+#: The most periods of a page: 31 days of hours. More would be narrower than a pixel.
+MOST_DRAWN: Final = 744
+_OR_DAYS: Final[dict[Unit, str]] = {"hour": ", or --by day", "day": ""}
 _HEADING: Final = (
     "SYNCS",
     "FAILED",
@@ -59,6 +64,13 @@ _LEAST_BAR_CHARS: Final = 8
 @click.option("--voice", is_flag=True, help="Show voice verifications by device instead.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @click.option("--csv", "csv_", is_flag=True, help="Print CSV: one line for each hour or day.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page with charts, which loads nothing from elsewhere.",
+)
 @with_deployment()
 async def analytics(
     deployment: Deployment,
@@ -70,6 +82,7 @@ async def analytics(
     voice: bool,
     json_: bool,
     csv_: bool,
+    html_file: Path | None,
 ) -> None:
     """Show what a tenant's devices synced, hour by hour or day by day, in UTC.
 
@@ -81,19 +94,25 @@ async def analytics(
     within an hour or two of their sync.
     """
     by = by or ("day" if voice else "hour")
-    if json_ and csv_:
-        raise click.UsageError("--json and --csv: choose one of them.")
+    if json_ + csv_ + (html_file is not None) > 1:
+        raise click.UsageError("--json, --csv and --html: choose one of them.")
     until_us = time.time_ns() // 1000 if until is None else to_us(until)
     since_us = until_us - (_PERIODS[by] - 1) * UNITS_US[by] if since is None else to_us(since)
     if since_us >= until_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
+    if html_file is not None and (until_us - since_us) / UNITS_US[by] > MOST_DRAWN:
+        raise click.UsageError(
+            f"--html draws {MOST_DRAWN} {by}s at most: choose a shorter span{_OR_DAYS[by]}."
+        )
     async with deployment.analytics() as (store, log):
         with progress("reading"):
             if voice:
                 spoken = await voice_analytics(log, tenant, since_us, until_us, by)
             else:
                 found = await read_analytics(store, tenant, since_us, until_us, by)
-    if json_:
+    if html_file is not None:
+        _write_page(html_file, spoken if voice else found)
+    elif json_:
         as_json(spoken if voice else found)
     elif csv_:
         _write_csv(spoken.rows if voice else found.periods, VoiceFigures if voice else Figures)
@@ -101,6 +120,22 @@ async def analytics(
         _show_voice(spoken)
     else:
         _show(found)
+
+
+def _write_page(file: Path, found: Analytics | VoiceAnalytics) -> None:
+    """Write the page, whole or not at all. Raises DeploymentError."""
+    from handlers.commands.pages.analytics_page import sync_page, voice_page  # noqa: PLC0415  # 0.1 s
+
+    written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    with progress("drawing"):
+        text = sync_page(found, written) if isinstance(found, Analytics) else voice_page(found, written)
+    unfinished = file.with_name(f"{file.name}.part")
+    try:
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        raise DeploymentError(f"{file}: {error.strerror}: name another file for --html") from None
+    say(f"wrote {file}")
 
 
 def _write_csv(rows: Sequence[msgspec.Struct], kind: type[msgspec.Struct]) -> None:
@@ -125,8 +160,8 @@ def _show_voice(found: VoiceAnalytics) -> None:
                 f"{one.verified_rate:.1%}",
                 _score(one.confidence_score),
                 _score(one.quality_score),
-                _duration(one.avg_processing_ms),
-                _duration(one.p95_processing_ms),
+                duration(one.avg_processing_ms),
+                duration(one.p95_processing_ms),
             )
             for one in (*found.rows, found.total)
         ],
@@ -174,27 +209,15 @@ def _cells(one: Figures) -> Sequence[str]:
         str(one.sync_requests),
         str(one.failed),
         str(one.refused),
-        _duration(one.avg_duration_ms),
-        _duration(one.p95_duration_ms),
+        duration(one.avg_duration_ms),
+        duration(one.p95_duration_ms),
         str(one.items),
         str(one.conflicts_total),
         str(one.conflicts_manual),
-        _size(one.bytes_synced),
-        _size(one.bytes_saved_patch + one.bytes_saved_compression),
+        size(one.bytes_synced),
+        size(one.bytes_saved_patch + one.bytes_saved_compression),
         "" if one.unique_devices is None else str(one.unique_devices),
     )
-
-
-def _duration(duration_ms: float | None) -> str:
-    return "" if duration_ms is None else f"{duration_ms:.1f} ms"
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
 
 
 def _bar(number: int, most: int, chars: int) -> str:

@@ -9,7 +9,6 @@ from typing import Final
 from uuid import uuid4
 
 from compose.configuration import AlertSecrets, alert_secrets
-from engine.cluster.jobs import JobRun
 from engine.operate.alert_delivery import AlertDelivery, AlertNotSentError
 from engine.operate.database_alert import DatabaseAlert
 from engine.operate.health import HealthCheck
@@ -42,7 +41,6 @@ class Alerts:
         self._database_alert = DatabaseAlert(senders, clock, self.delivery.counts)
         self._database = database
         self._on = bool(senders)
-        self._own_check = False
 
     def services(self) -> list[Service]:
         """List the services; none without a receiver."""
@@ -54,30 +52,32 @@ class Alerts:
         """Yield the metrics."""
         yield from self.delivery.metrics()
 
-    async def judged(self, judgement: Judgement, run: JobRun) -> None:
-        """Note a check that this process made of all tenants. Raises StoreError."""
-        self._own_check = True
-        await self.note(judgement, everything=True, at_us=run.due_us)
+    def recorded(self, first: bool, now_us: int) -> None:  # noqa: FBT001  # as ServerProcess tells it
+        """Watch the database if this is the first of all server processes."""
+        if first != self._database_alert.watches:
+            self._database_alert.watch(now_us if first else None)
 
-    async def note(self, judgement: Judgement, *, everything: bool, at_us: int) -> None:
-        """Note a check that this process made.
+    async def judged(self, judgement: Judgement) -> None:
+        """Note a check of all tenants, as one of several server processes. Raises StoreError."""
+        await self.delivery.checked(judgement, everything=True)
+
+    def check_seen(self, at_us: int) -> None:
+        """Note when some server process made a check, by the database's clock."""
+        if self._database_alert.watches:
+            self._database_alert.watch(at_us)
+
+    async def note(self, judgement: Judgement, *, everything: bool) -> None:
+        """Note a check of a command, which watches the database by itself.
 
         Args:
             judgement: The check.
             everything: Whether all tenants were judged.
-            at_us: A time of the check that several processes know alike, by the database's clock.
 
         Raises:
             StoreError: The receivers hear of it after the next check.
         """
-        self._database_alert.checked(at_us)
+        self._database_alert.watch(int(judgement.reports[0].judged_at.timestamp() * 1e6))
         await self.delivery.checked(judgement, everything=everything)
-
-    def check_seen(self) -> None:
-        """Note that some process has made a check: if it was another one, that one alerts from now on."""
-        if not self._own_check:
-            self._database_alert.checked_elsewhere()
-        self._own_check = False
 
     async def watch(self) -> None:
         """Look again and again whether the database answers, until cancelled."""
@@ -159,8 +159,7 @@ class AlertingMonitor:
     async def check(self, tenant: str | None, window_s: int) -> Judgement:
         """Judge, and note what the receivers are to be told."""
         judgement = await self._check.check(tenant, window_s)
-        at_us = int(judgement.reports[0].judged_at.timestamp() * 1e6)
-        await self._alerts.note(judgement, everything=tenant is None, at_us=at_us)
+        await self._alerts.note(judgement, everything=tenant is None)
         return judgement
 
     async def send(self, patience_s: float) -> int:

@@ -18,7 +18,8 @@ from typing import Final
 from compose.alerts import alert_findings
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
-from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, open_blobs
+from compose.pools import connections
+from compose.uploads import open_blobs
 from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError
@@ -115,7 +116,7 @@ def _database(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iterator[CheckResult]:
-    each = settings.commit.lanes + settings.postgres.read_connections + UPLOAD_CONNECTIONS + PROBE_CONNECTIONS
+    each = sum(connections(settings).values())
     yield from database_findings(
         dsn,
         settings.server.workers * each + _FURTHER_CONNECTIONS,

@@ -43,7 +43,7 @@ class Jobs:
     Args:
         settings: All settings.
         dsn: The database, for blocking work.
-        database: The database, for all else.
+        database: The database, for all else; its connections are for jobs alone.
         uploads: The clean-up of uploads.
         tenants: The tenants in memory.
         devices: The devices in memory.
@@ -68,7 +68,7 @@ class Jobs:
         self._health = health = health_job(settings, database, clock, alerts)
 
         async def judged() -> None:
-            alerts.check_seen()
+            alerts.check_seen(self._scheduler.last_success_us("monitor"))
             await health.follow()
 
         bodies = job_bodies(settings, dsn, database, uploads, health)

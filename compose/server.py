@@ -23,7 +23,8 @@ from compose.edge import Edge, Engine
 from compose.jobs import Jobs
 from compose.metrics import ProcessMetrics
 from compose.monitoring import health_check
-from compose.uploads import PROBE_CONNECTIONS, UPLOAD_CONNECTIONS, UploadComponents
+from compose.pools import pools
+from compose.uploads import UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.minutes import Minutes
 from engine.cache.revocations import Revocations
@@ -52,9 +53,8 @@ from handlers.server import ListenError, listening
 from handlers.sync.connections import Connections
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
-from storage.postgres.connection import PoolerDetection
 from storage.postgres.migrate import newest_migration
-from storage.postgres.pool import Database, PoolMetrics
+from storage.postgres.pool import PoolMetrics
 from storage.postgres.readiness import faults
 from storage.postgres.server_processes import ServerProcess
 from storage.stores.audit import PostgresAudit, bus_rejection
@@ -96,20 +96,16 @@ class Server:
         if several:
             probe_port = settings.server.probe_port
             workers = WorkerMetrics(worker, count, host, port, probe_port, secret)
-        self._dsn = dsn = at.dsn
+        dsn = at.dsn
         clock = SystemClock()
-        # One connection a lane, so that a batch never waits for a read, and reads never for a batch.
-        pooler = PoolerDetection()
-        self._writes = Database(dsn, settings.commit.lanes, pooler)
-        self._reads = Database(dsn, settings.postgres.read_connections, pooler)
-        # Its own, so that a balancer hears of the database's faults and not of what devices read.
-        self._probes = Database(dsn, PROBE_CONNECTIONS, pooler)
+        databases = self._databases = pools(dsn, settings)
+        reads = databases.reads
         # Of several connections one is left to what the process itself reads.
         read_limiter = ReadLimiter(max(1, settings.postgres.read_connections - 1))
         domains = Domains(dict(settings.domains))
         limits, server = settings.limits, settings.server
         feed = self._feed = Feed(
-            PostgresFeed(self._reads),
+            PostgresFeed(reads),
             clock,
             FeedLimits(
                 settings.feed.page_bytes,
@@ -120,17 +116,17 @@ class Server:
             domains.default_policies.keys(),
             read_limiter,
         )
-        device_store = PostgresDevices(self._reads)
+        device_store = PostgresDevices(reads)
         self._revocations = Revocations(device_store)
 
         def policy_names(tenant_id: int) -> dict[str, str]:
             return {name: policy.policy for name, policy in tenants.policies_of(tenant_id).items()}
 
         self._connections = Connections(clock, server.idle_s, self._revocations, policy_names)
-        trail = self._trail = AuditTrail(PostgresAudit(self._reads), clock)
+        trail = self._trail = AuditTrail(PostgresAudit(reads), clock)
         bus = RedisBus(
             at.redis_url,
-            self._reads,
+            reads,
             lambda: feed.epoch,
             lambda reason: trail.note(bus_rejection(reason), reason),
         )
@@ -141,13 +137,13 @@ class Server:
             files.pending_attachments.committed(changes)
 
         tenants = TenantCache(
-            PostgresTenants(self._reads),
+            PostgresTenants(reads),
             clock,
             domains.default_policies,
             self._connections,
             self._renew,
         )
-        self._capacity_watch = CapacityWatch(self._reads, settings)
+        self._capacity_watch = CapacityWatch(reads, settings)
         room = self._capacity_watch.state
         context = PlanContext(
             domains,
@@ -161,7 +157,7 @@ class Server:
         )
         shares = LoopShares()
         committer = Committer(
-            PostgresStore(self._writes, settings.idempotency.lifetime_h),
+            PostgresStore(databases.commit, settings.idempotency.lifetime_h),
             context,
             clock,
             committed,
@@ -175,17 +171,14 @@ class Server:
             settings.commit.lanes,
             shares.wanted,
         )
-        sessions = Database(dsn, UPLOAD_CONNECTIONS, pooler)
         by_tenant = TenantMetrics(tenants.name_of, self._connections.count_of)
         minutes = Minutes(
-            PostgresMinutes(self._reads),
+            PostgresMinutes(reads),
             clock,
             lambda: uuid.uuid4().hex,
             by_tenant.begin if settings.metrics.tenants else lambda _: None,
         )
-        files = self._files = UploadComponents(
-            settings, sessions, self._reads, committer, bus, clock, minutes
-        )
+        files = self._files = UploadComponents(settings, databases, committer, bus, clock, minutes)
         self._devices = DeviceCache(
             device_store,
             clock,
@@ -193,13 +186,17 @@ class Server:
             DeviceLimits(settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s),
             limits.messages_per_minute,
         )
+        alerts = Alerts(receivers(settings), reads, clock)
         self._jobs = Jobs(
-            *(settings, dsn, sessions, files.cleanup_job, tenants, self._devices, clock),
-            Alerts(receivers(settings), self._reads, clock),
+            settings, dsn, databases.jobs, files.cleanup_job, tenants, self._devices, clock, alerts
         )
         self._bus = bus
-        pools = {"commit": self._writes, "reads": self._reads, "uploads": sessions, "readiness": self._probes}
-        sources: list[MetricSource] = [PoolMetrics(pools), ProcessMetrics(), log_counters, self._jobs]
+        sources: list[MetricSource] = [
+            PoolMetrics(databases._asdict()),
+            ProcessMetrics(),
+            log_counters,
+            self._jobs,
+        ]
         if settings.metrics.tenants:
             sources.append(by_tenant)
         self._edge = Edge(
@@ -214,13 +211,13 @@ class Server:
                 devices=self._devices,
                 minutes=minutes,
                 revocations=self._revocations,
-                conflicts=PostgresConflicts(self._reads),
+                conflicts=PostgresConflicts(reads),
                 read_limiter=read_limiter,
                 shares=shares,
                 bus=bus,
                 capacity=room,
                 files=files,
-                health=health_check(settings, self._reads, clock),
+                health=health_check(settings, reads, clock),
                 trail=trail,
             ),
             self._connections,
@@ -228,7 +225,7 @@ class Server:
             workers,
             sources,
         )
-        self._server_process = ServerProcess(self._reads, port)
+        self._server_process = ServerProcess(reads, port, worker, alerts.recorded)
         self._cluster_listener = ClusterListener(bus, feed, tenants, self._connections, files.locks)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -262,10 +259,8 @@ class Server:
             signals = stack.enter_context(
                 anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
             )
-            stack.push_async_callback(self._files.close)
-            stack.push_async_callback(self._writes.close)
-            stack.push_async_callback(self._reads.close)
-            stack.push_async_callback(self._probes.close)
+            stack.callback(self._files.close)
+            stack.push_async_callback(self._databases.close)
             async with running(everything, settings.server.drain_s):
                 host = settings.server.host
                 port, stop_listening = await stack.enter_async_context(
@@ -315,7 +310,7 @@ class Server:
             await self._connections.revoked()
 
     async def _problems(self) -> list[str]:
-        return await faults(self._probes, newest_migration())
+        return await faults(self._databases.readiness, newest_migration())
 
 
 def run_server(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from aiohttp import web
 
+from compose.pools import Pools
 from engine.cache.minutes import Minutes
 from engine.cluster.bus import Bus
 from engine.commit.committer import Committer
@@ -39,33 +39,26 @@ from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_reads import PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 
-#: For each process: one for claims and one for offsets, so that neither waits for the other or for a read.
-UPLOAD_CONNECTIONS: Final = 2
-#: For each process, for ``/readyz``.
-PROBE_CONNECTIONS: Final = 1
-
 
 class UploadComponents:
-    """The parts of uploads. ``reads`` is shared with other reads, so it is used for short statements only."""
+    """The parts of uploads. Connections for reads are shared: they are for short statements only."""
 
     def __init__(
         self,
         settings: Settings,
-        database: Database,
-        reads: Database,
+        databases: Pools,
         committer: Committer,
         bus: Bus,
         clock: Clock,
         minutes: Minutes,
     ) -> None:
         self._settings = settings
-        self._reads = reads
-        self._database = database
+        self._reads = databases.reads
         chosen = settings.uploads
         expire_s = chosen.expire_h * 3600
         self._types = FileTypes(chosen)
         self._blobs = open_blobs(settings)
-        store = PostgresUploads(self._database)
+        store = PostgresUploads(databases.uploads)
         finisher = UploadFinisher(store, self._blobs, self._types, committer, clock)
         self.locks = UploadLocks(store, self._blobs, bus, clock, expire_s)
         self.service = UploadService(
@@ -83,8 +76,8 @@ class UploadComponents:
             ),
             minutes,
         )
-        self.pending_attachments = PendingAttachments(PostgresPending(reads), clock, committer)
-        self.cleanup_job = cleanup_job(settings, database, self._blobs, committer, minutes)
+        self.pending_attachments = PendingAttachments(PostgresPending(databases.reads), clock, committer)
+        self.cleanup_job = cleanup_job(settings, databases.jobs, self._blobs, committer, minutes)
 
     def routes(
         self, gate: RequestGate, traffic: Traffic, read_limiter: ReadLimiter, domains: Domains
@@ -109,9 +102,8 @@ class UploadComponents:
             Service("pending_attachments", self.pending_attachments.run),
         ]
 
-    async def close(self) -> None:
-        """Close connections and threads."""
-        await self._database.close()
+    def close(self) -> None:
+        """End the threads."""
         self._blobs.close()
 
 

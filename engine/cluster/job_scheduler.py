@@ -64,6 +64,11 @@ class JobScheduler:
         found = self._successes.get(job)
         return {} if found is None else found.counts
 
+    def last_success_us(self, job: str) -> int:
+        """Return when a run of a job last succeeded, in any process, by the store's time; 0 if none did."""
+        found = self._successes.get(job)
+        return 0 if found is None else found.ended_us
+
     def metrics(self) -> Iterator[Metric]:
         """Yield the runs of this process by outcome, and when a run of each job last succeeded anywhere."""
         runs: dict[tuple[str, str], float] = {

@@ -149,13 +149,12 @@ class JobKind(NamedTuple):
 class JobRun:
     """One run of a job, as its body sees it.
 
-    ``now_us`` is the store's time at its beginning, ``due_us`` when it was due. ``counts`` is what it
-    has done so far, by name; the body adds to it as it goes, so that a person sees how far it is.
+    ``now_us`` is the store's time at its beginning. ``counts`` is what it has done so far, by name; the
+    body adds to it as it goes, so that a person sees how far it is.
     """
 
     def __init__(self, begun: Begun, clock: Clock) -> None:
         self.now_us = begun.now_us
-        self.due_us = begun.due_us
         self.counts: Counts = {}
         self._clock = clock
         self._page_at_s = clock.monotonic_s()

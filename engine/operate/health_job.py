@@ -39,7 +39,7 @@ class HealthJob:
         store: HealthStore,
         clock: Clock,
         window_s: int,
-        judged: Callable[[Judgement, JobRun], Awaitable[None]],
+        judged: Callable[[Judgement], Awaitable[None]],
         *,
         by_tenant: bool,
     ) -> None:
@@ -63,7 +63,7 @@ class HealthJob:
         await self._store.replace(last)
         for report, was in status_changes(before, judgement):
             _log_change(report, was)
-        await self._judged(judgement, run)
+        await self._judged(judgement)
         run.counts["score"] = last.overall.score
         run.counts.update(_tenants_by_status(last))
 

@@ -1,16 +1,22 @@
-"""The server processes that use a database, so that no migration takes the schema away under them."""
+"""The server processes that use a database: no migration takes the schema from them, and one watches it.
+
+The first of those that run, by the names of their slots, watches the database for all. A process that is
+started again has the slot of the one before, so it watches at once if that one did.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import structlog
 
 from engine.runtime.ports import StoreError
+from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.transactions import LOCAL_SETTINGS
 
@@ -22,9 +28,16 @@ SAID_S: Final = 10.0
 #: A process that recorded nothing for longer has ended: that is two records and the time of a slow commit.
 GONE_S: Final = 30.0
 
+#: RETURNING reads the rows as they were before. So the silence of others counts to this process's last
+#: record: after an outage, in which nobody recorded anything, the first does not take all others for gone.
 _SEEN: Final = (
-    "INSERT INTO server_processes (process, place) VALUES (%(process)s::uuid, %(place)s::text)"
+    "INSERT INTO server_processes (process, place, slot)"
+    " VALUES (%(process)s::uuid, %(place)s::text, %(slot)s::text)"
     " ON CONFLICT (process) DO UPDATE SET seen_at = now()"
+    " RETURNING NOT EXISTS (SELECT FROM server_processes AS other WHERE other.slot < %(slot)s::text"
+    " AND other.seen_at > coalesce("
+    "(SELECT seen_at FROM server_processes WHERE process = %(process)s::uuid), now())"
+    f" - interval '{GONE_S} seconds'), (extract(epoch FROM now()) * 1000000)::bigint"
 )
 #: Rows of processes that were killed go as well, after a day.
 _LEAVE: Final = (
@@ -39,16 +52,35 @@ _log = structlog.get_logger()
 
 
 class ServerProcess:
-    """One server process, which records every ten seconds that it uses the database."""
+    """One server process, which records every ten seconds that it uses the database.
 
-    def __init__(self, database: Database, port: int) -> None:
+    Args:
+        database: The database.
+        port: The port of the server.
+        worker: The number of the worker, 0 without a supervisor.
+        recorded: Called after each record with whether this process is the first, and the database's time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        port: int,
+        worker: int = 0,
+        recorded: Callable[[bool, int], None] = lambda *_: None,
+    ) -> None:
         self._database = database
-        place = f"{socket.gethostname()}, port {port}, process {os.getpid()}"
-        self._values = {"process": str(uuid.uuid4()), "place": place}
+        self._recorded = recorded
+        host = socket.gethostname()
+        self._values = {
+            "process": str(uuid.uuid4()),
+            "place": f"{host}, port {port}, process {os.getpid()}",
+            "slot": f"{host} {port:05} {worker:05}",
+        }
 
     async def record(self) -> None:
         """Record that this process runs. Raises StoreError."""
-        await self._run(_SEEN)
+        ((first, now_us),) = await self._run(_SEEN)
+        self._recorded(first, now_us)
 
     async def run(self) -> None:
         """Record it until cancelled. A record that fails is left out."""
@@ -71,10 +103,10 @@ class ServerProcess:
         except StoreError as error:
             _log.warning("server_process_not_recorded", reason=type(error).__name__)
 
-    async def _run(self, statement: str) -> None:
+    async def _run(self, statement: str) -> list[Row]:
         # Not prepared: behind a pooler the first prepared statement of a process may fail, and this one is
         # not repeated. No wait for a standby: the next record comes in ten seconds.
-        await self._database.execute(statement, self._values, LOCAL_SETTINGS)
+        return await self._database.execute(statement, self._values, LOCAL_SETTINGS)
 
 
 def running_processes(cursor: Cursor) -> list[tuple[str, float]]:

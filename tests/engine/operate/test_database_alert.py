@@ -1,11 +1,13 @@
-"""A database that is away is told from memory, by the process that made the last check."""
+"""A database that is away is told from memory, by the process that watches."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+from structlog.testing import capture_logs
+
 from engine.operate.alert_delivery import AlertNotSentError
-from engine.operate.database_alert import AWAY_S, DatabaseAlert
+from engine.operate.database_alert import AWAY_S, MOST_WAITING, DatabaseAlert
 from engine.operate.monitor.alerts import Alert, AlertThreshold
 
 
@@ -63,7 +65,7 @@ class Process:
 
 async def test_database_alert_away_and_back_is_told_once_each() -> None:
     process = Process(Clock())
-    process.alert.checked(7)
+    process.alert.watch(7)
     await process.away(AWAY_S * 3)
     assert process.kinds() == ["fired"]
     await process.alert.observe(None)
@@ -73,18 +75,18 @@ async def test_database_alert_away_and_back_is_told_once_each() -> None:
 
 async def test_database_alert_restart_is_not_told() -> None:
     process = Process(Clock())
-    process.alert.checked(7)
+    process.alert.watch(7)
     await process.away(AWAY_S - 5)
     await process.alert.observe(None)
     await process.away(AWAY_S - 5)
     assert process.kinds() == []
 
 
-async def test_database_alert_process_without_the_last_check_is_silent() -> None:
+async def test_database_alert_process_that_does_not_watch_is_silent() -> None:
     process = Process(Clock())
     await process.away(AWAY_S * 2)
-    process.alert.checked(7)
-    process.alert.checked_elsewhere()
+    process.alert.watch(7)
+    process.alert.watch(None)
     await process.away(AWAY_S * 2)
     assert process.kinds() == []
 
@@ -93,7 +95,7 @@ async def test_database_alert_of_several_hosts_is_one_by_its_id() -> None:
     clock = Clock()
     processes = [Process(clock), Process(clock)]
     for process in processes:
-        process.alert.checked(7)
+        process.alert.watch(7)
         await process.away(AWAY_S * 2)
     first, second = (process.receiver.taken[0] for process in processes)
     assert first.id == second.id
@@ -102,9 +104,9 @@ async def test_database_alert_of_several_hosts_is_one_by_its_id() -> None:
 async def test_database_alert_end_has_an_id_of_its_outage_whoever_checked_since() -> None:
     process = Process(Clock())
     for checked_us in (7, 8):
-        process.alert.checked(checked_us)
+        process.alert.watch(checked_us)
         await process.away(AWAY_S * 2)
-        process.alert.checked_elsewhere()
+        process.alert.watch(None)
         await process.alert.observe(None)
     assert process.kinds() == ["fired", "cleared"] * 2
     assert len({one.id for one in process.receiver.taken}) == 4
@@ -114,7 +116,7 @@ async def test_database_alert_of_a_second_outage_before_the_next_check_has_ids_o
     clock = Clock()
     processes = [Process(clock), Process(clock)]
     for process in processes:
-        process.alert.checked(7)
+        process.alert.watch(7)
         for _ in range(2):
             await process.away(AWAY_S * 2)
             await process.alert.observe(None)
@@ -125,7 +127,7 @@ async def test_database_alert_of_a_second_outage_before_the_next_check_has_ids_o
 
 async def test_database_alert_receiver_that_fails_is_told_later_in_order() -> None:
     process = Process(Clock())
-    process.alert.checked(7)
+    process.alert.watch(7)
     process.receiver.fails = True
     await process.away(AWAY_S * 2)
     await process.alert.observe(None)
@@ -136,3 +138,24 @@ async def test_database_alert_receiver_that_fails_is_told_later_in_order() -> No
     await process.alert.observe(None)
     assert process.kinds() == ["fired", "cleared"]
     assert process.counts["webhook", "sent"] == 2
+
+
+async def test_database_alert_receiver_that_fails_for_long_is_told_of_the_first_and_the_last_outages() -> (
+    None
+):
+    process = Process(Clock())
+    process.receiver.fails = True
+    with capture_logs() as logs:
+        for number in range(MOST_WAITING):
+            process.alert.watch(number)
+            await process.away(AWAY_S * 2)
+            await process.alert.observe(None)
+    left_out = MOST_WAITING // 2
+    assert [one["event"] for one in logs].count("database_alerts_left_out") == left_out
+    process.receiver.fails = False
+    process.clock.at_s += 3600
+    await process.alert.observe(None)
+    assert process.kinds() == ["fired", "cleared"] * (MOST_WAITING // 2)
+    hours = [one.timestamp for one in process.receiver.taken]
+    assert hours == sorted(hours)
+    assert (hours[2] - hours[0]).total_seconds() > left_out * AWAY_S, "those after the first"

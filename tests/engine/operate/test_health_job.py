@@ -29,7 +29,7 @@ class World:
         self.last_health: LastHealth | None = None
         self.away = False
         self.time_us = JUDGED_US
-        self.alerted: list[tuple[Judgement, int]] = []
+        self.alerted: list[Judgement] = []
 
     async def check(self, tenant: str | None, window_s: int) -> Judgement:
         """Judge all tenants."""
@@ -58,9 +58,9 @@ class World:
         """Return the job of one more process."""
         return HealthJob(self, self, self, 900, self.judged, by_tenant=by_tenant)
 
-    async def judged(self, judgement: Judgement, run: JobRun) -> None:
+    async def judged(self, judgement: Judgement) -> None:
         """Keep the judgement that alerts are made of."""
-        self.alerted.append((judgement, run.due_us))
+        self.alerted.append(judgement)
 
 
 async def run(job: HealthJob, world: World) -> dict[str, float | None]:
@@ -86,9 +86,8 @@ async def test_health_job_has_alerts_made_of_each_judgement() -> None:
     world = World()
     world.tenants = {"acme": minute(refused=100)}
     await run(world.process(), world)
-    ((judgement, due_us),) = world.alerted
+    (judgement,) = world.alerted
     assert judgement.status == "critical"
-    assert due_us == 0
 
 
 async def test_health_job_logs_a_change_of_status_once_by_whatever_process() -> None:

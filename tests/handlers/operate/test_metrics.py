@@ -195,6 +195,8 @@ async def test_lookups_and_connections_are_counted(server: Running) -> None:
     assert grown.of("tidemark_device_reads_total") == 1
     assert value(grown.after, "tidemark_database_connections_limit", pool="commit") == 2
     assert value(grown.after, "tidemark_database_connections", pool="reads") >= 1
+    assert value(grown.after, "tidemark_database_connections", pool="jobs") == 1, "which looks for due jobs"
+    assert value(grown.after, "tidemark_database_connections", pool="uploads") == 0
     assert value(grown.after, "tidemark_database_connections_busy", pool="commit") == 0
 
 

@@ -1,0 +1,1 @@
+ALTER TABLE server_processes DROP COLUMN slot;

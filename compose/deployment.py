@@ -69,6 +69,7 @@ _MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
 #: Settings that hold secrets, and the function that returns the part to show.
 _HIDDEN: Final[Mapping[str, Callable[[str], str]]] = {
     "auth.secret": lambda _: HIDDEN,
+    "sealing.master_key": lambda _: HIDDEN,
     "s3.secret_access_key": lambda _: HIDDEN,
     "alerts.webhook_url": lambda _: HIDDEN,
     "alerts.webhook_secret": lambda _: HIDDEN,

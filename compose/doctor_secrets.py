@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from compose.master_key import MADE_MASTER_KEY
 from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings
@@ -16,6 +17,7 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 #: Keys whose values are secrets, or may hold one.
 _SECRET_KEYS: Final = (
     ("auth", "secret"),
+    ("sealing", "master_key"),
     ("postgres", "dsn"),
     ("redis", "url"),
     ("s3", "secret_access_key"),
@@ -56,6 +58,7 @@ def _files(settings: Settings, file: Layer | None) -> Iterator[Path]:
         settings.postgres.dsn_file,
         settings.redis.url_file,
         settings.auth.secret_file,
+        settings.sealing.master_key_file,
         alerts.webhook_url_file,
         alerts.webhook_secret_file,
         alerts.slack_webhook_url_file,
@@ -66,6 +69,7 @@ def _files(settings: Settings, file: Layer | None) -> Iterator[Path]:
     if file is not None and any(file.values.get(section, {}).get(key) for section, key in _SECRET_KEYS):
         yield Path(file.source)
     yield Path(settings.data.dir) / "auth.secret"
+    yield Path(settings.data.dir) / MADE_MASTER_KEY
 
 
 def _is_private(key_file: str) -> bool:

@@ -10,6 +10,7 @@ from engine.cache.device_health import DeviceKey, Health
 from engine.model.minutes import Minute
 from engine.model.tenants import TenantPolicies
 from engine.runtime.ports import StoreUnknownError
+from engine.seal.master_keys import WrappedKey
 
 #: The tenant_id of a revoked token that stands for every tenant.
 ANY_TENANT: Final = 0
@@ -29,6 +30,40 @@ class TenantStore(Protocol):
 
         The number grows with every change of policies or revocations. A restore may bring an old number back,
         but with another epoch.
+        """
+
+
+class StoredKeys(NamedTuple):
+    """The data keys of a tenant by number; one of them is not retired. ``tenant_uuid`` is 16 bytes."""
+
+    tenant_id: int
+    tenant_uuid: bytes
+    keys: list[WrappedKey]
+
+
+class KeyStore(Protocol):
+    """Wrapped data keys of tenants. Every method raises StoreError."""
+
+    async def read(self, tenant_ids: list[int]) -> dict[int, StoredKeys]:
+        """Read the keys of tenants in one round trip; removed tenants are left out."""
+
+    async def replace(self, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
+        """Store a new key that seals, and retire the one that did. Servers notice within a second.
+
+        Args:
+            tenant_id: The tenant.
+            before: The number of the key that seals until now; None for the first key.
+            key: The new key.
+
+        Returns:
+            False, and nothing is stored, if another key seals by now or the tenant was removed.
+        """
+
+    async def lease(self, tenant_id: int, number: int, seals: int) -> bool:
+        """Take a block of seals of a key; when this returns True, it is durable.
+
+        Returns:
+            False, and nothing is taken, if the key is retired, or has not so many left of ``MOST_SEALS``.
         """
 
 

@@ -21,6 +21,7 @@ EventName = Literal[
     "quarantine_dropped",
     "data_exported",
     "epoch_renewed",
+    "tenant_key_rotated",
     "server_started",
     "settings_reloaded",
     "token_refused",
@@ -83,6 +84,11 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
         "An export began. It is written before the first row is read",
     ),
     "epoch_renewed": EventRule("the new epoch", "", "The database was declared restored"),
+    "tenant_key_rotated": EventRule(
+        "the number of the new key",
+        "`before`: the number of the key that sealed until then",
+        "A tenant got a new key, by a command or since the seals of the one before were used up",
+    ),
     "server_started": EventRule(
         "the version",
         "each setting that differs from its default, by its name; secrets are hidden",

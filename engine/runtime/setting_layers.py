@@ -30,6 +30,9 @@ _LEAST_AUDIT_D: Final = 30
 _ALTERNATIVES: Final = (
     (("postgres", "dsn"), ("postgres", "dsn_file")),
     (("redis", "url"), ("redis", "url_file")),
+    (("sealing", "master_key"), ("sealing", "master_key_file")),
+    (("sealing", "master_key"), ("sealing", "master_key_command")),
+    (("sealing", "master_key_file"), ("sealing", "master_key_command")),
     (("alerts", "webhook_url"), ("alerts", "webhook_url_file")),
     (("alerts", "webhook_secret"), ("alerts", "webhook_secret_file")),
     (("alerts", "slack_webhook_url"), ("alerts", "slack_webhook_url_file")),

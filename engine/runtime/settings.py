@@ -85,6 +85,18 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return "Auth(…)"
 
 
+class Sealing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where master keys come from: a value, a file, or the output of a command. Empty means not set."""
+
+    master_key: Text
+    master_key_file: Text
+    master_key_command: tuple[Text, ...]
+
+    def __repr__(self) -> str:
+        """Show no secret, wherever this ends up being printed."""
+        return "Sealing(…)"
+
+
 class Postgres(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The database: ``dsn``, or the one in ``dsn_file``; with both empty the embedded one."""
 
@@ -321,6 +333,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     server: Server
     limits: MessageLimits
     auth: Auth
+    sealing: Sealing
     postgres: Postgres
     redis: Redis
     commit: Commit

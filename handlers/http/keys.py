@@ -56,20 +56,24 @@ def _read(path: Path, key: str = "") -> bytes:
 
 
 def _generated(path: Path) -> bytes:
-    """Read the generated secret. It is made on first use; of several processes that make one, one wins."""
+    """Read the generated secret. It is made on first use."""
     try:
         if not path.exists():
-            _make(path)
+            make_secret_file(path, secrets.token_urlsafe(_SECRET_BYTES).encode() + b"\n")
     except OSError as error:
         raise UnusableKeyError(f"{path}: {error.strerror}") from None
     return _read(path)
 
 
-def _make(path: Path) -> None:
+def make_secret_file(path: Path, content: bytes) -> None:
+    """Write a file that only its owner reads, whole or not at all; one that exists stays. Raises OSError.
+
+    Of several processes that make one, one wins.
+    """
     descriptor, whole = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # 0600 from the start
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_urlsafe(_SECRET_BYTES).encode() + b"\n")
+            file.write(content)
             file.flush()
             if os.geteuid() == 0:  # root at work in somebody's directory leaves them their secret
                 os.fchown(descriptor, path.parent.stat().st_uid, -1)

@@ -28,6 +28,7 @@ _OWN: Final = (
     "tenant_counters",
     "tenant_conflict_policy",
     "tenant_storage",
+    "tenant_keys",
     "revoked_tokens",
     "sync_minutes",
 )

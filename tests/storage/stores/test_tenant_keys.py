@@ -26,6 +26,7 @@ REFERENCE = {
         "health_report",
         "alerts",
         "audit_log",
+        "master_keys",
     ),
 }
 

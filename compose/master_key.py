@@ -1,0 +1,138 @@
+"""Master keys: a value, a file, the output of a command, or the file that the embedded default makes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import subprocess
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio.to_thread
+
+from engine.runtime.settings import Sealing, Settings
+from engine.seal.master_keys import KEY_BYTES, MasterKeyError, MasterKeys, parse_master_keys
+from handlers.http.keys import make_secret_file
+
+#: The file of the embedded default, beside the secret of tokens.
+MADE_MASTER_KEY: Final = "sealing.key"
+_COMMAND_S: Final = 20.0
+#: A command that prints more is not the right one.
+_MOST_BYTES: Final = 65_536
+_OPEN_TO_OTHERS: Final = stat.S_IRWXO | stat.S_IWGRP
+_NONE_SET: Final = (
+    "no master key is set: set sealing.master_key_file, sealing.master_key_command or"
+    " TIDEMARK__SEALING__MASTER_KEY, such as to a file with the output of `openssl rand -base64 32`"
+)
+
+
+class MasterKeySource:
+    """``engine.cache.key_ring.MasterKeySource``: reads what the settings name each time anew."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def read(self) -> MasterKeys:
+        """Read the master keys, in a thread: a command may ask a service."""
+        return await anyio.to_thread.run_sync(master_keys, self._settings)
+
+
+def master_keys(settings: Settings) -> MasterKeys:
+    """Read the master keys.
+
+    Raises:
+        MasterKeyError: None is set, or it cannot be read.
+    """
+    sealing = settings.sealing
+    if sealing.master_key:
+        return _parsed("sealing.master_key", sealing.master_key)
+    if sealing.master_key_file:
+        return _parsed("sealing.master_key_file", _file(Path(sealing.master_key_file)))
+    if sealing.master_key_command:
+        return _parsed("sealing.master_key_command", _printed(sealing.master_key_command))
+    made = made_master_key(settings)
+    if made is None:
+        raise MasterKeyError(_NONE_SET)
+    return _parsed(str(made), _file(made))
+
+
+def made_master_key(settings: Settings) -> Path | None:
+    """Return the file of the embedded default; None if the database or the master key is the operator's."""
+    if settings.postgres.dsn or settings.postgres.dsn_file or _is_set(settings.sealing):
+        return None
+    return Path(settings.data.dir).resolve() / MADE_MASTER_KEY
+
+
+def make_master_key(path: Path) -> None:
+    """Make the file of the embedded default, unless there is one. Raises OSError."""
+    if not path.exists():
+        make_secret_file(path, new_master_key() + b"\n")
+
+
+def new_master_key() -> bytes:
+    """Return a new master key as it stands in a file."""
+    return b64encode(secrets.token_bytes(KEY_BYTES))
+
+
+def _is_set(sealing: Sealing) -> bool:
+    return bool(sealing.master_key or sealing.master_key_file or sealing.master_key_command)
+
+
+def _parsed(source: str, text: str) -> MasterKeys:
+    try:
+        return parse_master_keys(text)
+    except MasterKeyError as error:
+        raise MasterKeyError(f"{source}: {error}") from None
+
+
+def _file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read(_MOST_BYTES)
+    except OSError as error:
+        raise MasterKeyError(
+            f"{path}: {error.strerror}: put the master key there, and let this account read it"
+            " (root:tidemark, mode 0640), or run this as another one (sudo -u tidemark)"
+        ) from None
+    if mode & _OPEN_TO_OTHERS:
+        raise MasterKeyError(
+            f"{path}: other accounts may read or write it (mode {mode:04o}): chmod 0600 {path}, or 0640 with"
+            " the server's group"
+        )
+    return _text(str(path), content)
+
+
+def _printed(command: Sequence[str]) -> str:
+    """Run the command, as it stands, without a shell, and return what it prints."""
+    name = "sealing.master_key_command"
+    try:
+        ended = subprocess.run(
+            list(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMMAND_S, check=False
+        )
+    except OSError as error:
+        raise MasterKeyError(
+            f"{name}: {command[0]}: {error.strerror}: name a program that exists, and each argument by itself"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise MasterKeyError(
+            f"{name}: {command[0]} did not end within {_COMMAND_S:g} s: run it by hand, and see"
+            " what it waits for"
+        ) from None
+    if ended.returncode:
+        said = " ".join(ended.stderr.decode(errors="replace").split())[-200:] or "it said nothing"
+        raise MasterKeyError(
+            f"{name}: {command[0]} ended with status {ended.returncode} ({said}): run it by hand, as"
+            " this account"
+        )
+    return _text(name, ended.stdout[:_MOST_BYTES])
+
+
+def _text(source: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise MasterKeyError(f"{source}: not a text in UTF-8: a master key is base64") from None

@@ -1,0 +1,213 @@
+"""The keys of tenants in memory, and the blocks of seals that this process may use of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from engine.cache.ports import KeyStore, StoredKeys
+from engine.runtime.ports import StoreError, StoreUnavailableError
+from engine.seal.master_keys import MasterKeyError, MasterKeys, WrappedKey
+from engine.seal.ports import KeysMissingError
+from engine.seal.sealer import KEY_BYTES, TenantKeys
+
+#: Seals that a server takes of a key at a time. Of 2^32 there are 16,384 such blocks: a key outlives as many
+#: starts of a process. A block of a busy server lasts for half a minute.
+SERVER_SEALS: Final = 1 << 18
+#: Seals that a command takes, which seals a few values.
+COMMAND_SEALS: Final = 1 << 14
+#: The part of a block that is left when the next one is taken: more than a batch seals between two looks.
+_LEFT_PART: Final = 4
+_NONCE_BYTES: Final = 12
+#: Times that other processes may be faster in making or rotating a key.
+_TRIES: Final = 5
+#: Tenants read by one statement, so that neither the statement nor its answer takes long.
+_READ_TENANTS: Final = 500
+
+_log = structlog.get_logger()
+
+
+class KeysUnavailableError(StoreUnavailableError):
+    """The keys of a tenant cannot be opened now: nothing is read and nothing is written with them."""
+
+
+class MasterKeySource(Protocol):
+    """Where master keys come from."""
+
+    async def read(self) -> MasterKeys:
+        """Read them again. Raises MasterKeyError."""
+
+
+class _Ring(msgspec.Struct):
+    """The keys of one tenant.
+
+    ``retired`` are the numbers of keys that only open. ``granted`` seals may be used, of which ``keys.seals``
+    are.
+    """
+
+    stored: StoredKeys
+    keys: TenantKeys
+    granted: int = 0
+
+
+class TenantKeyRing:
+    """``engine.seal.ports.KeyRing``: keys that are read from the store, and opened by master keys.
+
+    Args:
+        store: Where wrapped keys are.
+        source: Where master keys come from. They are read when the first key is opened, and again when one is
+            wrapped by a master key that is not known yet.
+        random_bytes: Returns so many random bytes, fit for keys.
+        block_seals: The seals that are taken of a key at a time.
+    """
+
+    def __init__(
+        self,
+        store: KeyStore,
+        source: MasterKeySource,
+        random_bytes: Callable[[int], bytes],
+        block_seals: int = SERVER_SEALS,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._random_bytes = random_bytes
+        self._block_seals = block_seals
+        self._left_seals = block_seals // _LEFT_PART
+        self._rings: dict[int, _Ring] = {}
+        self._masters: MasterKeys | None = None
+        self._refused: str | None = None
+
+    def __len__(self) -> int:
+        """The number of tenants whose keys are in memory."""
+        return len(self._rings)
+
+    def keys_of(self, tenant_id: int) -> TenantKeys:
+        """Return the keys of a tenant. Raises KeysMissingError, also if the block of seals ends soon."""
+        ring = self._rings.get(tenant_id)
+        if ring is None or ring.granted - ring.keys.seals < self._left_seals:
+            raise KeysMissingError(tenant_id)
+        return ring.keys
+
+    async def load(self, tenant_ids: Collection[int]) -> None:
+        """Read keys of tenants, make first ones, and take blocks of seals.
+
+        Raises:
+            KeysUnavailableError: A master key is missing.
+            StoreError: The store failed.
+        """
+        await self._read(tenant_ids)
+        for tenant_id in tenant_ids:
+            await self._provide(tenant_id)
+
+    async def refresh(self) -> None:
+        """Read again the keys that are in memory, because they may have changed. Raises StoreError."""
+        await self._read(list(self._rings))
+
+    async def rotate(self, tenant_id: int) -> int:
+        """Make a new key that seals, in place of the one that does; return its number.
+
+        Raises:
+            KeysUnavailableError: A master key is missing.
+            StoreError: The store failed, or there is no such tenant.
+        """
+        for _ in range(_TRIES):
+            await self._read([tenant_id])
+            ring = self._rings.get(tenant_id)
+            if ring is None:
+                raise StoreError("the tenant was removed")
+            if (number := await self._replace(ring.stored)) is not None:
+                await self._read([tenant_id])
+                return number
+        raise StoreUnavailableError("other processes rotate the key of this tenant: try again")
+
+    async def _read(self, tenant_ids: Collection[int]) -> None:
+        wanted = list(tenant_ids)
+        for start in range(0, len(wanted), _READ_TENANTS):
+            part = wanted[start : start + _READ_TENANTS]
+            found = await self._store.read(part)
+            for tenant_id in part:
+                stored = found.get(tenant_id)
+                if stored is None:
+                    self._rings.pop(tenant_id, None)
+                    continue
+                if not any(not key.retired for key in stored.keys):
+                    stored = await self._first(stored)
+                if stored is not None:
+                    await self._note(stored)
+
+    async def _first(self, stored: StoredKeys) -> StoredKeys | None:
+        """Make the first key of a tenant, unless another process did. Returns None if the tenant is gone."""
+        await self._replace(stored)
+        return (await self._store.read([stored.tenant_id])).get(stored.tenant_id)
+
+    async def _note(self, stored: StoredKeys) -> None:
+        before = self._rings.get(stored.tenant_id)
+        if before is not None and _same(before.stored, stored):
+            before.stored = stored  # perhaps wrapped by another master key
+            return
+        opened = {key.number: await self._open(stored.tenant_uuid, key) for key in stored.keys}
+        keys = TenantKeys(stored.tenant_uuid, opened, _active(stored).number, self._random_bytes)
+        self._rings[stored.tenant_id] = _Ring(stored, keys)
+
+    async def _open(self, tenant_uuid: bytes, key: WrappedKey) -> bytes:
+        masters = await self._given(key.master_key_id)
+        try:
+            return masters.unwrap(tenant_uuid, key)
+        except MasterKeyError as error:
+            raise self._unavailable(error) from None
+
+    async def _given(self, master_key_id: str | None = None) -> MasterKeys:
+        """Return the master keys, read again if one is not among them."""
+        if self._masters is None or (master_key_id is not None and master_key_id not in self._masters.ids):
+            try:
+                self._masters = await self._source.read()
+            except MasterKeyError as error:
+                raise self._unavailable(error) from None
+        return self._masters
+
+    def _unavailable(self, error: MasterKeyError) -> KeysUnavailableError:
+        sentence = str(error)
+        if sentence != self._refused:
+            _log.error("keys_unavailable", reason=sentence)
+        self._refused = sentence
+        return KeysUnavailableError(sentence)
+
+    async def _provide(self, tenant_id: int) -> None:
+        """Take a block of seals for a tenant if few are left; a key whose seals are used up is replaced."""
+        for _ in range(_TRIES):
+            ring = self._rings.get(tenant_id)
+            if ring is None or ring.granted - ring.keys.seals >= self._left_seals:
+                return
+            if await self._store.lease(tenant_id, ring.keys.active, self._block_seals):
+                ring.granted += self._block_seals
+                return
+            # Another process rotated the key, or its seals are used up.
+            await self._read([tenant_id])
+            now = self._rings.get(tenant_id)
+            if now is ring and await self._replace(ring.stored) is not None:
+                _log.info("tenant_key_used_up", tenant_id=tenant_id, key=ring.keys.active)
+                await self._read([tenant_id])
+        raise StoreUnavailableError("other processes change the key of this tenant: try again")
+
+    async def _replace(self, stored: StoredKeys) -> int | None:
+        """Store a new key that seals; return its number, None if another process was faster."""
+        masters = await self._given()
+        number = max((key.number for key in stored.keys), default=0) + 1
+        before = _active(stored).number if stored.keys else None
+        data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(_NONCE_BYTES)
+        wrapped = masters.wrap(stored.tenant_uuid, number, data_key, nonce)
+        return number if await self._store.replace(stored.tenant_id, before, wrapped) else None
+
+
+def _active(stored: StoredKeys) -> WrappedKey:
+    return next(key for key in stored.keys if not key.retired)
+
+
+def _same(one: StoredKeys, other: StoredKeys) -> bool:
+    """Return whether the same keys open and the same one seals."""
+    return [(key.number, key.retired) for key in one.keys] == [
+        (key.number, key.retired) for key in other.keys
+    ]

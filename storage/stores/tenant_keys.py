@@ -1,0 +1,96 @@
+"""Wrapped data keys of tenants. Each change is one transaction."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.cache.ports import StoredKeys
+from engine.model.audit import AuditRow
+from engine.seal.master_keys import WrappedKey
+from engine.seal.sealer import MOST_SEALS
+from storage.postgres.arrays import int_array
+from storage.postgres.pool import Database
+from storage.postgres.transactions import Transaction
+from storage.stores.audit import process_account
+from storage.stores.tenant_rows import advance_generation
+
+_READ: Final = (
+    "SELECT t.tenant_id, t.tenant_uuid::text, k.key_number, k.master_key_id, encode(k.wrapped, 'hex'),"
+    " k.retired_at IS NOT NULL FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id"
+    " WHERE t.tenant_id = ANY(%(tenants)s::int[]) ORDER BY t.tenant_id, k.key_number"
+)
+_LEASE: Final = (
+    "UPDATE tenant_keys SET seals_leased = seals_leased + %(seals)s::bigint"
+    " WHERE tenant_id = %(tenant)s::int AND key_number = %(number)s::int AND retired_at IS NULL"
+    f" AND seals_leased + %(seals)s::bigint <= {MOST_SEALS} RETURNING 1"
+)
+_RETIRE: Final = (
+    "UPDATE tenant_keys SET retired_at = now() WHERE tenant_id = %(tenant)s::int"
+    " AND key_number = %(before)s::int AND retired_at IS NULL RETURNING 1"
+)
+_USE_MASTER: Final = (
+    "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
+    " DO UPDATE SET retired_at = NULL WHERE m.retired_at IS NOT NULL"
+)
+#: The row of the tenant stays until the transaction ends. One that is removed has no keys.
+_ADD: Final = (
+    "INSERT INTO tenant_keys (tenant_id, key_number, wrapped, master_key_id)"
+    " SELECT t.tenant_id, %(number)s::int, decode(%(wrapped)s, 'hex'), %(master)s FROM tenants AS t"
+    " WHERE t.tenant_id = %(tenant)s::int FOR KEY SHARE ON CONFLICT DO NOTHING RETURNING 1"
+)
+
+
+class PostgresTenantKeys:
+    """``engine.cache.ports.KeyStore``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def read(self, tenant_ids: list[int]) -> dict[int, StoredKeys]:
+        """Read keys."""
+        found: dict[int, StoredKeys] = {}
+        rows = await self._database.query(_READ, {"tenants": int_array(tenant_ids)})
+        for tenant_id, tenant_uuid, number, master_key_id, wrapped, retired in rows:
+            if tenant_id not in found:
+                found[tenant_id] = StoredKeys(tenant_id, bytes.fromhex(tenant_uuid.replace("-", "")), [])
+            if number is not None:
+                key = WrappedKey(number, master_key_id, bytes.fromhex(wrapped), retired)
+                found[tenant_id].keys.append(key)
+        return found
+
+    async def replace(self, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
+        """Store a new key that seals."""
+        transaction = await self._database.begin()
+        try:
+            if not await _replaced(transaction, tenant_id, before, key):
+                return False
+            await transaction.commit()
+        finally:
+            await transaction.rollback()
+        return True
+
+    async def lease(self, tenant_id: int, number: int, seals: int) -> bool:
+        """Take a block of seals."""
+        values = {"tenant": tenant_id, "number": number, "seals": seals}
+        return bool(await self._database.execute(_LEASE, values))
+
+
+async def _replaced(transaction: Transaction, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
+    values = {
+        "tenant": tenant_id,
+        "before": before,
+        "number": key.number,
+        "wrapped": key.wrapped.hex(),
+        "master": key.master_key_id,
+    }
+    if before is not None and not await transaction.query(_RETIRE, values):
+        return False
+    await transaction.query(_USE_MASTER, values)
+    if not await transaction.query(_ADD, values):
+        return False
+    if before is not None:
+        details = {"before": before}
+        event = AuditRow("tenant_key_rotated", process_account(), str(key.number), None, tenant_id, details)
+        await transaction.note(event)
+        await advance_generation(transaction)
+    return True

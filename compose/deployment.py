@@ -60,6 +60,7 @@ from storage.stores.devices import PostgresDevices
 from storage.stores.epoch import PostgresEpoch
 from storage.stores.export import PostgresExport
 from storage.stores.monitoring.analytics import PostgresAnalytics
+from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.policies import PostgresPolicies
 from storage.stores.tenants import PostgresTenants
@@ -275,10 +276,10 @@ class Deployment:
             yield PostgresAudit(database)
 
     @asynccontextmanager
-    async def analytics(self) -> AsyncIterator[tuple[PostgresAnalytics, PostgresVoice]]:
-        """Open the figures of tenants, and the log of voice verifications."""
+    async def analytics(self) -> AsyncIterator[tuple[PostgresAnalytics, PostgresVoice, PostgresTelemetry]]:
+        """Open the figures of tenants, the log of voice verifications, and telemetry."""
         async with self._administered() as (database, _):
-            yield PostgresAnalytics(database), PostgresVoice(database)
+            yield PostgresAnalytics(database), PostgresVoice(database), PostgresTelemetry(database)
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:

@@ -12,6 +12,7 @@ from compose.uploads import UploadComponents
 from engine.cache.devices import DeviceCache
 from engine.cache.minutes import Minutes
 from engine.cache.revocations import Revocations
+from engine.cache.telemetry import TelemetryIntake
 from engine.cache.tenants import TenantCache
 from engine.cluster.bus import Bus
 from engine.commit.admission import Admission
@@ -69,6 +70,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     tenants: TenantCache
     devices: DeviceCache
     minutes: Minutes
+    telemetry: TelemetryIntake
     revocations: Revocations
     conflicts: ConflictStore
     read_limiter: ReadLimiter
@@ -173,6 +175,8 @@ class Edge:
             tenants=engine.tenants,
             conflicts=engine.conflicts,
             read_limiter=engine.read_limiter,
+            telemetry=engine.telemetry,
+            admission=self._admission,
             loop=self._loop,
             clock=engine.clock,
             limits=limits,
@@ -226,15 +230,18 @@ class Edge:
     def services(self) -> list[Service]:
         """List what has to run, in the order in which it is drained."""
         engine = self._engine
-        return services(
-            connections=self._connections,
-            committer=engine.committer,
-            feed=engine.feed,
-            tenants=engine.tenants,
-            devices=engine.devices,
-            minutes=engine.minutes,
-            watch=self._watch,
-        )
+        return [
+            *services(
+                connections=self._connections,
+                committer=engine.committer,
+                feed=engine.feed,
+                tenants=engine.tenants,
+                devices=engine.devices,
+                minutes=engine.minutes,
+                watch=self._watch,
+            ),
+            Service("telemetry", engine.telemetry.run),
+        ]
 
     def _probes(self, audience: Audience) -> Probes:
         engine, workers = self._engine, self._workers
@@ -252,6 +259,7 @@ class Edge:
                 self._connections,
                 engine.devices,
                 engine.minutes,
+                engine.telemetry,
                 engine.trail,
                 engine.revocations,
                 engine.tenants,

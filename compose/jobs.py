@@ -29,6 +29,7 @@ from storage.stores.audit import PostgresAudit
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.runs import PostgresJobs
 from storage.stores.monitoring.aggregation import PostgresAggregation
+from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
@@ -135,6 +136,12 @@ def job_bodies(
             before_us = run.now_us - kept_d * 86_400_000_000
             await run.pages("audit_events", partial(PostgresAudit(database).forget, before_us))
 
+    async def forget_telemetry(run: JobRun) -> None:
+        if kept_d := settings.retention.telemetry_d:
+            before_us, store = run.now_us - kept_d * 86_400_000_000, PostgresTelemetry(database)
+            await run.pages("telemetry", partial(store.delete, before_us))
+            await run.pages("telemetry_names", partial(store.delete_names, before_us))
+
     async def warm(_: JobRun) -> None:
         await PostgresTenants(database).have_read_again()
 
@@ -146,6 +153,7 @@ def job_bodies(
             uploads.remove_orphans,
             forget_runs,
             forget_events,
+            forget_telemetry,
             in_thread(lambda: {"tenants_counted": recount(dsn)}),
         ),
         "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database), events_d),

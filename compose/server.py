@@ -28,6 +28,7 @@ from compose.uploads import UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.minutes import Minutes
 from engine.cache.revocations import Revocations
+from engine.cache.telemetry import TelemetryIntake
 from engine.cache.tenant_metrics import TenantMetrics
 from engine.cache.tenants import TenantCache
 from engine.cluster.listener import ClusterListener
@@ -35,6 +36,7 @@ from engine.commit.committer import Committer
 from engine.commit.queue import CommitLimits
 from engine.feed.feed import Feed
 from engine.feed.hub import FeedLimits
+from engine.model.commit_counts import UNITS_US
 from engine.model.domains import Domains
 from engine.model.rows import Record
 from engine.operate.audit_trail import AuditTrail
@@ -63,6 +65,7 @@ from storage.stores.conflicts import PostgresConflicts
 from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed
 from storage.stores.monitoring.minutes import PostgresMinutes
+from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.tenants import PostgresTenants
 
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times
@@ -210,6 +213,9 @@ class Server:
                 tenants=tenants,
                 devices=self._devices,
                 minutes=minutes,
+                telemetry=TelemetryIntake(
+                    PostgresTelemetry(reads, lambda: clock.now_us() // UNITS_US["day"])
+                ),
                 revocations=self._revocations,
                 conflicts=PostgresConflicts(reads),
                 read_limiter=read_limiter,

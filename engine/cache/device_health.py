@@ -100,6 +100,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     - ``clock``: None until the device sends the time that its own clock shows. It is never stored.
     - ``share``: its share of the loop's time; None until it took a millisecond.
     - ``handshakes``: limits the handshakes of its sockets; None before the first one.
+    - ``telemetry``: limits its ``telemetry`` messages; None before the first one.
     """
 
     key: DeviceKey
@@ -122,6 +123,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     clock: DeviceClock | None = None
     share: LoopShare | None = None
     handshakes: TokenBucket | None = None
+    telemetry: TokenBucket | None = None
 
     @property
     def counts(self) -> Counts:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from engine.cache.device_health import DeviceKey, Health
 from engine.model.minutes import Minute
+from engine.model.telemetry import TelemetryRow
 from engine.model.tenants import TenantPolicies
 from engine.runtime.ports import StoreUnknownError
 from engine.seal.master_keys import WrappedKey
@@ -133,4 +135,20 @@ class MinuteStore(Protocol):
 
         A minute of a removed tenant is skipped. The values are read before the first wait, so that counting
         may go on meanwhile. Raises StoreError.
+        """
+
+
+#: ``stored`` now, or ``replayed``: stored before. Else refused: the key was ``reused`` for other contents,
+#: the device has all ``parts`` of the hour, there is no room for its ``names``, or the tenant was removed.
+TelemetryOutcome = Literal["stored", "replayed", "reused", "parts", "names", "no_tenant"]
+
+
+class TelemetryStore(Protocol):
+    """Telemetry of devices, of all processes."""
+
+    async def put(self, rows: Sequence[TelemetryRow]) -> list[TelemetryOutcome]:
+        """Store messages, each once: by hour, device and key, over all processes.
+
+        What is ``stored`` or ``replayed`` is durable on return. A call may be repeated. Processes may store
+        messages of the same device at the same time. Raises StoreError; then each may be stored, or not.
         """

@@ -18,20 +18,23 @@ NEWCOMERS_PER_MINUTE: Final = 3000
 #: Handshakes of one device, all of which may come at once. Each takes the loop a millisecond or so, and the
 #: socket that it replaces stays for up to two seconds.
 HANDSHAKES_PER_MINUTE: Final = 300
+#: ``telemetry`` of one device, all of which may come at once: more than the hours that are still taken.
+TELEMETRY_PER_MINUTE: Final = 240
 
 #: ``message`` comes on a socket and is not decoded yet: ``Overloaded`` binds it only if it is a push.
 #: ``push`` and ``request`` come over HTTP; a request writes nothing. ``control`` is a ping, a pong or
 #: fragments. ``body`` is a push whose headers were counted before its body came. ``upload`` is a request of
-#: an upload or a download.
-Kind = Literal["message", "control", "push", "body", "request", "upload", "handshake"]
+#: an upload or a download. ``telemetry`` is one that was counted as a message or a request already.
+Kind = Literal["message", "control", "push", "body", "request", "upload", "handshake", "telemetry"]
 
-#: Why something is refused: the rate of its device, of its tenant or of handshakes, the sockets of its
-#: tenant, the queue that makes accepted writes wait, for pushes and for handshakes, or an earlier push of the
-#: device that was refused.
+#: Why something is refused: the rate of its device, of its tenant, of handshakes or of telemetry, the sockets
+#: of its tenant, the queue that makes accepted writes wait, for pushes and for handshakes, or an earlier push
+#: of the device that was refused.
 Cause = Literal[
     "device_rate",
     "tenant_rate",
     "handshake_rate",
+    "telemetry_rate",
     "tenant_connections",
     "queue",
     "newcomers",
@@ -74,6 +77,7 @@ class Limited(Protocol):
 
     bucket: TokenBucket
     handshakes: TokenBucket | None
+    telemetry: TokenBucket | None
 
     @property
     def key(self) -> tuple[int, str]:
@@ -159,6 +163,8 @@ class Admission:
         """
         if kind == "handshake":
             return self._handshake(tenant_id, device, now_s)
+        if kind == "telemetry":
+            return self._telemetry(device, now_s)
         if kind != "body":
             bucket = device.bucket
             if wait_ms := bucket.take(self._per_minute, now_s):
@@ -178,6 +184,15 @@ class Admission:
         verdict = self.admit(kind, tenant_id, device, now_s)
         if not isinstance(verdict, Accept):
             raise verdict.error()
+
+    def _telemetry(self, device: Limited, now_s: float) -> Verdict:
+        bucket = device.telemetry
+        if bucket is None:
+            bucket = device.telemetry = TokenBucket(float(TELEMETRY_PER_MINUTE), now_s)
+        if wait_ms := bucket.take(TELEMETRY_PER_MINUTE, now_s):
+            self._refusals["telemetry_rate"] += 1
+            return RateLimited(wait_ms, "too many telemetry messages")
+        return ACCEPT
 
     def _handshake(self, tenant_id: int, device: Limited, now_s: float) -> Verdict:
         handshakes = device.handshakes

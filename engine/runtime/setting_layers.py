@@ -26,6 +26,8 @@ _PREFIX: Final = "TIDEMARK__"
 _DOMAIN_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 #: A trigger refuses to delete younger rows of audit_log (storage/migrations/0033.audit_log.sql).
 _LEAST_AUDIT_D: Final = 30
+#: Telemetry of the last seven days is taken, and an hour that was deleted would be stored a second time.
+_LEAST_TELEMETRY_D: Final = 8
 #: Either of two keys says the same.
 _ALTERNATIVES: Final = (
     (("postgres", "dsn"), ("postgres", "dsn_file")),
@@ -159,6 +161,7 @@ def _merged(layers: Sequence[Layer]) -> dict[tuple[str, ...], _Given]:
     _check_together(merged)
     _check_events(merged)
     _check_audit(merged)
+    _check_telemetry(merged)
     _check_networks(merged["server", "trusted_proxies"])
     _check_jobs(merged)
     return merged
@@ -260,6 +263,13 @@ def _check_audit(merged: Mapping[tuple[str, ...], _Given]) -> None:
     audit = merged["retention", "audit_d"]
     if 0 < audit.value < _LEAST_AUDIT_D:  # type: ignore[operator]  # it was checked as a number
         raise audit.refused(f"must be 0, or {_LEAST_AUDIT_D} or more: events are kept for so long")
+
+
+def _check_telemetry(merged: Mapping[tuple[str, ...], _Given]) -> None:
+    """Refuse to delete telemetry that may come again."""
+    telemetry = merged["retention", "telemetry_d"]
+    if 0 < telemetry.value < _LEAST_TELEMETRY_D:  # type: ignore[operator]  # it was checked as a number
+        raise telemetry.refused(f"must be 0, or {_LEAST_TELEMETRY_D} or more: it may come again for 7 days")
 
 
 def _check_networks(given: _Given) -> None:

@@ -170,6 +170,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     quarantine_d: Days
     events_d: Days
     audit_d: Days
+    telemetry_d: Days
 
 
 class Idempotency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

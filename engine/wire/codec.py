@@ -89,6 +89,9 @@ class Codec:
         self.names = make(_Names)
         self.raw_items = make(list[msgspec.Raw])
         self.any = make()
+        #: Parts of a ``telemetry``. Whole floats are numbers of clients that know only one kind of number.
+        self.counters = make(dict[str, int | float])
+        self.histograms = make(dict[str, list[tuple[int | float, int | float]]])
 
     def check_depth(self, frame: bytes) -> None:
         """Refuse a frame that nests too deep or too densely, before it is decoded. Raises MalformedError."""

@@ -128,7 +128,21 @@ class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
     changes: Annotated[int, Meta(ge=1)] | None = None
 
 
-Request = Hello | Sync | Pull | Subscribe | Unsubscribe | Heartbeat | Conflicts | Resolve
+class Telemetry(msgspec.Struct, frozen=True, tag_field="type", tag="telemetry"):
+    """Counts that the device made itself in one hour, which began at ``hour``.
+
+    ``counters`` and ``histograms`` are objects by name: ``engine.model.telemetry`` has their bounds. They are
+    read only when their bytes are known to be few.
+    """
+
+    id: RequestId
+    key: Key
+    hour: Instant
+    counters: Raw = Raw()
+    histograms: Raw = Raw()
+
+
+Request = Hello | Sync | Pull | Subscribe | Unsubscribe | Heartbeat | Conflicts | Resolve | Telemetry
 
 
 # -- answers; ``id`` is left out if the request had none, over HTTP ----------------------------
@@ -263,6 +277,13 @@ class HeartbeatAck(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat
     id: str | UnsetType
     server_time: str
     health_score: int
+
+
+class TelemetryAck(msgspec.Struct, frozen=True, tag_field="type", tag="telemetry_ack"):
+    """Answer to ``telemetry``: it is stored. ``replayed`` is true if it had been stored before."""
+
+    id: str | UnsetType
+    replayed: bool
 
 
 class ServerSide(msgspec.Struct, frozen=True):

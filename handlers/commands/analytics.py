@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import click
 import msgspec
@@ -17,6 +17,7 @@ import msgspec
 from engine.model.commit_counts import UNITS_US, Unit
 from engine.operate.analytics import Analytics, Figures
 from engine.operate.analytics import analytics as read_analytics
+from engine.operate.telemetry import TelemetryAnalytics, TelemetryFigures, telemetry_analytics
 from engine.operate.voice import VoiceAnalytics, VoiceFigures, voice_analytics
 from engine.wire.timestamps import to_us
 from handlers.commands.deployment import Deployment, DeploymentError, as_json, with_deployment
@@ -60,8 +61,13 @@ _LEAST_BAR_CHARS: Final = 8
     "--from", "since", type=Since(), metavar="TIME", help="The beginning, such as 2026-01-31 or 7d."
 )
 @click.option("--to", "until", type=Instant(), metavar="TIME", help="The end.  [default: now]")
-@click.option("--by", type=click.Choice(["hour", "day"]), help="[default: hour; day with --voice]")
-@click.option("--voice", is_flag=True, help="Show voice verifications by device instead.")
+@click.option(
+    "--by", type=click.Choice(["hour", "day"]), help="[default: hour; day with --voice or --devices]"
+)
+@click.option("--voice", "kind", flag_value="voice", help="Show voice verifications by device instead.")
+@click.option(
+    "--devices", "kind", flag_value="devices", help="Show what the devices counted themselves instead."
+)
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @click.option("--csv", "csv_", is_flag=True, help="Print CSV: one line for each hour or day.")
 @click.option(
@@ -79,7 +85,7 @@ async def analytics(
     since: datetime | None,
     until: datetime | None,
     by: Unit | None,
-    voice: bool,
+    kind: Literal["voice", "devices"] | None,
     json_: bool,
     csv_: bool,
     html_file: Path | None,
@@ -92,10 +98,15 @@ async def analytics(
 
     --voice shows how voice verifications went, by device and the time when they happened. They are logged
     within an hour or two of their sync.
+
+    --devices shows the counters and durations that the devices counted themselves, offline too, by the hours
+    of their own clocks: counters are summed, percentiles come from all their values together.
     """
-    by = by or ("day" if voice else "hour")
+    by = by or ("hour" if kind is None else "day")
     if json_ + csv_ + (html_file is not None) > 1:
         raise click.UsageError("--json, --csv and --html: choose one of them.")
+    if kind == "devices" and html_file is not None:
+        raise click.UsageError("--html draws syncs, and with --voice verifications: leave --devices out.")
     until_us = time.time_ns() // 1000 if until is None else to_us(until)
     since_us = until_us - (_PERIODS[by] - 1) * UNITS_US[by] if since is None else to_us(since)
     if since_us >= until_us:
@@ -104,22 +115,32 @@ async def analytics(
         raise click.UsageError(
             f"--html draws {MOST_DRAWN} {by}s at most: choose a shorter span{_OR_DAYS[by]}."
         )
-    async with deployment.analytics() as (store, log):
+    found: Analytics | VoiceAnalytics | TelemetryAnalytics
+    async with deployment.analytics() as (store, log, telemetry):
         with progress("reading"):
-            if voice:
-                spoken = await voice_analytics(log, tenant, since_us, until_us, by)
+            if kind == "voice":
+                found = await voice_analytics(log, tenant, since_us, until_us, by)
+            elif kind == "devices":
+                found = await telemetry_analytics(telemetry, tenant, since_us, until_us, by)
             else:
                 found = await read_analytics(store, tenant, since_us, until_us, by)
     if html_file is not None:
-        _write_page(html_file, spoken if voice else found)
+        assert not isinstance(found, TelemetryAnalytics)
+        _write_page(html_file, found)
     elif json_:
-        as_json(spoken if voice else found)
-    elif csv_:
-        _write_csv(spoken.rows if voice else found.periods, VoiceFigures if voice else Figures)
-    elif voice:
-        _show_voice(spoken)
+        as_json(found)
     else:
-        _show(found)
+        _write(found, csv_=csv_)
+
+
+def _write(found: Analytics | VoiceAnalytics | TelemetryAnalytics, *, csv_: bool) -> None:
+    match found:
+        case Analytics():
+            _write_csv(found.periods, Figures) if csv_ else _show(found)
+        case VoiceAnalytics():
+            _write_csv(found.rows, VoiceFigures) if csv_ else _show_voice(found)
+        case TelemetryAnalytics():
+            _write_csv(found.rows, TelemetryFigures) if csv_ else _show_telemetry(found)
 
 
 def _write_page(file: Path, found: Analytics | VoiceAnalytics) -> None:
@@ -140,7 +161,7 @@ def _write_page(file: Path, found: Analytics | VoiceAnalytics) -> None:
 
 def _write_csv(rows: Sequence[msgspec.Struct], kind: type[msgspec.Struct]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    names = [name for name in kind.__struct_fields__ if name != "domains"]
+    names = [name for name in kind.__struct_fields__ if name not in ("domains", "buckets")]
     writer.writerow(names)
     for row in rows:
         writer.writerow(["" if (value := getattr(row, name)) is None else value for name in names])
@@ -166,6 +187,28 @@ def _show_voice(found: VoiceAnalytics) -> None:
             for one in (*found.rows, found.total)
         ],
         (found.by.upper(), "DEVICE", "COUNT", "VERIFIED", "CONFIDENCE", "QUALITY", "AVG", "P95"),
+    )
+
+
+def _show_telemetry(found: TelemetryAnalytics) -> None:
+    if not found.rows:
+        say(f"the devices of {found.tenant} told nothing of their own from {found.since} to {found.until}")
+        return
+    chars = _CHARS[found.by]
+    table(
+        [
+            (
+                "all" if one.start is None else one.start[:chars].replace("T", " "),
+                one.name,
+                str(one.devices),
+                str(one.total),
+                duration(one.p50_ms),
+                duration(one.p95_ms),
+                duration(one.p99_ms),
+            )
+            for one in (*found.rows, *found.total)
+        ],
+        (found.by.upper(), "NAME", "DEVICES", "COUNT", "P50", "P95", "P99"),
     )
 
 

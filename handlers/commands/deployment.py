@@ -30,6 +30,7 @@ from engine.operate.ports import (
     UsageAdmin,
 )
 from engine.operate.rows import AlertTargets, AlertTest, CheckResult
+from engine.operate.telemetry import TelemetryReads
 from engine.operate.voice import VoiceReads
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
@@ -98,8 +99,8 @@ class Deployment(Protocol):
     def audit(self) -> AbstractAsyncContextManager[AuditReads]:
         """Open the audit log."""
 
-    def analytics(self) -> AbstractAsyncContextManager[tuple[AnalyticsReads, VoiceReads]]:
-        """Open the figures of tenants, and the log of voice verifications."""
+    def analytics(self) -> AbstractAsyncContextManager[tuple[AnalyticsReads, VoiceReads, TelemetryReads]]:
+        """Open the figures of tenants, the log of voice verifications, and telemetry."""
 
     def exports(self) -> AbstractAsyncContextManager[ExportStore]:
         """Open the records and events to export."""

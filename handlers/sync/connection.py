@@ -27,6 +27,7 @@ from engine.wire.messages import (
     Resolve,
     Subscribe,
     Sync,
+    Telemetry,
     Unsubscribe,
 )
 from engine.wire.timestamps import to_us
@@ -366,6 +367,8 @@ class Connection:
                 self._reads.conflicts(request)
             case Resolve():
                 self._reads.resolve(request)
+            case Telemetry():
+                self._reads.telemetry(request)
 
     def _hello(self, request: Hello) -> None:
         self._device.introduce(

@@ -23,7 +23,7 @@ from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.codec import JSON, MSGPACK, Codec, sentence
 from engine.wire.errors import SyncError
-from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync
+from engine.wire.messages import Conflicts, Heartbeat, Pull, Request, Resolve, Sync, Telemetry
 from engine.wire.steps import run_steps
 from handlers.http.authenticate import RequestGate
 from handlers.http.caching import VARY
@@ -52,7 +52,7 @@ _CORS: Final = CorsPolicy(
 )
 
 _Result = TypeVar("_Result")
-_Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat)
+_Message = TypeVar("_Message", Sync, Pull, Conflicts, Resolve, Heartbeat, Telemetry)
 
 
 class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +77,7 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
             web.get("/v1/conflicts", self.conflicts),
             web.post("/v1/conflicts/{conflict_id}/resolution", self.resolve),
             web.post("/v1/heartbeat", self.heartbeat),
+            web.post("/v1/telemetry", self.telemetry),
             web.get("/v1/domains", self.domains),
         ]
         paths = dict.fromkeys(route.path for route in routes)
@@ -151,6 +152,16 @@ class SyncHttp(msgspec.Struct, frozen=True, kw_only=True):
             now_us = self.loop.clock.now_us()
             set_device_clock(device, session, message.clock, now_us, self._delay_us(request, begun_s))
         answer = self.operations.heartbeat(device, message, request[REQUEST_ID])
+        return await self._response(request, session, device, answer)
+
+    async def telemetry(self, request: web.Request) -> web.Response:
+        """Store what a device counted itself: ``telemetry`` → ``telemetry_ack``."""
+        session, device = await self._admit(request, "request")
+        body = await self._body(request, session, device)
+        steps = _completing(request, session.codec, body, Telemetry, {})
+        message = await self._worked(steps, body, device, request)
+        row = self.operations.telemetry_row(session, device, message)
+        answer = await self.operations.store_telemetry(row, request[REQUEST_ID])
         return await self._response(request, session, device, answer)
 
     async def domains(self, request: web.Request) -> web.Response:

@@ -12,11 +12,14 @@ from msgspec import UNSET
 
 from engine.cache.device_clock import DeviceClock
 from engine.cache.device_health import Device, Facts
+from engine.cache.telemetry import TelemetryIntake
 from engine.cache.tenants import TenantCache
+from engine.commit.admission import Admission
 from engine.commit.committer import Committer
 from engine.commit.validation import MessageValidator, Session
 from engine.feed.feed import Feed
 from engine.model.domains import Domain, DomainPolicy, Domains
+from engine.model.telemetry import TelemetryRow, telemetry_row
 from engine.operate.conflict_view import open_conflict
 from engine.operate.conflicts import ConflictStore
 from engine.plan.work import Resolution
@@ -32,6 +35,8 @@ from engine.wire.messages import (
     HeartbeatAck,
     Pull,
     Resolve,
+    Telemetry,
+    TelemetryAck,
     Welcome,
 )
 from engine.wire.timestamps import to_text, to_us
@@ -59,6 +64,8 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
     tenants: TenantCache
     conflicts: ConflictStore
     read_limiter: ReadLimiter
+    telemetry: TelemetryIntake
+    admission: Admission
     loop: LoopCharges
     clock: Clock
     limits: EdgeLimits
@@ -131,6 +138,17 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
         now_us = self.clock.now_us()
         device.report(_facts(request, now_us))
         return _encode(HeartbeatAck(request_id or UNSET, to_text(now_us), device.health_score(now_us)))
+
+    def telemetry_row(self, session: Session, device: Device, request: Telemetry) -> TelemetryRow:
+        """Check a ``telemetry``, and count it for the device's rate. Raises SyncError."""
+        tenant_id, device_id = device.key
+        self.admission.check("telemetry", tenant_id, device, self.clock.monotonic_s())
+        return telemetry_row(request, session.codec, tenant_id, device_id, self.clock.now_us())
+
+    async def store_telemetry(self, row: TelemetryRow, request_id: str | None) -> bytes:
+        """Store a checked ``telemetry``, and return the answer. Raises SyncError, StoreError."""
+        replayed = await self.telemetry.add(row)
+        return _encode(TelemetryAck(request_id or UNSET, replayed))
 
 
 def _facts(told: Heartbeat, now_us: int) -> Facts:

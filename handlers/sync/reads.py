@@ -1,4 +1,4 @@
-"""The requests of one connection that wait for the store: pulls, subscriptions, conflicts, resolutions.
+"""The requests of one connection that wait for the store: all but pushes.
 
 Each runs in a task of its own, so that no push waits behind it.
 """
@@ -14,11 +14,12 @@ import msgspec
 from engine.cache.device_health import Device
 from engine.feed.feed import Feed
 from engine.feed.pages import with_id
+from engine.model.telemetry import TelemetryRow
 from engine.plan.work import Resolution
 from engine.runtime.loop_scheduler import LARGE_BYTES
 from engine.runtime.read_limiter import Reader
 from engine.wire.errors import SyncError
-from engine.wire.messages import Conflicts, Pull, Resolve, Subscribe, Unsubscribe, Unsubscribed
+from engine.wire.messages import Conflicts, Pull, Resolve, Subscribe, Telemetry, Unsubscribe, Unsubscribed
 from handlers.http.errors import as_sync_error
 from handlers.http.loop.charges import LoopCharges
 from handlers.sync.device_socket import DeviceSocket, TaskBody
@@ -93,6 +94,11 @@ class Reads:
         """Check a ``resolve`` against its conflict, and submit it."""
         self._begin(request.id, partial(self._resolve, request))
 
+    def telemetry(self, request: Telemetry) -> None:
+        """Check a ``telemetry`` at once, which the device is charged for, and store it. Raises SyncError."""
+        row = self._operations.telemetry_row(self._socket.session, self._device, request)
+        self._begin(request.id, partial(self._telemetry, row, request.id))
+
     def subscribe(self, request: Subscribe) -> None:
         """Open a subscription. Raises SyncError."""
         if request.id in self._subscriptions:
@@ -137,6 +143,9 @@ class Reads:
     async def _resolve(self, request: Resolve) -> None:
         job = await self._operations.resolution(self._socket.session, self._device, request)
         self._submit(job, request.id)
+
+    async def _telemetry(self, row: TelemetryRow, request_id: str) -> None:
+        self._socket.say(await self._operations.store_telemetry(row, request_id))
 
     async def _open(self, sink: SubscriptionSink) -> None:
         try:

@@ -267,6 +267,7 @@ _ANSWERS: dict[str, Any] = {
         messages.Unsubscribed,
         messages.PoliciesChanged,
         messages.Goodbye,
+        messages.TelemetryAck,
     )
 }
 _REQUESTS: dict[str, Any] = {kind.__struct_config__.tag: kind for kind in get_args(Request)}

@@ -1,0 +1,74 @@
+"""Takes telemetry in: in batches of its own, off the way of a sync, and acknowledged once it is durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from engine.cache.ports import TelemetryOutcome, TelemetryStore
+from engine.model.telemetry import MAX_DEVICE_NAMES, MAX_PARTS, MAX_TENANT_NAMES, TelemetryRow
+from engine.runtime.batching import Batcher
+from engine.runtime.metrics import Metric, Value, gauge
+from engine.runtime.rate_limit import retry_soon_ms
+from engine.wire.errors import SyncError
+
+#: Messages of one statement: to write its values takes the event loop a millisecond or two.
+_BATCH: Final = 50
+#: Messages that wait in one process. They take some KB each, and half a second to store.
+_MOST_WAITING: Final = 2000
+
+_REFUSED: Final[dict[TelemetryOutcome, tuple[str, str]]] = {
+    "reused": ("idempotency_key_reused", "key: it was used for other telemetry of this hour"),
+    "parts": ("too_large", f"hour: the limit is {MAX_PARTS} messages of a device about one hour"),
+    "names": (
+        "too_large",
+        f"names: a tenant has {MAX_TENANT_NAMES}, of which a device brings up {MAX_DEVICE_NAMES}: use others",
+    ),
+    "no_tenant": ("forbidden", "there is no such tenant: check the tid of the token"),
+}
+
+
+class TelemetryIntake:
+    """Stores the telemetry that devices send to this process.
+
+    Attributes:
+        waiting: Messages that are not stored yet.
+    """
+
+    def __init__(self, store: TelemetryStore) -> None:
+        self._batches = Batcher(store.put, _BATCH)
+        self._outcomes: dict[str, int] = dict.fromkeys(("stored", "replayed", *_REFUSED, "overloaded"), 0)
+        self.waiting = 0
+
+    async def add(self, row: TelemetryRow) -> bool:
+        """Store a message.
+
+        Returns:
+            True if it had been stored before.
+
+        Raises:
+            SyncError: It is refused.
+            StoreError: It may be stored, or not.
+        """
+        if self.waiting >= _MOST_WAITING:
+            self._outcomes["overloaded"] += 1
+            raise SyncError("overloaded", "too much telemetry waits", retry_after_ms=retry_soon_ms())
+        self.waiting += 1
+        try:
+            outcome = await self._batches.submit(row)
+        finally:
+            self.waiting -= 1
+        self._outcomes[outcome] += 1
+        if outcome in _REFUSED:
+            raise SyncError(*_REFUSED[outcome])
+        return outcome == "replayed"
+
+    async def run(self) -> None:
+        """Store what comes, until cancelled."""
+        await self._batches.run()
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the messages by outcome, and those that wait."""
+        text = "Telemetry messages of devices, by what became of them"
+        yield Value("counter", "tidemark_telemetry", text, self._outcomes, "outcome")
+        yield gauge("tidemark_telemetry_waiting", "Telemetry messages that are not stored yet", self.waiting)

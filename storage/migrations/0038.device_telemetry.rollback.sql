@@ -1,0 +1,2 @@
+DROP TABLE device_telemetry;
+DROP TABLE telemetry_names;

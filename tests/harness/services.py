@@ -6,8 +6,6 @@ socket, has tests of its own (``tests/storage/embedded/test_servers.py``).
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ import pytest
 from bench.harness.clusters import cluster_in
 from storage.embedded.servers import Services, embedded
 from storage.postgres.migrate import migrate
+from tests.harness.scratch import scratch
 
 _TEMPLATE = "migrated"
 
@@ -26,25 +25,19 @@ _TEMPLATE = "migrated"
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
     """PostgreSQL and Redis in a directory of their own."""
-    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-"))
-    home.chmod(0o711)  # the servers' account has to pass through it
-    try:
-        with cluster_in(home / "postgres", "tests") as made, embedded(home / "data", postgres=False) as redis:
-            yield Services(made.dsn, redis.redis_url)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with (
+        scratch("tidemark-tests-") as home,
+        cluster_in(home / "postgres", "tests") as made,
+        embedded(home / "data", postgres=False) as redis,
+    ):
+        yield Services(made.dsn, redis.redis_url)
 
 
 @pytest.fixture(scope="session")
 def embedded_services() -> Iterator[Services]:
     """The embedded default, on Unix sockets, as it is for whoever has configured none."""
-    home = Path(tempfile.mkdtemp(prefix="tidemark-tests-"))
-    home.chmod(0o711)
-    try:
-        with embedded(home / "data") as running:
-            yield running
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with scratch("tidemark-tests-") as home, embedded(home / "data") as running:
+        yield running
 
 
 def data_dir(services: Services) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -14,12 +16,13 @@ import pytest
 
 from storage.embedded.servers import Services
 from tests.harness.mutants import MUTANTS, Mutant
+from tests.harness.scratch import scratch
 
 _ROOT = Path(__file__).parents[2]
 _COPIED = ("compose", "bench", "engine", "handlers", "storage", "tests")
 _COPIED_FILES = ("run.py", "config.toml", "pyproject.toml")
 #: A run of a mutant's few tests may take this long on a busy machine, and each further test this much more.
-_RUN_S, _TEST_S = 120.0, 5.0
+_RUN_S, _TEST_S = 120, 5
 #: How a test says that a promise is broken, in its last lines or inside of an exception group.
 _REASON = re.compile(r"^[E |+-]*(\w+\.)*(AssertionError|assert |Store\w+Error)", re.MULTILINE)
 
@@ -47,17 +50,44 @@ def template():
 """
 
 
-class Copy:
-    """A copy of the project, to be broken."""
+class Runner:
+    """A process that runs the tests of one copy after the other."""
 
-    def __init__(self, home: Path, services: Services, template: str) -> None:
-        self._home = home
-        self._environment = {
+    def __init__(self, services: Services, template: str) -> None:
+        environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
             "MUTANTS_DSN": services.dsn,
             "MUTANTS_REDIS_URL": services.redis_url,
             "MUTANTS_TEMPLATE": template,
         }
+        self._process = subprocess.Popen(
+            [sys.executable, _ROOT / "tests" / "harness" / "mutant_runner.py"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, home: Path, output: Path, patience_s: int, arguments: list[str]) -> int:
+        """Be pytest in the directory ``home``; gives its exit status."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        run = {"home": str(home), "output": str(output), "patience_s": patience_s, "arguments": arguments}
+        self._process.stdin.write(json.dumps(run) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        """Let it end."""
+        self._process.communicate()
+
+
+class Copy:
+    """A copy of the project, to be broken."""
+
+    def __init__(self, home: Path, runner: Runner) -> None:
+        self._home = home
+        self._runner = runner
         for name in _COPIED:
             shutil.copytree(_ROOT / name, home / name)
         for name in _COPIED_FILES:
@@ -75,19 +105,13 @@ class Copy:
 
     def run(self, tests: list[str]) -> dict[str, str]:
         """Run tests and give each one's failure, empty where it passed."""
-        report = self._home / "report.xml"
-        ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly",
-             f"--junitxml={report}", *tests],
-            cwd=self._home,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_RUN_S + _TEST_S * len(tests),
-            check=False,
-        )  # fmt: skip
-        assert ended.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, ended.stdout
+        report, output = self._home / "report.xml", self._home / "output.txt"
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", f"--junitxml={report}"]
+        # Its plugins are there before it could rewrite their asserts.
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        status = self._runner.run(self._home, output, _RUN_S + _TEST_S * len(tests), [*options, *tests])
+        said = output.read_text()
+        assert status in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, f"{status}: {said}"
         found: dict[str, str] = {}
         for case in ET.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it, nobody else
             file = case.attrib["classname"].replace(".", "/")
@@ -95,26 +119,35 @@ class Copy:
             name = f"{file}.py::{case.attrib['name']}"
             failure = case.findtext("failure") or found.get(name, "")
             # What a test leaves behind when it fails may be an error at its end, too.
-            assert failure or case.find("error") is None, ended.stdout
+            assert failure or case.find("error") is None, said
             found[name] = failure
-        assert set(found) == set(tests), ended.stdout
+        assert set(found) == set(tests), said
         return found
 
 
-@pytest.fixture(scope="session")
-def sound(services: Services, template: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="module")
+def runner(services: Services, template: str) -> Iterator[Runner]:
+    made = Runner(services, template)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def sound(runner: Runner) -> None:
     """The tests pass on an unbroken copy."""
-    copy = Copy(tmp_path_factory.mktemp("sound"), services, template)
     tests = sorted({test for mutant in MUTANTS.values() for test in mutant.red})
-    found = copy.run(tests)
+    with scratch("tidemark-sound-") as home:
+        found = Copy(home, runner).run(tests)
     assert found == dict.fromkeys(tests, "")
 
 
 @pytest.mark.usefixtures("sound")
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_mutant_of_the_code_caught(mutant: Mutant, services: Services, template: str, tmp_path: Path) -> None:
-    copy = Copy(tmp_path, services, template)
-    copy.mutate(mutant)
-    for test, failure in copy.run(list(mutant.red)).items():
+def test_mutant_of_the_code_caught(mutant: Mutant, runner: Runner) -> None:
+    with scratch("tidemark-mutant-") as home:
+        copy = Copy(home, runner)
+        copy.mutate(mutant)
+        found = copy.run(list(mutant.red))
+    for test, failure in found.items():
         assert failure, f"{test} passes all the same"
         assert _REASON.search(failure), f"{test} fails beside the point: {failure}"

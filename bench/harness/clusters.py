@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -151,25 +149,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(name: str, host: str = "127.0.0.1", admitted: str | None = None) -> Iterator[Cluster]:
-    """Run a cluster with an empty database, and remove it and its copies' files in the end.
-
-    It listens on ``host`` and lets in clients from this machine and from the addresses ``admitted``.
-    """
-    home = Path(tempfile.mkdtemp(prefix="tidemark-cluster-"))
-    home.chmod(0o711)  # the server's account has to pass through it
-    try:
-        with cluster_in(home / "clusters", name, host, admitted) as made:
-            yield made
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-@contextmanager
 def cluster_in(
     place: Path, name: str, host: str = "127.0.0.1", admitted: str | None = None
 ) -> Iterator[Cluster]:
-    """Do as ``cluster`` in a directory that may be missing, and that is left there."""
+    """Run a cluster with an empty database in a directory that may be missing, and that is left there.
+
+    It listens on ``host`` and lets in clients from this machine and from the addresses ``admitted``.
+    """
     account = account_for(place)
     binaries = postgres_binaries(place.parent, account, None)
     made = Cluster(name, account.directory(place), account, binaries, host)

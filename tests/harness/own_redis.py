@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storage.embedded.servers import embedded, servers
+from tests.harness.scratch import scratch
 
 
 class OwnRedis:
@@ -42,10 +42,8 @@ class OwnRedis:
 
 @pytest.fixture(scope="session")
 def _own_redis() -> Iterator[OwnRedis]:
-    with tempfile.TemporaryDirectory() as home:
-        Path(home).chmod(0o711)  # the server's account has to pass through it
-        with embedded(Path(home, "data"), postgres=False) as running:
-            yield OwnRedis(Path(home, "data"), running.redis_url)
+    with scratch("tidemark-redis-") as home, embedded(home / "data", postgres=False) as running:
+        yield OwnRedis(home / "data", running.redis_url)
 
 
 @pytest.fixture

@@ -14,12 +14,19 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from bench.harness.clusters import cluster_in
+from bench.harness.clusters import Cluster, cluster_in
 from storage.embedded.servers import Services, embedded
 from storage.postgres.migrate import migrate
 from tests.harness.scratch import scratch
 
 _TEMPLATE = "migrated"
+
+
+@contextmanager
+def cluster(name: str, host: str = "127.0.0.1", admitted: str | None = None) -> Iterator[Cluster]:
+    """Do as ``cluster_in``, and remove the files of the cluster and of its copies in the end."""
+    with scratch("tidemark-cluster-") as home, cluster_in(home / "clusters", name, host, admitted) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from aiohttp import ClientSession
 from storage.embedded.servers import Services, embedded
 from storage.postgres.migrate import migrate
 from tests.harness.numbered_edits import audit, editors_of, progressed
+from tests.harness.scratch import scratch
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import execute
 
@@ -46,19 +45,14 @@ class Home:
 
 @pytest.fixture
 async def home() -> AsyncIterator[Home]:
-    directory = Path(tempfile.mkdtemp(prefix="tidemark-crash-"))
-    directory.chmod(0o711)
-    try:
-        with embedded(directory / "data") as services:
-            migrate(services.dsn)
-            execute(
-                services.dsn,
-                "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('initech')",
-                "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
-            )
-            yield Home(directory / "data", services)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with scratch("tidemark-crash-") as directory, embedded(directory / "data") as services:
+        migrate(services.dsn)
+        execute(
+            services.dsn,
+            "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('initech')",
+            "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+        )
+        yield Home(directory / "data", services)
 
 
 async def _under_fire(home: Home, kill: Callable[[ServerProcess], Awaitable[None]]) -> None:

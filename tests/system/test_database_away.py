@@ -23,7 +23,7 @@ import pytest
 from aiohttp import ClientSession
 from psycopg2.extensions import make_dsn
 
-from bench.harness.clusters import Cluster, cluster
+from bench.harness.clusters import Cluster
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected
@@ -33,7 +33,7 @@ from storage.postgres.pool import Database
 from tests.harness.in_process_server import Serve
 from tests.harness.network_hosts import network
 from tests.harness.server_process import ServerProcess
-from tests.harness.services import execute
+from tests.harness.services import cluster, execute
 from tests.harness.supervised import Supervise
 from tests.harness.ws_device import put
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from bench.harness.clusters import PASSWORD, USER, Cluster, cluster
+from bench.harness.clusters import PASSWORD, USER, Cluster
 from storage.postgres.migrate import migrate, newest_migration
 from storage.postgres.pool import Database
 from storage.postgres.readiness import faults
@@ -21,7 +21,7 @@ from storage.stores.epoch import PostgresEpoch
 from tests.harness.in_process_server import Serve
 from tests.harness.numbered_edits import audit, editors_of, progressed
 from tests.harness.postgres_stalls import UNKNOWN, WAITS_FOR_STANDBY, backend, counts, until
-from tests.harness.services import execute, rows
+from tests.harness.services import cluster, execute, rows
 from tests.harness.ws_device import put
 
 DEVICES = 12

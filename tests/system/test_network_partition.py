@@ -18,7 +18,6 @@ import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from click.testing import CliRunner
 
-from bench.harness.clusters import cluster
 from compose.deployment import open_deployment
 from run import cli
 from storage.embedded.account import account_for
@@ -28,6 +27,7 @@ from tests.harness.admin import ensure_tenant
 from tests.harness.network_hosts import Network, network
 from tests.harness.numbered_edits import TENANTS, Editor, audit, editors_of, progressed
 from tests.harness.redis_nodes import RedisNode
+from tests.harness.services import cluster
 from tests.harness.ws_device import SECRET, Closed, Json, connected, token
 
 _ROOT = Path(__file__).parents[2]

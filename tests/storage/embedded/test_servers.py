@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from storage.embedded.binaries import postgres_binaries, redis_binary
 from storage.embedded.process import wait_until
 from storage.embedded.servers import EmbeddedError, NotMadeError, Services, embedded, servers
 from storage.postgres.pool import Database
+from tests.harness.scratch import scratch
 from tests.harness.services import execute, rows
 
 ROOT = Path(__file__).parents[3]
@@ -36,22 +36,18 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the s
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that the servers' account can pass through, unlike pytest's own."""
-    directory = Path(tempfile.mkdtemp(prefix="tidemark-embedded-"))
-    directory.chmod(0o711)
-    yield directory
-    shutil.rmtree(directory)
+    with scratch("tidemark-embedded-") as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Path]:
     """A data directory with a cluster, stopped."""
-    directory = Path(tempfile.mkdtemp(prefix="tidemark-embedded-"))
-    directory.chmod(0o711)
-    home = directory / "data"
-    with embedded(home):
-        pass
-    yield home
-    shutil.rmtree(directory)
+    with scratch("tidemark-embedded-") as directory:
+        home = directory / "data"
+        with embedded(home):
+            pass
+        yield home
 
 
 @pytest.fixture

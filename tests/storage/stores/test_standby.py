@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +11,7 @@ from storage.embedded.servers import embedded
 from storage.postgres.migrate import migrate
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import UNKNOWN, WAITS_FOR_STANDBY, backend, counts
+from tests.harness.scratch import scratch
 from tests.harness.services import execute, rows
 from tests.harness.ws_device import put
 
@@ -21,14 +19,9 @@ from tests.harness.ws_device import put
 @pytest.fixture
 def dsn() -> Iterator[str]:
     """A database on a PostgreSQL of its own, whose settings may be changed."""
-    home = Path(tempfile.mkdtemp(prefix="tidemark-standby-"))
-    home.chmod(0o711)  # the server's account has to pass through it
-    try:
-        with embedded(home / "data", redis=False) as services:
-            migrate(services.dsn)
-            yield services.dsn
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with scratch("tidemark-standby-") as home, embedded(home / "data", redis=False) as services:
+        migrate(services.dsn)
+        yield services.dsn
 
 
 async def test_commit_unconfirmed_by_standby_is_answered_after_confirmation(serve: Serve, dsn: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from engine.runtime.metrics import DURATION_BOUNDS_MS, Histogram, Metric, Value, counter
 from engine.wire.close_codes import CloseCode
-from engine.wire.errors import ERRORS
+from engine.wire.errors import ERRORS, SERVICE_ERRORS
 
 #: Each error of a whole message has its row from the start, so that the first one is an increase.
 _NO_ERRORS: Final = {kind.code: 0 for kind in ERRORS.values() if kind.http is not None}
@@ -24,7 +24,9 @@ class Traffic(msgspec.Struct):
     messages_in: int = 0
     bytes_in: int = 0
     syncs_failed: int = 0
-    syncs_refused: int = 0
+    syncs_refused: dict[str, int] = msgspec.field(
+        default_factory=lambda: dict.fromkeys(sorted(SERVICE_ERRORS), 0)
+    )
     sync_duration_sum_ms: float = 0.0
     sync_durations: list[int] = msgspec.field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_MS) + 1))
     errors: dict[str, int] = msgspec.field(default_factory=lambda: dict(_NO_ERRORS))
@@ -52,10 +54,12 @@ class Traffic(msgspec.Struct):
         syncs = {
             "succeeded": sum(self.sync_durations),
             "failed": self.syncs_failed,
-            "refused": self.syncs_refused,
+            "refused": sum(self.syncs_refused.values()),
         }
         text = "Syncs, and handshakes that the service refused, by outcome"
         yield Value("counter", "tidemark_syncs", text, syncs, "outcome")
+        text = "The refused ones of these, by the code of the error"
+        yield Value("counter", "tidemark_syncs_refused", text, self.syncs_refused, "code")
         yield Histogram(
             "tidemark_sync_duration_seconds",
             "From a sync's arrival to its answer",

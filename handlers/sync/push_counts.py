@@ -74,7 +74,7 @@ class PushCounts(msgspec.Struct, frozen=True):
             minute = self.minutes.of(tenant_id)
             minute.syncs += 1
             minute.refused += 1
-            self.traffic.syncs_refused += 1
+            self.traffic.syncs_refused[code] += 1
 
 
 def count_conflicts(results: bytes) -> tuple[int, int]:

@@ -32,9 +32,10 @@ def growth(bad: float, good: float = 0) -> str:
 _ON: Final = 'job="tidemark",instance="a"'
 
 
-def syncs(failed: float) -> dict[str, str]:
-    """100 syncs a minute, of which some fail while the cause lasts."""
+def syncs(failed: float, code: str = "unavailable") -> dict[str, str]:
+    """100 syncs a minute, of which some fail while the cause lasts: half of them are refused with a code."""
     return {
+        f'tidemark_syncs_refused_total{{{_ON},code="{code}"}}': growth(failed / 2),
         f'tidemark_syncs_total{{{_ON},outcome="succeeded"}}': growth(100 - failed, 100),
         f'tidemark_syncs_total{{{_ON},outcome="failed"}}': growth(failed / 2),
         f'tidemark_syncs_total{{{_ON},outcome="refused"}}': growth(failed / 2),
@@ -50,6 +51,11 @@ def durations(metric: str, bad_s: float, good_s: float) -> dict[str, str]:
     } | {f'{metric}_bucket{{{_ON},le="+Inf"}}': growth(100, 100)}
 
 
+def security_events(event: str, bad: float) -> dict[str, str]:
+    """So many events a minute while the cause lasts."""
+    return {f'tidemark_security_events_total{{{_ON},event="{event}"}}': growth(bad)}
+
+
 def items(status: str) -> dict[str, str]:
     """100 items a minute, of which ten have a status while the cause lasts."""
     return {
@@ -63,7 +69,12 @@ CASES: dict[str, dict[str, str]] = {
     "TidemarkDown": {f"up{{{_ON}}}": level(0, 1)},
     "TidemarkWorkerDown": {f'tidemark_worker_up{{{_ON},worker="2"}}': level(0, 1)},
     "TidemarkRestarts": {f"tidemark_start_time_seconds{{{_ON}}}": growth(60)},
-    "TidemarkOutage": syncs(60),
+    "TidemarkOutage": {
+        f'tidemark_syncs_total{{{_ON},outcome="succeeded"}}': growth(40, 100),
+        f'tidemark_syncs_total{{{_ON},outcome="refused"}}': growth(60),
+        f'tidemark_syncs_refused_total{{{_ON},code="unavailable"}}': growth(30),
+        f'tidemark_syncs_refused_total{{{_ON},code="overloaded"}}': growth(30),
+    },
     "TidemarkSyncsFail": syncs(6),
     "TidemarkDatabaseAway": {f'tidemark_errors_total{{{_ON},code="unavailable"}}': growth(1)},
     "TidemarkInternalErrors": {f'tidemark_errors_total{{{_ON},code="internal"}}': growth(1)},
@@ -110,6 +121,11 @@ CASES: dict[str, dict[str, str]] = {
         f'tidemark_job_last_success_timestamp_seconds{{{_ON},exported_job="uploads"}}': level(0, 10_800)
     },
     "TidemarkMinutesNotStored": {f"tidemark_minute_flush_failures_total{{{_ON}}}": growth(1)},
+    "TidemarkTokensRefused": security_events("token_refused", 100),
+    "TidemarkClientsRefused": security_events("connections_refused", 50)
+    | security_events("socket_closed", 50),
+    "TidemarkBusMessagesRejected": security_events("bus_message_rejected", 1),
+    "TidemarkSecurityEventsDropped": {f"tidemark_security_events_dropped_total{{{_ON}}}": growth(1)},
 }
 
 
@@ -151,6 +167,12 @@ def test_rule_of_restarts_is_silent_in_a_rolling_restart(tmp_path: Path) -> None
         f'tidemark_start_time_seconds{{{_ON},worker="{worker}"}}': f"0x{worker} 60x40" for worker in range(8)
     }
     _test_rule(begins, [_firing("TidemarkRestarts", 14, fires=False)], tmp_path)
+
+
+def test_rule_of_outage_is_silent_where_one_device_fails_and_others_bring_little(tmp_path: Path) -> None:
+    series = syncs(100, "internal")
+    _test_rule(series, [_firing("TidemarkOutage", _MINUTES - 1, fires=False)], tmp_path)
+    _test_rule(series, [_firing("TidemarkSyncsFail", _MINUTES - 1, fires=True)], tmp_path)
 
 
 def _test_rule(series: Mapping[str, str], firing: list[dict[str, Any]], tmp_path: Path) -> None:

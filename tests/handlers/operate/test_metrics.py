@@ -100,6 +100,7 @@ async def test_syncs_are_counted_by_outcome(server: Running, services: Services)
             patch.setattr("engine.commit.lane.RETRY_FOR_S", 0.0)
             await phone.refused("sync", key="l", items=[put("b", None, n=1)])
     assert grown.every("tidemark_syncs_total", "outcome") == {"succeeded": 1, "failed": 1, "refused": 1}
+    assert grown.every("tidemark_syncs_refused_total", "code") == {"unavailable": 1}
 
 
 async def test_tenants_are_labels_only_where_the_setting_says_so(serve: Serve) -> None:

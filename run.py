@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError as missing:
     remedy = "run `make install`, then .venv/bin/python run.py"
     sys.stderr.write(f"Error: this Python has no {missing.name}: {remedy}\n")
-    sys.exit(3 if "monitor" in sys.argv[1:2] else 1)  # 1 of the monitor would read as degraded
+    sys.exit(3 if "monitor" in sys.argv[1:] else 1)  # 1 of the monitor would read as degraded
 
 from compose.metrics import release
 from handlers.commands.analytics import analytics
@@ -25,7 +25,7 @@ from handlers.commands.epoch import epoch
 from handlers.commands.export import export
 from handlers.commands.job import job
 from handlers.commands.migrate import migrate
-from handlers.commands.monitor import monitor
+from handlers.commands.monitor import EXIT_STATUSES, monitor
 from handlers.commands.nginx import nginx
 from handlers.commands.policy import policy
 from handlers.commands.quarantine import quarantine
@@ -41,7 +41,22 @@ def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> No
         context.exit()
 
 
-@click.group(epilog="Every command has its own --help with an example.")
+class CommandGroup(click.Group):
+    """Exits with 3 for a mistake before the name of the monitor: click's own 2 would read as critical."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the call."""
+        command = next((argument for argument in args if argument in self.commands), None)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if command != monitor.name:
+                raise
+            error.show()
+            raise click.exceptions.Exit(EXIT_STATUSES["unknown"]) from None
+
+
+@click.group(cls=CommandGroup, epilog="Every command has its own --help with an example.")
 @click.option(
     "--version",
     is_flag=True,

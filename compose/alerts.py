@@ -23,6 +23,9 @@ from handlers.operate.webhooks import SlackWebhook, Webhook, signing_key, url_fa
 from storage.postgres.pool import Database
 from storage.stores.monitoring.alerts import PostgresAlerts
 
+#: The names of the two URLs, as settings and as options.
+_SETTINGS: Final = ("alerts.webhook_url", "alerts.slack_webhook_url")
+_OPTIONS: Final = ("--webhook", "--slack-webhook")
 #: How often a process looks whether the database answers.
 _LOOK_S: Final = 5.0
 
@@ -95,7 +98,7 @@ class Alerts:
 
 def receivers(settings: Settings) -> list[Webhook]:
     """Return the receivers of the settings. Raises SettingsError."""
-    return _receivers(settings, alert_secrets(settings), settings.alerts.threshold)
+    return _receivers(settings, alert_secrets(settings), settings.alerts.threshold, _SETTINGS)
 
 
 def named_receivers(settings: Settings, targets: AlertTargets) -> list[Webhook]:
@@ -107,23 +110,23 @@ def named_receivers(settings: Settings, targets: AlertTargets) -> list[Webhook]:
     secrets = alert_secrets(settings)
     threshold = targets.threshold or settings.alerts.threshold
     if not (targets.webhook or targets.slack_webhook):
-        return _receivers(settings, secrets, threshold)
+        return _receivers(settings, secrets, threshold, _SETTINGS)
     secrets = AlertSecrets(targets.webhook or "", secrets.webhook_secret, targets.slack_webhook or "")
-    found = _receivers(settings, secrets, threshold)
+    found = _receivers(settings, secrets, threshold, _OPTIONS)
     for one in found:
         one.target += f":{targets.window_s}:{threshold}"
     return found
 
 
-def _receivers(settings: Settings, secrets: AlertSecrets, threshold: AlertThreshold) -> list[Webhook]:
+def _receivers(
+    settings: Settings, secrets: AlertSecrets, threshold: AlertThreshold, names: tuple[str, str]
+) -> list[Webhook]:
+    """Return the receivers; ``names`` are of both URLs, where they were given. Raises SettingsError."""
     private = settings.alerts.private_addresses
-    for key, url in (
-        ("webhook_url", secrets.webhook_url),
-        ("slack_webhook_url", secrets.slack_webhook_url),
-    ):
+    for name, url in zip(names, (secrets.webhook_url, secrets.slack_webhook_url), strict=True):
         fault = url_fault(url) if url else None
         if fault is not None:
-            raise SettingsError(f"alerts.{key}: the URL {fault}: correct it", key=f"alerts.{key}")
+            raise SettingsError(f"{name}: the URL {fault}: correct it", key=name)
     try:
         signing_key(secrets.webhook_secret)
     except ValueError:

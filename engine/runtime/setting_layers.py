@@ -41,6 +41,17 @@ _ALTERNATIVES: Final = (
 )
 
 
+#: Each early threshold with the other one of its figure, and whether figures below them are findings.
+EARLY_THRESHOLDS: Final = (
+    ("success_rate_early", "success_rate_critical", True),
+    ("conflict_rate_early", "conflict_rate_warning", False),
+    ("failed_per_minute_early", "failed_per_minute_critical", False),
+    ("upload_abandonment_early", "upload_abandonment_warning", False),
+    ("device_health_early", "device_health_warning", True),
+)
+_NEVER_EARLY: Final = "an early warning beyond it would never come"
+
+
 class Layer(NamedTuple):
     """Values of one source, nested as in TOML; ``source`` is a file's name, as errors show it."""
 
@@ -164,6 +175,7 @@ def _merged(layers: Sequence[Layer]) -> dict[tuple[str, ...], _Given]:
     _check_telemetry(merged)
     _check_networks(merged["server", "trusted_proxies"])
     _check_jobs(merged)
+    _check_thresholds(merged)
     return merged
 
 
@@ -290,3 +302,32 @@ def _check_jobs(merged: Mapping[tuple[str, ...], _Given]) -> None:
                 Schedule(str(given.value), str(zone.value))
         except ScheduleError as error:
             raise given.refused(str(error)) from None
+
+
+def _check_thresholds(merged: Mapping[tuple[str, ...], _Given]) -> None:
+    """Refuse an early threshold that is beyond the other one, for all tenants and for each."""
+    chosen = {path[1]: given for path, given in merged.items() if path[0] == "monitor"}
+    for name, other, below in EARLY_THRESHOLDS:
+        early, hard = chosen[name], chosen[other]
+        if _is_beyond(early.value, hard.value, below=below):
+            side = "least" if below else "most"
+            raise early.refused(
+                f"must be at {side} {hard.name} of {hard.source}, which is {hard.value:g}: {_NEVER_EARLY}"
+            )
+    tenants = chosen["tenants"]
+    for tenant, own in tenants.value.items():  # type: ignore[attr-defined]  # it was checked as a table
+        for name, other, below in EARLY_THRESHOLDS:
+            values = [
+                chosen[key].value if getattr(own, key) is msgspec.UNSET else getattr(own, key)
+                for key in (name, other)
+            ]
+            if _is_beyond(*values, below=below):
+                side = "least" if below else "most"
+                raise tenants.refused(
+                    f"{tenant}: {name} ({values[0]:g}) must be at {side} {other} ({values[1]:g}):"
+                    f" {_NEVER_EARLY}"
+                )
+
+
+def _is_beyond(early: Any, hard: Any, *, below: bool) -> bool:
+    return bool(early < hard if below else early > hard)

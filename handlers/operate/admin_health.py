@@ -13,6 +13,8 @@ from engine.wire.errors import SyncError
 from handlers.operate.people import People, no_tenant
 from handlers.operate.turns import Turns
 
+_PARAMETERS: Final = ("tenant", "hours")
+_KNOWN: Final = ", ".join(_PARAMETERS)
 _DEFAULT_HOURS: Final = 24.0
 #: Minutes are kept for longer, so that a window has all of its minutes.
 MOST_HOURS: Final = 48
@@ -40,11 +42,14 @@ class AdminHealth:
         """Judge the tenant ``tenant``, or all that the token may see, over the last ``hours``.
 
         Raises:
-            SyncError: As ``People.question`` and ``Turns.turn_of``; ``invalid_message`` for wrong ``hours``;
-                ``not_found`` if there is no such tenant.
+            SyncError: As ``People.question`` and ``Turns.turn_of``; ``malformed`` for a parameter that does
+                not exist, ``invalid_message`` for wrong ``hours``; ``not_found`` if there is no such tenant.
             StoreError: The database is away.
         """
         tenant, token = await self._people.question(request, request.query.get("tenant"))
+        for name in request.query:
+            if name not in _PARAMETERS:
+                raise SyncError("malformed", f"{name[:100]}: there is no such parameter; known: {_KNOWN}")
         window_s = _window_s(request.query.get("hours"))
         async with self._turns.turn_of(token):
             try:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 import msgspec
-from aiohttp import ClientConnectorError, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import ClientConnectorError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from engine.operate.alert_delivery import AlertNotSentError
@@ -154,6 +154,7 @@ class Webhook:
                     connector=TCPConnector(socket_factory=self._socket, resolver=self._resolver, limit=1),
                     timeout=ClientTimeout(total=None),
                     trust_env=False,
+                    cookie_jar=DummyCookieJar(),  # the usual one logs names of cookies that it refuses
                 ) as session,
                 session.post(self._url, data=body, headers=headers, allow_redirects=False) as response,
             ):

@@ -3,13 +3,13 @@
 A finding is told once: when it begins, when it gets worse than the receiver knows, and when it is over. An
 alert that is being sent is finished first, so that a receiver never reads of an end before its beginning.
 
-If a metric of very many tenants is bad, and that of all tenants together as well, then it is one fault: the
-receivers are told once, of all tenants together.
+If a metric of very many tenants is bad, then it is one fault: the receivers are told once, of all tenants
+together, and besides of those tenants alone that are worse than the many.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
@@ -31,6 +31,13 @@ _MILDEST: Final[Mapping[AlertThreshold, int]] = {
 _NOTHING: Final = -1
 #: Of more tenants with the same bad metric one alert is sent: an outage would wake people a thousand times.
 MOST_TENANTS: Final = 20
+#: Of these the alert names so many.
+_NAMED: Final = 3
+_SAID: Final[Mapping[Severity, str]] = {
+    "info": "near its threshold",
+    "warning": "beyond its threshold",
+    "critical": "critical",
+}
 
 
 class AlertKey(NamedTuple):
@@ -131,16 +138,20 @@ def checked(
     judged_at = judgement.reports[0].judged_at
     found = {AlertKey(one.tenant, one.metric): one for report in judgement.reports for one in report.findings}
     unjudged = {report.tenant: report.unjudged for report in judgement.reports}
-    common = _common(found)
+    common = _common(found, _MILDEST[threshold])
+    for metric, severity in common.items():
+        together = found.get(AlertKey(None, metric))
+        if together is None or _rank(together.severity) < _rank(severity):
+            found[AlertKey(None, metric)] = _of_many(found, metric, severity)
     changed = {}
     for key in {*states, *found}:
-        if key.metric in unjudged.get(key.tenant, ()):
-            continue
-        if key.tenant is not None and key.metric in common and key not in states:
+        state = states.get(key, AlertState())
+        if key.metric in unjudged.get(key.tenant, ()) and not (key.tenant is None and key.metric in common):
             continue
         if key.tenant not in unjudged and not everything:
             continue
-        state = states.get(key, AlertState())
+        if _is_told_together(key, state, found, common):
+            continue
         now = next_state(
             msgspec.structs.replace(state, found=found.get(key)), key, threshold, new_id, judged_at
         )
@@ -149,14 +160,48 @@ def checked(
     return changed
 
 
-def _common(found: Mapping[AlertKey, Finding]) -> set[str]:
-    """Return the metrics that are bad of all tenants together, and of many by themselves."""
-    tenants = Counter(key.metric for key in found if key.tenant is not None)
-    return {
-        metric
-        for metric, count in tenants.items()
-        if count > MOST_TENANTS and AlertKey(None, metric) in found
-    }
+def _is_told_together(
+    key: AlertKey,
+    state: AlertState,
+    found: Mapping[AlertKey, Finding],
+    common: Mapping[MetricName, Severity],
+) -> bool:
+    """Return whether a tenant, of which the receiver knows nothing, is one of the many and no worse."""
+    if key.tenant is None or key not in found or state.told is not None or state.pending is not None:
+        return False
+    return _rank(found[key].severity) <= _rank(common.get(key.metric))
+
+
+def _common(found: Mapping[AlertKey, Finding], mildest: int) -> dict[MetricName, Severity]:
+    """Return the metrics that are bad for many tenants, with the severity that so many have at least."""
+    ranks: defaultdict[MetricName, list[int]] = defaultdict(list)
+    for key, one in found.items():
+        if key.tenant is not None:
+            ranks[key.metric].append(_rank(one.severity))
+    common = {}
+    for metric, of_tenants in ranks.items():
+        of_tenants.sort(reverse=True)
+        if len(of_tenants) > MOST_TENANTS and of_tenants[MOST_TENANTS] >= mildest:
+            common[metric] = SEVERITIES[of_tenants[MOST_TENANTS]]
+    return common
+
+
+def _of_many(found: Mapping[AlertKey, Finding], metric: MetricName, severity: Severity) -> Finding:
+    """Return a finding of all tenants together, of how many have the metric as bad as that."""
+    bad = sorted(
+        key.tenant
+        for key, one in found.items()
+        if key.metric == metric and key.tenant is not None and _rank(one.severity) >= _rank(severity)
+    )
+    named, more = ", ".join(bad[:_NAMED]), len(bad) - _NAMED
+    message = (
+        f"{_title(metric)} is {_SAID[severity]} for {len(bad)} tenants by themselves: {named} and {more} more"
+    )
+    return Finding(metric, None, severity, len(bad), MOST_TENANTS, message)
+
+
+def _title(metric: MetricName) -> str:
+    return metric.replace("_", " ")
 
 
 def next_state(
@@ -188,9 +233,8 @@ def _alert(kind: AlertKind, state: AlertState, key: AlertKey, alert_id: str, at:
     found = state.found
     if kind == "cleared":
         assert state.told is not None
-        name = key.metric.replace("_", " ")
-        of = "all tenants" if key.tenant is None else f"tenant {key.tenant}"
-        message = f"{name} of {of} is back within its threshold"
+        of = "all tenants together" if key.tenant is None else f"tenant {key.tenant}"
+        message = f"{_title(key.metric)} of {of} is back within its threshold"
         severity = state.told
     else:
         assert found is not None

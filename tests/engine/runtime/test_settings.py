@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.runtime.setting_layers import Layer, environment, settings
+from engine.operate.monitor.metrics import RULES, Rule
+from engine.runtime.setting_layers import EARLY_THRESHOLDS, Layer, environment, settings
 from engine.runtime.settings import Settings, SettingsError, TenantThresholds, Thresholds
 
 _FILE = Path(__file__).parents[3] / "config.toml"
@@ -189,6 +190,57 @@ def test_monitor_thresholds_of_a_tenant_replace_those_for_all() -> None:
     own, common = monitor.thresholds("acme"), monitor.thresholds("globex")
     assert (own.min_syncs, own.device_health_early, own.min_failures) == (3, 75, 5)
     assert common == monitor.thresholds(None) == monitor
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"success_rate_early": 0.9},
+            "success_rate_early: must be at least monitor.success_rate_critical of config.toml, which",
+        ),
+        (
+            {"failed_per_minute_critical": 4.5},
+            "failed_per_minute_early: must be at most monitor.failed_per_minute_critical of own.toml,",
+        ),
+        (
+            {"tenants": {"a": {}, "b": {"device_health_warning": 90}}},
+            "tenants: b: device_health_early (80) must be at least device_health_warning (90): ",
+        ),
+        (
+            {"tenants": {"b": {"upload_abandonment_early": 0.21}}},
+            "tenants: b: upload_abandonment_early (0.21) must be at most upload_abandonment_warning (0.2): ",
+        ),
+    ],
+)
+def test_monitor_early_threshold_beyond_the_other_one_is_refused(values: Values, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({"monitor": values})
+    assert str(refused.value).partition("monitor.")[2].startswith(said)
+
+
+def test_monitor_early_threshold_equal_to_the_other_one_is_taken() -> None:
+    own = {"conflict_rate_early": 0.05, "success_rate_early": 0.95}
+    assert load({"monitor": {**own, "tenants": {"acme": own}}}).monitor.conflict_rate_early == 0.05
+
+
+def test_monitor_every_early_threshold_is_held_against_the_other_one_of_its_figure() -> None:
+    held = {(early, other) for rule in RULES if (both := _of_one_figure(rule)) for early, other in [both]}
+    assert held == {(early, other) for early, other, _ in EARLY_THRESHOLDS}
+    assert {early for early, _, below in EARLY_THRESHOLDS if below} == {
+        "success_rate_early",
+        "device_health_early",
+    }
+
+
+def _of_one_figure(rule: Rule) -> tuple[str, str] | None:
+    """The names of the early threshold of a rule and of the other one, if both are of the same figure."""
+    if len(rule.limits) < 2 or rule.limits[0].name != rule.limits[1].name:
+        return None
+    names = {field.name for field in msgspec.structs.fields(Thresholds)}
+    numbered = msgspec.structs.replace(load().monitor, **{name: at for at, name in enumerate(sorted(names))})
+    other, early = (sorted(names)[int(limit.threshold(numbered))] for limit in rule.limits)
+    return early, other
 
 
 def test_monitor_every_threshold_can_be_set_by_tenant() -> None:

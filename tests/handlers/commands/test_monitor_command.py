@@ -94,7 +94,8 @@ async def test_monitor_failures_of_many_syncs_are_critical_by_the_minute(serve: 
     await asyncio.gather(*(pushes(device, 70) for device in devices))
     await failures(await server.device("phone"), 14)
     await server.drained()
-    own = {"acme": {"failed_per_minute_critical": 0.5, "conflict_rate_warning": 1, "conflict_rate_early": 1}}
+    often = {"failed_per_minute_critical": 0.5, "failed_per_minute_early": 0.5}
+    own = {"acme": {**often, "conflict_rate_warning": 1, "conflict_rate_early": 1}}
     status, report = await judged(command, TIDEMARK__MONITOR__TENANTS=json.dumps(own))
     assert status == 2
     assert found(report)["failed_per_minute"] == "critical"
@@ -252,8 +253,8 @@ async def test_monitor_thresholds_of_a_tenant_come_from_settings(serve: Serve, c
         (("acme",), "unexpected extra argument"),
         (("--tenant",), "requires an argument"),
         (("--tenant", "nobody"), "there is no tenant nobody"),
-        (("--webhook", "alerts.example"), "has to begin with"),
-        (("--slack-webhook", "ftp://a.example/"), "has to begin with"),
+        (("--webhook", "alerts.example"), "--webhook: the URL has to begin with"),
+        (("--slack-webhook", "ftp://a.example/"), "--slack-webhook: the URL has to begin with"),
         (("--test-alert",), "no receiver"),
         (("--test-alert", "--json", "--tenant", "acme"), "leave --tenant, --json out"),
         (("--interval", "5"), "belongs to --continuous"),
@@ -267,6 +268,14 @@ async def test_monitor_mistake_in_the_call_exits_3_with_a_sentence(
     ended = await command("monitor", *arguments)
     assert (ended.status, ended.out) == (3, "")
     assert said in ended.refusal()
+
+
+@pytest.mark.parametrize("arguments", [("--wrong", "monitor"), ("--wrong=x", "monitor", "--tenant", "token")])
+async def test_monitor_mistake_before_its_name_exits_3(command: Run, arguments: tuple[str, ...]) -> None:
+    ended = await command(*arguments)
+    assert (ended.status, ended.out) == (3, "")
+    assert "No such option" in ended.refusal()
+    assert (await command("--wrong", "token", "--tenant", "monitor")).status == 2, "as every other command"
 
 
 async def test_monitor_database_that_is_not_there_exits_3(command: Run, dsn: str) -> None:

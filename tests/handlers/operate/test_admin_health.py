@@ -90,6 +90,17 @@ async def test_admin_health_wrong_hours_are_refused(server: Running, hours: str)
     assert body["message"].startswith("hours: a number above 0 and up to 48")
 
 
+@pytest.mark.parametrize("query", ["?hour=3", "?tenant=acme&Hours=3", "?hours=3&tenant=acme&%00=1"])
+async def test_admin_health_unknown_parameter_is_refused_with_the_known_ones(
+    server: Running, query: str
+) -> None:
+    status, body = await ask(server, query)
+    assert (status, body["code"]) == (400, "malformed")
+    assert body["message"].endswith(": there is no such parameter; known: tenant, hours")
+    status, body = await asked(server.url + PATH + query)
+    assert (status, body["code"]) == (401, "unauthenticated")
+
+
 @pytest.mark.parametrize("tenant", ["nobody", "acme%00", "%ff", "", "a" * 3000])
 async def test_admin_health_unknown_tenant_is_not_found(server: Running, tenant: str) -> None:
     status, body = await ask(server, f"?tenant={tenant}")

@@ -192,6 +192,16 @@ async def test_webhook_fault_of_the_library_is_an_error_without_its_text(
     assert "hidden" not in str(raised.value)
 
 
+async def test_webhook_cookies_of_a_receiver_come_into_no_log(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answer = _answers(200, **{"Set-Cookie": "a (text) " * 100 + "=1"})
+    named = receiver.url.replace("127.0.0.1", "localhost")  # an address has no cookies
+    with caplog.at_level("WARNING"):
+        await _webhook(named).send(FIRED)
+    assert caplog.messages == []
+
+
 async def test_webhook_name_server_that_does_not_answer_is_asked_once_beside_the_loops_own_threads(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,11 +152,86 @@ def test_checked_a_tenant_that_is_gone_is_cleared() -> None:
     assert pending.kind == "cleared"
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_checked_one_fault_of_many_tenants_is_told_once(together: bool) -> None:
-    names = [f"t{number}" for number in range(MOST_TENANTS + 1)]
-    reports = [_report(name, [_finding(name, "success_rate", "critical")], []) for name in names]
-    overall = [_finding(None, "success_rate", "critical")] if together else []
-    judgement = _judgement(_report(None, overall, []), *reports)
-    changed = checked({}, judgement, "any", lambda: "id", everything=True)
-    assert len(changed) == (1 if together else len(names))
+def _of_tenants(overall: Severity | None, *severities: Severity | None) -> Judgement:
+    """A check that found one metric of so many tenants, and of all together, as bad as that."""
+    named = [(None, overall), *((f"t{number}", one) for number, one in enumerate(severities))]
+    return _judgement(
+        *(_report(name, [_finding(name, "success_rate", one)] if one else [], []) for name, one in named)
+    )
+
+
+def _all(count: int, severity: Severity | None) -> list[Severity | None]:
+    return [severity] * count
+
+
+def _told(judgement: Judgement, threshold: AlertThreshold = "any") -> dict[str | None, Alert]:
+    """What a receiver that knows nothing is told, by tenant."""
+    changed = checked({}, judgement, threshold, lambda: "id", everything=True)
+    return {key.tenant: state.pending for key, state in changed.items() if state.pending is not None}
+
+
+@pytest.mark.parametrize("overall", [None, "info", "critical"])
+def test_checked_one_fault_of_many_tenants_is_told_once(overall: Severity | None) -> None:
+    told = _told(_of_tenants(overall, *_all(MOST_TENANTS + 1, "critical")))
+    ((tenant, alert),) = told.items()
+    assert (tenant, alert.severity) == (None, "critical")
+    if overall != "critical":
+        said = (
+            f"success rate is critical for {MOST_TENANTS + 1} tenants by themselves: t0, t1, t10 and 18 more"
+        )
+        assert (alert.message, alert.current_value, alert.threshold) == (said, MOST_TENANTS + 1, MOST_TENANTS)
+
+
+def test_checked_fault_of_few_tenants_is_told_of_each() -> None:
+    assert len(_told(_of_tenants(None, *_all(MOST_TENANTS, "critical")))) == MOST_TENANTS
+
+
+def test_checked_worse_tenant_than_many_is_told_besides() -> None:
+    told = _told(_of_tenants(None, "critical", *_all(MOST_TENANTS, "warning"), "info"))
+    assert {tenant: alert.severity for tenant, alert in told.items()} == {None: "warning", "t0": "critical"}
+
+
+def test_checked_tenants_that_are_milder_than_the_threshold_hide_no_other() -> None:
+    told = _told(_of_tenants("info", "critical", *_all(MOST_TENANTS, "info")), "critical")
+    assert list(told) == ["t0"]
+
+
+def test_checked_fault_of_many_tenants_that_become_few_is_over_and_these_are_told() -> None:
+    states: dict[AlertKey, AlertState] = {}
+    for bad in (MOST_TENANTS + 1, 2):
+        judgement = _of_tenants(None, *_all(bad, "critical"), *_all(MOST_TENANTS + 1 - bad, None))
+        changed = checked(states, judgement, "any", lambda: "id", everything=True)
+        told = {key.tenant: state.pending.kind for key, state in changed.items() if state.pending is not None}
+        states |= {
+            key: sent(one, key, "any", lambda: "id", AT) for key, one in changed.items() if one.pending
+        }
+    assert told == {None: "cleared", "t0": "fired", "t1": "fired"}
+
+
+def test_checked_many_tenants_that_were_mildly_bad_before_are_told_once() -> None:
+    mild = _of_tenants(None, *_all(MOST_TENANTS + 1, "info"))
+    states = checked({}, mild, "critical", lambda: "id", everything=True)
+    assert [state.pending for state in states.values() if state.pending is not None] == []
+    bad = _of_tenants(None, *_all(MOST_TENANTS + 1, "critical"))
+    changed = checked(states, bad, "critical", lambda: "id", everything=True)
+    assert [key.tenant for key, state in changed.items() if state.pending is not None] == [None]
+
+
+@given(
+    st.sampled_from([*RANK]),
+    st.lists(st.sampled_from([*RANK]), min_size=MOST_TENANTS, max_size=2 * MOST_TENANTS + 5),
+    st.sampled_from([*LEAST]),
+)
+def test_checked_tells_few_alerts_that_say_all(
+    overall: Severity | None, severities: list[Severity | None], threshold: AlertThreshold
+) -> None:
+    told = _told(_of_tenants(overall, *severities), threshold)
+    assert len(told) <= MOST_TENANTS + 1
+    together = RANK[told[None].severity] if None in told else 0
+    for number, one in enumerate(severities):
+        own = told.get(f"t{number}")
+        if own is not None:
+            assert own.severity == one
+        elif RANK[one] >= LEAST[threshold]:
+            assert RANK[one] <= together
+    assert together >= (RANK[overall] if RANK[overall] >= LEAST[threshold] else 0)

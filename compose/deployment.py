@@ -23,8 +23,10 @@ from compose.job_command import JobAdmin
 from compose.monitoring import health_check
 from compose.reload import Reading, Reload, note_reload, note_start
 from compose.server import SystemClock
+from compose.signing import signed_for_device
 from compose.supervisor import WorkersFailedError
 from compose.workers import supervise, work
+from engine.model.audit import AuditRow
 from engine.model.domains import Domains
 from engine.operate.rows import AlertTargets, AlertTest, CheckResult
 from engine.runtime.ports import StoreRetryError
@@ -42,7 +44,7 @@ from engine.runtime.settings import Settings
 from handlers.commands.deployment import DeploymentError, run_async
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.http.keys import key_set, signing_key
-from handlers.http.tokens import KeySet, issue_token
+from handlers.http.tokens import KeySet
 from handlers.operate.logging import configure
 from handlers.server import ListenError
 from storage.bus.bus_messages import announce
@@ -55,7 +57,7 @@ from storage.postgres.display_names import HIDDEN, database_name, dsn_without_se
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
 from storage.postgres.partitions import maintain
 from storage.postgres.pool import Database
-from storage.stores.audit import PostgresAudit
+from storage.stores.audit import PostgresAudit, append_now, process_account
 from storage.stores.devices import PostgresDevices
 from storage.stores.epoch import PostgresEpoch
 from storage.stores.export import PostgresExport
@@ -177,11 +179,16 @@ class Deployment:
         except EmbeddedError as error:
             raise DeploymentError(str(error)) from None
 
+    def note(self, row: AuditRow) -> None:
+        """Append an event to the audit log. Raises DeploymentError, StoreError."""
+        with self._database() as dsn:
+            append_now(dsn, row)
+
     @contextmanager
     def schema(self) -> Iterator[PostgresSchemaAdmin]:
         """Open the schema."""
         with self._database() as dsn:
-            yield PostgresSchemaAdmin(dsn, self._chosen_domains)
+            yield PostgresSchemaAdmin(dsn, self._chosen_domains, process_account())
 
     @asynccontextmanager
     async def _administered(self) -> AsyncIterator[tuple[Database, str]]:
@@ -189,7 +196,7 @@ class Deployment:
         redis_url = bus_url(self.settings)  # an error in it is raised before anything is changed
         with self._database() as dsn:
             if self._embedded:
-                migrate(dsn, chosen_domains=self._chosen_domains)
+                migrate(dsn, chosen_domains=self._chosen_domains, actor=process_account())
             async with command_database(dsn) as database:
                 yield database, dsn
             if redis_url := redis_url or embedded_redis_url(self._data_dir):
@@ -207,11 +214,12 @@ class Deployment:
         async with self._administered() as (database, _):
             yield PostgresUsage(database)
 
-    async def tenant_number(self, name: str) -> int | None:
-        """Return the number of a tenant, None if there is none of that name."""
+    @asynccontextmanager
+    async def tokens(self) -> AsyncIterator[PostgresTenants]:
+        """Open what signing a token asks and leaves."""
         with self._database() as dsn:
             async with command_database(dsn) as database:
-                return await PostgresTenants(database).number(name)
+                yield PostgresTenants(database)
 
     @asynccontextmanager
     async def policies(self) -> AsyncIterator[PostgresPolicies]:
@@ -307,7 +315,7 @@ class Deployment:
             dsn = running_services.dsn
             demo_number = None
             if self._embedded:
-                migrate(dsn, chosen_domains=self._chosen_domains)
+                migrate(dsn, chosen_domains=self._chosen_domains, actor=process_account())
                 demo_number = run_async(_ensure_demo_tenant(dsn))
             elif any(one.applied_at is None for one in status(dsn)):
                 raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
@@ -317,7 +325,7 @@ class Deployment:
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
                 _log.warning("maintenance_failed", reason=type(error).__name__)
             note_start(dsn, self.in_force())
-            announced = partial(self._announce, demo_number) if self._embedded else lambda _: None
+            announced = partial(self._announce, dsn, demo_number) if self._embedded else lambda _: None
             try:
                 _check_bus(running_services.redis_url, several=several)
                 self._keys_to_serve()  # an error in them is reported once, by this process
@@ -338,18 +346,10 @@ class Deployment:
         if PostgresEpoch(dsn).restored():
             raise DeploymentError("this database was restored: run `run.py epoch renew`, then try again")
 
-    def _announce(self, demo_number: int | None, port: int) -> None:
-        auth = self.settings.auth
-
+    def _announce(self, dsn: str, demo_number: int | None, port: int) -> None:
         def sign() -> str:
-            return issue_token(
-                signing_key(self.keys()),
-                audience=auth.audience,
-                ttl_s=auth.token_ttl_s,
-                tenant=DEMO_TENANT,
-                number=demo_number,
-                device_id="demo-device",
-            )
+            key, note = signing_key(self.keys()), partial(append_now, dsn)
+            return signed_for_device(key, self.settings.auth, note, DEMO_TENANT, "demo-device", demo_number)
 
         place = shlex.quote(str(self._data_dir.resolve()))
         program = shlex.join((sys.executable, sys.argv[0]))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import click
 
 from bench.client.simulate import Access
 from compose.deployment import open_deployment
+from compose.signing import signed_for_device
 from engine.runtime.settings import SettingsError
 from handlers.commands.deployment import DeploymentError
 from handlers.http.keys import signing_key
-from handlers.http.tokens import UnusableKeyError, issue_token
+from handlers.http.tokens import UnusableKeyError
 
 
 def open_access(config: Path | None, data_dir: str | None) -> Access:
@@ -25,9 +27,8 @@ def open_access(config: Path | None, data_dir: str | None) -> Access:
     everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not listened on
     host = "127.0.0.1" if everywhere else server.host
 
+    @cache  # a device comes back with its token
     def sign(tenant: str, device: str) -> str:
-        return issue_token(
-            key, audience=auth.audience, ttl_s=auth.token_ttl_s, tenant=tenant, device_id=device
-        )
+        return signed_for_device(key, auth, deployment.note, tenant, device)
 
     return Access(f"http://{f'[{host}]' if ':' in host else host}:{server.port}", sign)

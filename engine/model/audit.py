@@ -15,13 +15,18 @@ EventName = Literal[
     "policy_unset",
     "device_revoked",
     "device_restored",
+    "token_signed",
     "token_revoked",
     "conflict_resolved",
     "quarantine_retried",
     "quarantine_dropped",
     "data_exported",
+    "data_shown",
     "epoch_renewed",
     "tenant_key_rotated",
+    "migration_applied",
+    "migration_taken_back",
+    "job_run",
     "server_started",
     "settings_reloaded",
     "token_refused",
@@ -64,6 +69,11 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
     ),
     "device_revoked": EventRule("the device", "", "A device was revoked"),
     "device_restored": EventRule("the device", "", "The revocation of a device was undone"),
+    "token_signed": EventRule(
+        "the `jti`",
+        "`role`, `expires_at`; `device_id` and `user` if it has them",
+        "A token was signed by a command, or by `run.py serve` for its tenant `demo`",
+    ),
     "token_revoked": EventRule(
         "the `jti`", "", "Tokens were revoked: of the tenant, or without one of all tenants and people"
     ),
@@ -83,12 +93,22 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
         "`from`, `to`: the range; null if it is open",
         "An export began. It is written before the first row is read",
     ),
+    "data_shown": EventRule(
+        "the conflict or the rejected item",
+        "`domain`, `record_id`",
+        "A command showed data of a record. It is written before them",
+    ),
     "epoch_renewed": EventRule("the new epoch", "", "The database was declared restored"),
     "tenant_key_rotated": EventRule(
         "the number of the new key",
         "`before`: the number of the key that sealed until then",
         "A tenant got a new key, by a command or since the seals of the one before were used up",
     ),
+    "migration_applied": EventRule(
+        "the migration", "", "A migration of the schema was applied, from 0033 on"
+    ),
+    "migration_taken_back": EventRule("the migration", "", "A migration was taken back, with its data"),
+    "job_run": EventRule("the job", "", "A command ran a job. Runs on schedule are no events"),
     "server_started": EventRule(
         "the version",
         "each setting that differs from its default, by its name; secrets are hidden",

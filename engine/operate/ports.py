@@ -25,6 +25,7 @@ from engine.operate.rows import (
     QuarantineCase,
     QuarantineSummary,
     Recovered,
+    SignedToken,
     TenantSummary,
     TenantUsageSummary,
     UploadsEnded,
@@ -114,6 +115,16 @@ class TenantAdmin(Protocol):
         """
 
 
+class TokenAdmin(Protocol):
+    """What signing a token asks and leaves."""
+
+    async def number(self, name: str) -> int | None:
+        """Return the number of a tenant, None if there is no such tenant. Raises StoreError."""
+
+    async def note_signed(self, token: SignedToken) -> None:
+        """Write the event of a token that was signed. Raises StoreError."""
+
+
 class UsageAdmin(Protocol):
     """The usage of tenants."""
 
@@ -196,6 +207,9 @@ class ConflictAdmin(Protocol):
     async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict. Raises RefusedError if there is none, or if several tenants have that id."""
 
+    async def note_shown(self, case: ConflictCase) -> None:
+        """Write the event of data that a person is about to see. Raises StoreError."""
+
     async def settle(
         self,
         case: ConflictCase,
@@ -227,6 +241,9 @@ class QuarantineAdmin(Protocol):
 
     async def find(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item. Raises RefusedError if there is none, or if several tenants have that id."""
+
+    async def note_shown(self, case: QuarantineCase) -> None:
+        """Write the event of data that a person is about to see. Raises StoreError."""
 
     async def behind(self, row: Quarantined) -> list[Quarantined]:
         """List the items that were rejected because of this one. Raises StoreError."""

@@ -245,6 +245,18 @@ class JobSummary(msgspec.Struct, frozen=True):
     last: JobRunSummary | None
 
 
+class SignedToken(msgspec.Struct, frozen=True):
+    """What is kept of a token that was signed; ``tenant_number`` is None if the database was not asked."""
+
+    token_id: str
+    role: str
+    expires_at: str
+    tenant: str | None
+    tenant_number: int | None
+    device_id: str | None
+    user: str | None
+
+
 class AuditEntry(msgspec.Struct, frozen=True):
     """One row of the audit log (``engine.model.audit``), as it was written."""
 

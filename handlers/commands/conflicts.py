@@ -87,7 +87,9 @@ async def list_(
 async def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
     """Show both sides of a conflict, the record, and what differs."""
     async with deployment.conflicts() as admin:
-        shown = conflict_view(await admin.find(conflict_id, tenant))
+        case = await admin.find(conflict_id, tenant)
+        await admin.note_shown(case)
+    shown = conflict_view(case)
     if json_:
         as_json(shown)
     else:

@@ -27,6 +27,7 @@ from engine.operate.ports import (
     RefusedError,
     SchemaAdmin,
     TenantAdmin,
+    TokenAdmin,
     UsageAdmin,
 )
 from engine.operate.rows import AlertTargets, AlertTest, CheckResult
@@ -75,8 +76,8 @@ class Deployment(Protocol):
     def database(self) -> str:
         """Name the database that was opened, without any secret; empty if none was."""
 
-    async def tenant_number(self, name: str) -> int | None:
-        """Return the number of a tenant, None if there is none of that name."""
+    def tokens(self) -> AbstractAsyncContextManager[TokenAdmin]:
+        """Open what signing a token asks and leaves."""
 
     def keys(self) -> KeySet:
         """Read the keys of tokens. Raises UnusableKeyError, DeploymentError."""

@@ -81,7 +81,9 @@ class _Shown(msgspec.Struct):
 async def show(deployment: Deployment, *, quarantine_id: str, tenant: str | None, json_: bool) -> None:
     """Show a rejected item as it was sent, and why it was rejected."""
     async with deployment.quarantine() as admin:
-        shown = _shown(await admin.find(quarantine_id, tenant))
+        case = await admin.find(quarantine_id, tenant)
+        await admin.note_shown(case)
+    shown = _shown(case)
     if json_:
         as_json(shown)
         return
@@ -163,6 +165,8 @@ async def retry(
         quarantine_id = case.row.quarantine_id
         with progress("storing"):
             recovered = await admin.retry(case, given, hold=hold)
+        if recovered.record is not None:  # both sides are shown
+            await admin.note_shown(case)
     item, record = recovered.item, recovered.record
     view = None if record is None else retry_view(case.row, given, record)
     if json_:

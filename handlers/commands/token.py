@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import partial
 from typing import Final, NamedTuple
 
 import click
 import jwt
 from click.core import ParameterSource
 
+from engine.operate.rows import SignedToken
 from engine.runtime.ports import StoreError
+from engine.wire.timestamps import to_text
 from handlers.commands.deployment import Deployment, DeploymentError, checked_device, with_deployment
 from handlers.http.keys import signing_key
 from handlers.http.tokens import Role, issue_token
@@ -103,8 +106,9 @@ async def token(
     """Sign a token for a device (--tenant and --device) or a person (--operator or --viewer).
 
     The token has the time of signing and the number of its tenant, so that it is not valid for a later tenant
-    of the same name. A tenant that the database does not know is refused. If the database cannot be asked,
-    the token is signed without the number, and a line on stderr says so.
+    of the same name. A tenant that the database does not know is refused. The audit log keeps the token's
+    jti, and who signed it for whom. If the database cannot be asked, the token is signed without both, and a
+    line on stderr says so.
     """
     context = click.get_current_context()
     if context.invoked_subcommand is not None:
@@ -118,37 +122,46 @@ async def token(
         raise click.UsageError("--operator and --viewer need --user: the audit log names who it was.")
     if person is None and (tenant is None or device is None):
         raise click.UsageError("A device needs --tenant and --device; a person --operator or --viewer.")
-    key = signing_key(deployment.keys())
-    number = None if tenant is None else await _number(deployment, tenant)
-    auth = deployment.settings.auth
-    click.echo(
-        issue_token(
-            key,
-            audience=auth.audience,
-            ttl_s=ttl_s or auth.token_ttl_s,
-            role=person or role or "device",
-            tenant=tenant,
-            number=number,
-            device_id=device,
-            user=user,
-        )
+    key, auth = signing_key(deployment.keys()), deployment.settings.auth
+    sign = partial(
+        issue_token,
+        key,
+        audience=auth.audience,
+        ttl_s=ttl_s or auth.token_ttl_s,
+        role=person or role or "device",
+        tenant=tenant,
+        device_id=device,
+        user=user,
     )
-
-
-async def _number(deployment: Deployment, name: str) -> int | None:
-    """Return a tenant's number; None if the database cannot be asked.
-
-    Raises DeploymentError if there is no such tenant.
-    """
     try:
-        number = await deployment.tenant_number(name)
+        async with deployment.tokens() as tokens:
+            number = None if tenant is None else await tokens.number(tenant)
+            unknown = tenant is not None and number is None
+            if not unknown:
+                signed = sign(number=number)
+                await tokens.note_signed(described(signed))
     except (DeploymentError, StoreError) as error:
-        say(f"signed without a look whether there is a tenant {name}: {error}", err=True)
-        return None
-    if number is None:
-        add = f"`run.py tenant add {name}`"
-        raise DeploymentError(f"there is no tenant {name} in {deployment.database()}: add it with {add}")
-    return number
+        asked = "" if tenant is None else f"a look whether there is a tenant {tenant}, and without "
+        say(f"signed without {asked}an event in the audit log: {error}", err=True)
+        unknown, signed = False, sign()
+    if unknown:
+        add = f"`run.py tenant add {tenant}`"
+        raise DeploymentError(f"there is no tenant {tenant} in {deployment.database()}: add it with {add}")
+    click.echo(signed)
+
+
+def described(token: str) -> SignedToken:
+    """Return what the audit log keeps of a token that was just signed."""
+    claims = jwt.decode(token, options={"verify_signature": False})
+    return SignedToken(
+        claims["jti"],
+        claims.get("role", "device"),
+        to_text(claims["exp"] * 1_000_000),
+        claims.get("tid"),
+        claims.get("tnr"),
+        claims.get("did"),
+        claims.get("sub"),
+    )
 
 
 @token.command("revoke", epilog="Example: run.py token revoke 5f0e6c1d2b3a4f58 --tenant acme")

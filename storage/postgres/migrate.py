@@ -21,13 +21,16 @@ from yoyo.backends.core.postgresql import PostgresqlBackend
 from yoyo.connections import parse_uri
 from yoyo.migrations import Migration, default_migration_table
 
+from engine.model.audit import Actor, AuditRow
 from engine.operate.ports import RefusedError
 from engine.operate.rows import MigrationState
 from storage.postgres.blocking import connected, schema_change
 from storage.postgres.server_processes import GONE_S, running_processes
+from storage.postgres.transactions import AUDIT, audit_values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 _FILES: Final = Path(__file__).parent.parent / "migrations"
 #: If a table is locked for longer, the migration fails, so that devices do not wait behind it.
@@ -72,7 +75,12 @@ def newest_migration() -> str:
 
 
 def migrate(
-    dsn: str, to: int | None = None, *, down: bool = False, chosen_domains: Collection[str] = ()
+    dsn: str,
+    to: int | None = None,
+    *,
+    down: bool = False,
+    chosen_domains: Collection[str] = (),
+    actor: Actor | None = None,
 ) -> list[str]:
     """Bring the schema up to migration ``to`` (the newest with None), or down to it.
 
@@ -82,6 +90,7 @@ def migrate(
         down: Take back all that came after ``to``.
         chosen_domains: Domains whose policy the operator's settings name; a migration that follows a change
             of the delivered policies leaves them alone.
+        actor: Who is named by the events of the audit log; None writes none.
 
     Returns:
         The ids of the migrations that were applied or taken back, in order.
@@ -107,7 +116,7 @@ def migrate(
                 " what came after it, data and all"
             )
         number = len(known) if to is None else to
-        while (migration := _step(connection, number, chosen_domains, down=down)) is not None:
+        while (migration := _step(connection, number, chosen_domains, actor, down=down)) is not None:
             done.append(migration)
     return done
 
@@ -121,15 +130,16 @@ def status(dsn: str) -> list[MigrationState]:
 
 
 class PostgresSchemaAdmin:
-    """``engine.operate.ports.SchemaAdmin``. ``chosen_domains`` is as for ``migrate``."""
+    """``engine.operate.ports.SchemaAdmin``. ``chosen_domains`` and ``actor`` are as for ``migrate``."""
 
-    def __init__(self, dsn: str, chosen_domains: Collection[str]) -> None:
+    def __init__(self, dsn: str, chosen_domains: Collection[str], actor: Actor) -> None:
         self._dsn = dsn
         self._chosen_domains = chosen_domains
+        self._actor = actor
 
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
         """Apply migrations or take them back."""
-        return migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains)
+        return migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains, actor=self._actor)
 
     def status(self) -> list[MigrationState]:
         """List the migrations in order."""
@@ -149,7 +159,9 @@ def _applied(connection: Connection) -> dict[str, datetime]:
         return {name: at.replace(tzinfo=UTC) for name, at in cursor.fetchall()}
 
 
-def _step(connection: Connection, to: int, chosen_domains: Collection[str], *, down: bool) -> str | None:
+def _step(
+    connection: Connection, to: int, chosen_domains: Collection[str], actor: Actor | None, *, down: bool
+) -> str | None:
     """Apply or take back one migration; None when ``to`` is reached."""
     with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
         cursor.execute("SELECT set_config('tidemark.chosen_domains', %s, true)", (",".join(chosen_domains),))
@@ -169,7 +181,18 @@ def _step(connection: Connection, to: int, chosen_domains: Collection[str], *, d
         migration.process_steps(backend, direction)
         backend.log_migration(migration, direction)
         mark(migration, log=False)
+        if actor is not None:
+            _note(
+                cursor, AuditRow("migration_taken_back" if down else "migration_applied", actor, migration.id)
+            )
         return str(migration.id)
+
+
+def _note(cursor: Cursor, row: AuditRow) -> None:
+    """Append an event, if this schema has the audit log."""
+    cursor.execute("SELECT to_regclass('audit_log') IS NOT NULL")
+    if cursor.fetchall() == [(True,)]:
+        cursor.execute(AUDIT.text, audit_values([row]))
 
 
 def _refuse_in_use(connection: Connection) -> None:

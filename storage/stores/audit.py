@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 from engine.model.audit import Actor, AuditRow, EventName
-from engine.operate.rows import AuditEntry
+from engine.operate.rows import AuditEntry, SignedToken
 from engine.wire.floats import json_decoder
 from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
@@ -55,6 +55,18 @@ def by_account(
 ) -> AuditRow:
     """Return an event of a command: its actor is the account of this process."""
     return AuditRow(event, process_account(), target, tenant, tenant_number, details)
+
+
+def signed_event(token: SignedToken) -> AuditRow:
+    """Return the event of a token that was signed."""
+    known = {
+        "role": token.role,
+        "expires_at": token.expires_at,
+        "device_id": token.device_id,
+        "user": token.user,
+    }
+    details = {name: value for name, value in known.items() if value is not None}
+    return by_account("token_signed", token.token_id, token.tenant, token.tenant_number, details)
 
 
 def append_now(dsn: str, row: AuditRow) -> None:

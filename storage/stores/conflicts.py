@@ -11,6 +11,7 @@ from engine.wire.timestamps import to_text
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.stores.admin_reads import OF_TENANT, find_one, list_of_tenant
+from storage.stores.audit import by_account
 from storage.stores.record_rows import RECORD_COLUMNS, record_of
 from storage.stores.stored_conflict import decode_conflict
 
@@ -134,6 +135,15 @@ class PostgresConflicts:
         conflict = decode_conflict(text)
         key = RecordKey(conflict.tenant_id, conflict.domain, conflict.record_id)
         return ConflictCase(name, conflict, record_of(key, columns))
+
+    async def note_shown(self, case: ConflictCase) -> None:
+        """Write the event of a conflict that is shown."""
+        one = case.conflict
+        details = {"domain": one.domain, "record_id": one.record_id}
+        async with self._database.transaction() as transaction:
+            await transaction.note(
+                by_account("data_shown", one.conflict_id, case.tenant, one.tenant_id, details)
+            )
 
 
 def _summary(row: Row) -> ConflictSummary:

@@ -105,6 +105,15 @@ class PostgresQuarantine:
         }
         await self._database.execute(_RETRIED, values)
 
+    async def note_shown(self, case: QuarantineCase) -> None:
+        """Write the event of an item that is shown."""
+        row = case.row
+        details = {"domain": row.domain, "record_id": row.record_id}
+        async with self._database.transaction() as transaction:
+            await transaction.note(
+                by_account("data_shown", row.quarantine_id, case.tenant, row.tenant_id, details)
+            )
+
     async def drop(self, case: QuarantineCase) -> None:
         """Delete an item. Batches lock the counter first, and so does this: a retry is before or after."""
         row = case.row

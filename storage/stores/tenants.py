@@ -12,12 +12,12 @@ from engine.cache.ports import ANY_TENANT
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Reused, Tenant, TenantPolicies
 from engine.operate.ports import RefusedError
-from engine.operate.rows import TenantSummary
+from engine.operate.rows import SignedToken, TenantSummary
 from engine.runtime.ports import StoreError
 from storage.postgres.arrays import int_array
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
-from storage.stores.audit import by_account
+from storage.stores.audit import by_account, signed_event
 from storage.stores.tenant_rows import Reader, advance_generation, tenant_id_of
 
 #: Rows erased in one transaction. A long one would keep the counters of all tenants from being vacuumed.
@@ -118,6 +118,11 @@ class PostgresTenants:
             "SELECT removed_at FROM removed_tenants WHERE name = %(name)s", {"name": name}
         )
         return found[0][0] if found else None
+
+    async def note_signed(self, token: SignedToken) -> None:
+        """Write the event of a token that was signed."""
+        async with self._database.transaction() as transaction:
+            await transaction.note(signed_event(token))
 
     async def revoke_token(self, token_id: str, tenant: str | None) -> bool:
         """Refuse tokens with a ``jti`` from now on, of one tenant or of all."""

@@ -15,6 +15,7 @@ from engine.operate.rows import JobRunSummary
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
 from storage.postgres.transactions import LOCAL_SETTINGS
+from storage.stores.audit import by_account
 
 _US: Final = "(extract(epoch FROM {}) * 1000000)::bigint"
 _HELD: Final = f"interval '{HELD_S} seconds'"
@@ -89,6 +90,8 @@ class PostgresJobs:
         async with self._database.transaction(LOCAL_SETTINGS) as transaction:
             killed = await transaction.query(_CLOSE_KILLED, values)
             begun = await transaction.query(_BEGIN, values)
+            if begun and due is None:
+                await transaction.note(by_account("job_run", job))
         if not begun:
             return None
         return Begun(job, begun[0][0], attempt, begun[0][1], killed=bool(killed))

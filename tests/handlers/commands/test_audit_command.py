@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
-from storage.stores.audit import process_account
+from compose.deployment import open_deployment
+from compose.signing import signed_for_device
+from engine.model.audit import EVENTS, SERVER_EVENTS, EventName
+from handlers.http.keys import key_set, signing_key
+from run import cli
+from storage.postgres.migrate import newest_migration, status
+from storage.stores.audit import append_now, process_account
+from tests.handlers.commands.test_wrong_database import leaves
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Serve
@@ -18,6 +27,52 @@ from tests.harness.ws_device import day, item
 
 __all__ = ["command"]
 
+#: The events of each command that changes something or gives data of records away.
+EVENTS_OF: dict[str, set[EventName]] = {
+    "serve": {"server_started", "settings_reloaded", "token_signed"},
+    "migrate": {"migration_applied", "migration_taken_back"},
+    "tenant add": {"tenant_added"},
+    "tenant remove": {"tenant_removed"},
+    "token": {"token_signed"},
+    "token revoke": {"token_revoked"},
+    "device revoke": {"device_revoked"},
+    "device restore": {"device_restored"},
+    "device simulate": {"token_signed"},
+    "policy set": {"policy_set"},
+    "policy unset": {"policy_unset"},
+    "epoch renew": {"epoch_renewed"},
+    "conflicts show": {"data_shown"},
+    "conflicts resolve": {"conflict_resolved"},
+    "quarantine show": {"data_shown"},
+    "quarantine retry": {"quarantine_retried", "data_shown"},
+    "quarantine drop": {"quarantine_dropped"},
+    "job uploads": {"job_run"},
+    "job cleanup": {"job_run"},
+    "job aggregate": {"job_run"},
+    "job warm": {"job_run"},
+    "job monitor": {"job_run"},
+    "export": {"data_exported"},
+}
+#: Commands that need no event, and why.
+NO_EVENT = {
+    "worker": "serve starts it, and has the event",
+    "nginx": "it prints a file of this checkout, and opens no database",
+    "settings": "it prints settings without secrets, and opens no database",
+    "completion": "it prints a file of this checkout, and opens no database",
+    "doctor": "it looks at the machine and the database, and prints no rows",
+    "bench": "it is a client with a server of its own, or with tokens of a server that it is given",
+    "tenant list": "names and counts of tenants",
+    "tenant usage": "counts of rows and bytes",
+    "device list": "names of devices and counts of syncs, no data of a record",
+    "device show": "as device list",
+    "policy list": "settings",
+    "conflicts list": "names of records, no data of one",
+    "quarantine list": "names of records and why they were rejected, no data of one",
+    "job list": "runs of jobs",
+    "monitor": "counts; the alerts that it sends are rows of a table of their own",
+    "analytics": "sums of counts, no data of a record",
+    "audit": "the log itself",
+}
 _REJECTED = "SELECT quarantine_id FROM quarantine ORDER BY record_id"
 ACCOUNT = process_account().name
 
@@ -31,6 +86,94 @@ async def entries(command: Run, *options: str) -> list[dict[str, Any]]:
 def what(found: list[dict[str, Any]]) -> list[tuple[str, str | None, str, dict[str, Any] | None]]:
     """What happened to which target."""
     return [(one["event"], one["tenant"], one["target"], one["details"]) for one in found]
+
+
+def test_audit_each_command_has_an_event_or_a_reason_for_none() -> None:
+    assert EVENTS_OF.keys() | NO_EVENT.keys() == set(leaves(cli)), "add the command to one of the two tables"
+    assert not EVENTS_OF.keys() & NO_EVENT.keys()
+    written = set.union(*EVENTS_OF.values())
+    assert EVENTS.keys() - {*SERVER_EVENTS, "tenant_key_rotated"} <= written <= EVENTS.keys()
+
+
+async def test_audit_tokens_signed_are_told_with_whom_they_are_for(command: Run, dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    secret = {"TIDEMARK__AUTH__SECRET": "s" * 40}
+    tokens = [
+        (await command("token", *more, **secret)).out.strip()
+        for more in (
+            ("--tenant", "acme", "--device", "phone", "--ttl-s", "60"),
+            ("--operator", "--user", "ann"),
+        )
+    ]
+    claims = [jwt.decode(token, options={"verify_signature": False}) for token in tokens]
+    found = (await entries(command))[1:]
+    assert [(one["event"], one["actor"], one["target"]) for one in found] == [
+        ("token_signed", ACCOUNT, one["jti"]) for one in claims
+    ]
+    device, operator = found
+    assert (device["tenant"], device["tenant_number"], operator["tenant"]) == ("acme", 1, None)
+    assert device["details"]["device_id"] == "phone"
+    assert datetime.fromisoformat(device["details"]["expires_at"]).timestamp() == claims[0]["exp"]
+    assert {name: operator["details"][name] for name in ("role", "user")} == {
+        "role": "operator",
+        "user": "ann",
+    }
+    assert not any(token in str(found) for token in tokens)
+
+
+async def test_audit_token_of_the_demo_is_told_when_it_is_printed(command: Run, dsn: str) -> None:
+    auth = open_deployment(None, {"auth": {"secret": "s" * 40}}).settings.auth
+    key = signing_key(key_set(auth, None))
+    signed = signed_for_device(key, auth, partial(append_now, dsn), "demo", "demo-device", 7)
+    (found,) = await entries(command)
+    assert (found["event"], found["tenant"], found["tenant_number"]) == ("token_signed", "demo", 7)
+    assert found["target"] == jwt.decode(signed, options={"verify_signature": False})["jti"]
+
+
+async def test_audit_migrations_are_told_in_their_own_transaction(command: Run, dsn: str) -> None:
+    newest = newest_migration()
+    await command("migrate")
+    execute(dsn, "ALTER TABLE audit_log ADD CONSTRAINT nothing CHECK (false) NOT VALID")
+    assert (await command("migrate", "--down", "--yes")).status == 1
+    assert status(dsn)[-1].applied_at is not None
+    execute(dsn, "ALTER TABLE audit_log DROP CONSTRAINT nothing")
+    await command("migrate", "--down", "--yes")
+    await command("migrate")
+    assert what(await entries(command)) == [
+        ("migration_taken_back", None, newest, None),
+        ("migration_applied", None, newest, None),
+    ]
+
+
+async def test_audit_jobs_run_by_hand_are_told(command: Run, tmp_path: Path) -> None:
+    await command("job", "cleanup", "--data-dir", str(tmp_path))
+    await command("job", "warm")
+    await command("job", "list")
+    assert [(one["event"], one["target"]) for one in await entries(command)] == [
+        *(("job_run", "uploads"), ("job_run", "cleanup"), ("job_run", "warm"))
+    ]
+
+
+async def test_audit_data_that_are_shown_are_told(command: Run, serve: Serve) -> None:
+    server = await serve(domains={"note": {"policy": "manual", "required": ["n"]}})
+    phone, tablet = await server.device("phone"), await server.device("tablet")
+    await tablet.push(item("put", "note", "n1", data={"n": 1}, at=day(1)))
+    held, _ = await phone.push(
+        item("put", "note", "n1", data={"n": 2}, at=day(2), base=9),
+        item("put", "note", "n2", data={"m": 1}, at=day(1)),
+    )
+    ((rejected,),) = rows(server.dsn, _REJECTED)
+    for arguments in (
+        ("conflicts", "list"),
+        ("quarantine", "list"),
+        ("conflicts", "show", held["conflict_id"]),
+        ("quarantine", "show", str(rejected), "--json"),
+    ):
+        assert (await command(*arguments)).status == 0
+    assert what(await entries(command)) == [
+        ("data_shown", "acme", held["conflict_id"], {"domain": "note", "record_id": "n1"}),
+        ("data_shown", "acme", str(rejected), {"domain": "note", "record_id": "n2"}),
+    ]
 
 
 async def test_audit_tenants_added_and_removed_are_told_with_their_actor(command: Run) -> None:
@@ -168,6 +311,7 @@ def _contents(dsn: str) -> list[object]:
         ("conflicts", "resolve", "CONFLICT", "--choice", "client"),
         ("quarantine", "retry", "ITEM", "--data", "DATA"),
         ("quarantine", "drop", "ITEM", "--yes"),
+        ("job", "warm"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
@@ -198,6 +342,8 @@ async def test_audit_change_of_which_no_event_can_be_written_is_not_made(
     ended = await command(*(known.get(word, word) for word in arguments), **domain)
     assert ended.status == 0
     assert _contents(server.dsn) != before
+    ((event,),) = rows(server.dsn, "SELECT event FROM audit_log ORDER BY audit_id DESC LIMIT 1")
+    assert event in EVENTS_OF[" ".join(arguments[:2])]
 
 
 async def test_audit_options_choose_the_events(command: Run, dsn: str) -> None:

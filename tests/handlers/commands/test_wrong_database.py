@@ -205,8 +205,13 @@ async def test_token_database_cannot_be_asked_signed_and_said(
     away = {"TIDEMARK__POSTGRES__DSN": dsn_in_force, "TIDEMARK__DATA__DIR": str(tmp_path / "no")}
     ended = await command("token", "--tenant", "acme", "--device", "phone", **away, **SECRET)
     assert token(ended)
-    assert ended.err.startswith("signed without a look whether there is a tenant acme: ")
+    assert ended.err.startswith(
+        "signed without a look whether there is a tenant acme, and without an event in "
+    )
     assert "hush" not in ended.err
+    ended = await command("token", "--operator", "--user", "ann", **away, **SECRET)
+    assert token(ended)
+    assert ended.err.startswith("signed without an event in the audit log: ")
 
 
 async def test_token_schema_missing_signed_and_said(command: RunHere, empty_dsn: str) -> None:

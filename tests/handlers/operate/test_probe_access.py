@@ -129,5 +129,5 @@ def test_demo_token_command_names_the_python_that_serves(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("sys.argv", ["./run.py", "serve"])
-    open_deployment(None, {"data": {"dir": str(tmp_path)}})._announce(1, 8080)
+    open_deployment(None, {"data": {"dir": str(tmp_path)}})._announce("", 1, 8080)
     assert f": {sys.executable} ./run.py token --tenant demo " in capsys.readouterr().err

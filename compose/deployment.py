@@ -55,7 +55,7 @@ from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis
 from storage.postgres.commands import command_database
 from storage.postgres.display_names import HIDDEN, database_name, dsn_without_secrets, url_without_secrets
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
-from storage.postgres.partitions import maintain
+from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.pool import Database
 from storage.stores.audit import PostgresAudit, append_now, process_account
 from storage.stores.devices import PostgresDevices

@@ -23,7 +23,7 @@ from engine.runtime.schedule import Schedule
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from engine.uploads.cleanup_job import RATIO, CleanupJob
-from storage.postgres.partitions import maintain
+from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.pool import Database
 from storage.stores.audit import PostgresAudit
 from storage.stores.jobs.retention import PostgresRetention

@@ -54,7 +54,8 @@ _SOURCE: Final = "127.0.0.2"
 #: Makes partitions up to so many days ahead once it is told to, as the daily job does.
 _CUT: Final = (
     "import sys; from datetime import datetime as d, timezone as z;"
-    "from storage.postgres.partitions import ensure_partitions; print(flush=True); sys.stdin.readline();"
+    "from storage.postgres.partitions.maintenance import ensure_partitions; print(flush=True);"
+    "sys.stdin.readline();"
     "ensure_partitions(sys.argv[1], d.now(z.utc).date(), int(sys.argv[2]))"
 )
 #: Days that a server gives partitions when it starts.

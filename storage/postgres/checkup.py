@@ -12,7 +12,7 @@ from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
 from storage.postgres.display_names import database_name
 from storage.postgres.migrate import status
-from storage.postgres.partitions import days_ahead
+from storage.postgres.partitions.maintenance import days_ahead
 from storage.postgres.readiness import unfit
 from storage.postgres.remedies import DatabaseFaultError
 from storage.postgres.rights import rights_finding, tenant_findings

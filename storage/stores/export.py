@@ -10,7 +10,7 @@ from engine.operate.export import Row, compact, instant
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from storage.postgres import driver
-from storage.postgres.partition_bounds import event_days
+from storage.postgres.partitions.bounds import event_days
 from storage.postgres.pool import Database
 from storage.stores.audit import by_account
 from storage.stores.tenant_rows import tenant_id_of
@@ -31,8 +31,8 @@ _OF_PAGE: Final = (
     "WHERE tenant_id = %(tenant)s AND domain = %(domain)s AND (id, sent_at_us) > (%(after)s, %(sent)s)"
     " AND sent_at_us >= %(from)s AND sent_at_us < %(to)s"
 )
-#: Events of ``events_later`` come once, whether it is detached now (storage/postgres/partitions.py) or
-# not.
+#: Events of ``events_later`` come once, whether it is detached now or not
+#: (storage/postgres/partitions/maintenance.py).
 _EVENTS: Final = (
     "SELECT DISTINCT ON (id, sent_at_us) id, sent_at_us, at_us,"
     " (extract(epoch FROM received_at) * 1000000)::bigint, device_id, data::text"

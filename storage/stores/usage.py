@@ -16,7 +16,7 @@ from engine.operate.ports import NoTenantError
 from engine.operate.rows import TenantUsageSummary
 from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
-from storage.postgres.daily_usage import DROPPING, add
+from storage.postgres.partitions.daily_usage import DROPPING, add
 from storage.postgres.pool import Database
 
 if TYPE_CHECKING:

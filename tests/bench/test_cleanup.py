@@ -10,7 +10,7 @@ from bench.harness.stage import add_tenants
 from bench.tools.cleanup import _EVENTS_D, _KINDS, _TENANTS, _attach, _fill
 from engine.cluster.jobs import Counts
 from engine.operate.retention import KeptFor, Retention
-from storage.postgres.partitions import maintain
+from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.pool import Database
 from storage.stores.jobs.retention import PostgresRetention
 from tests.harness.services import rows

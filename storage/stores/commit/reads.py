@@ -87,13 +87,13 @@ _EVENTS: Final = (
     " AND sent_at_us >= %(events_from)s::bigint AND sent_at_us <= %(events_to)s::bigint{0} LIMIT 1) AS f"
 )
 #: For a batch with an event that is dated days ahead: ``events_later`` may be detached for a while
-#: (storage/postgres/partitions.py). Reading it, too, costs 3 µs an event.
+#: (storage/postgres/partitions/maintenance.py). Reading it, too, costs 3 µs an event.
 _EVENTS_AHEAD: Final = _EVENTS.format(
     " UNION ALL SELECT * FROM events_later"
     " WHERE tenant_id = w.t AND domain = w.d AND id = w.i AND sent_at_us = w.s"
 )
 #: An event is days ahead from one day on: what is detached is more than a week ahead
-#: (storage/postgres/partitions.py), so the clock of this host may be wrong by days.
+#: (storage/postgres/partitions/maintenance.py), so the clock of this host may be wrong by days.
 _AHEAD_US: Final = 86_400_000_000
 #: Only one index has this order, which makes PostgreSQL use it. While the table is empty, the indexes by time
 #: look as good, and would read all rows of a tenant. ORDER BY a column that is compared with = has no effect,

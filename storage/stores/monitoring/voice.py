@@ -29,7 +29,7 @@ _OF_HOUR: Final = (
     " %(after_id)s, %(after_sent)s)"
 )
 _COLUMNS: Final = "id, sent_at_us, received_at, at_us, device_id, data::text"
-#: ``events_later`` may be detached for a while (storage/postgres/partitions.py).
+#: ``events_later`` may be detached for a while (storage/postgres/partitions/maintenance.py).
 _EVENTS: Final = (
     "SELECT DISTINCT ON (received_at, id, sent_at_us) id, sent_at_us,"
     " (extract(epoch FROM received_at) * 1000000)::bigint, at_us, device_id, data"

@@ -22,7 +22,7 @@ from engine.runtime.settings import S3
 from handlers.commands.deployment import DeploymentError
 from storage.bus.checkup import bus_findings
 from storage.embedded.servers import Services
-from storage.postgres.partitions import maintain
+from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.readiness import unfit
 from tests.handlers.commands.test_commands import Ended as EndedProcess
 from tests.harness.admin import add_tenants

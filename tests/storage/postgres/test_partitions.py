@@ -12,8 +12,8 @@ import pytest
 
 from engine.model.rows import EventKey, ReadSet
 from engine.runtime.ports import StoreRetryError
-from storage.postgres import partitions
-from storage.postgres.partitions import drop_expired, ensure_partitions, maintain
+from storage.postgres.partitions import maintenance
+from storage.postgres.partitions.maintenance import drop_expired, ensure_partitions, maintain
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from tests.harness.services import execute, rows
@@ -88,8 +88,8 @@ def test_ensure_partitions_days_without_a_run_share_one(dsn: str, today: date) -
 @pytest.fixture
 def many(dsn: str, today: date, monkeypatch: pytest.MonkeyPatch) -> list[EventKey]:
     """Events of the next days and of years ahead, which are many."""
-    monkeypatch.setattr(partitions, "_FEW_ROWS", 10)
-    monkeypatch.setattr(partitions, "_MOVED_BLOCKS", 1)
+    monkeypatch.setattr(maintenance, "_FEW_ROWS", 10)
+    monkeypatch.setattr(maintenance, "_MOVED_BLOCKS", 1)
     ensure_partitions(dsn, today, 7)
     ahead = [8 + n % 9 if n % 2 else 1000 + n for n in range(300)]
     keys = [EventKey(1, "metrics", str(n), _us_of_day(today + days * _DAY)) for n, days in enumerate(ahead)]
@@ -139,8 +139,8 @@ async def test_ensure_partitions_many_rows_ahead_move_in_small_transactions(
                 row = f"(1, 'metrics', '{key.id}', {key.sent_at_us}, 0, 'phone', '{{}}')"
                 execute(dsn, f"INSERT INTO events VALUES {row}")
 
-    move_rows_really = partitions._move_rows
-    monkeypatch.setattr(partitions, "_move_rows", move)
+    move_rows_really = maintenance._move_rows
+    monkeypatch.setattr(maintenance, "_move_rows", move)
     made = await asyncio.to_thread(ensure_partitions, dsn, today, 12)
     assert [name for name in made if name.startswith("events")] == [
         f"events_{today + n * _DAY:%Y%m%d}" for n in range(8, 13)
@@ -163,7 +163,7 @@ async def test_ensure_partitions_killed_cut_is_finished_by_the_next_run(
 
     for step in ("_move_rows", "_add_bound", "_reattach_later"):
         with monkeypatch.context() as patched:
-            patched.setattr(partitions, step, killed)
+            patched.setattr(maintenance, step, killed)
             with pytest.raises(KilledError):
                 ensure_partitions(dsn, today, 12)
         assert await _found(dsn, many) == set(many)
@@ -176,7 +176,7 @@ async def test_ensure_partitions_killed_cut_is_finished_by_the_next_run(
 async def test_ensure_partitions_partition_with_current_days_is_not_set_apart(
     dsn: str, today: date, many: list[EventKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "_detach_later", None)
+    monkeypatch.setattr(maintenance, "_detach_later", None)
     ensure_partitions(dsn, today + 2 * _DAY, 8)
     _once_each(dsn, many, today, 10)
     assert await _found(dsn, many) == set(many)
@@ -196,8 +196,8 @@ def test_ensure_partitions_bound_is_validated_before_attaching(
         seen.extend(notice for notice in cursor.connection.notices if "implied by existing" in notice)
         return []
 
-    reattach_really = partitions._reattach_later
-    monkeypatch.setattr(partitions, "_reattach_later", reattach)
+    reattach_really = maintenance._reattach_later
+    monkeypatch.setattr(maintenance, "_reattach_later", reattach)
     ensure_partitions(dsn, today, 12)
     assert seen[0] == (True,)
     assert any("events_later" in str(notice) for notice in seen[1:]), seen
@@ -247,7 +247,7 @@ def test_maintain_goes_by_the_databases_clock(dsn: str) -> None:
 def test_ensure_partitions_busy_table_is_left_for_later(
     dsn: str, today: date, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.postgres.partitions._LOCK_TIMEOUT_MS", 1)
+    monkeypatch.setattr("storage.postgres.partitions.maintenance._LOCK_TIMEOUT_MS", 1)
     reader = psycopg2.connect(dsn)
     try:
         reader.cursor().execute("SELECT FROM events")

@@ -17,7 +17,7 @@ from aiohttp import WSMsgType
 from engine.model.rows import ReadSet, Record, WriteSet
 from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.embedded.servers import Services
-from storage.postgres.partitions import ensure_partitions
+from storage.postgres.partitions.maintenance import ensure_partitions
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from tests.harness.in_process_server import Running, Serve

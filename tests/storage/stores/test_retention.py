@@ -12,7 +12,7 @@ from engine.operate import retention
 from engine.operate.retention import KeptFor, Retention
 from engine.runtime.settings import SettingsError
 from storage.postgres.blocking import connected
-from storage.postgres.partitions import drop_events, ensure_partitions, maintain
+from storage.postgres.partitions.maintenance import drop_events, ensure_partitions, maintain
 from storage.postgres.pool import Database
 from storage.stores.jobs.retention import _CONFLICTS, _QUARANTINED, _SETTINGS, PostgresRetention
 from storage.stores.usage import recount

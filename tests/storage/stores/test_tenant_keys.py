@@ -32,9 +32,9 @@ REFERENCE = {
 
 #: Statements that go over all tenants on purpose, by a part of their text, and why that does no harm.
 OVER_ALL = {
-    ("partitions.py", "INSERT INTO § SELECT * FROM moved"): "days are cut for all tenants at once",
-    ("partitions.py", "INSERT INTO events SELECT * FROM moved"): "and what they held is moved",
-    ("partitions.py", "INSERT INTO events SELECT * FROM events_interim"): "and what came meanwhile",
+    ("maintenance.py", "INSERT INTO § SELECT * FROM moved"): "days are cut for all tenants at once",
+    ("maintenance.py", "INSERT INTO events SELECT * FROM moved"): "and what they held is moved",
+    ("maintenance.py", "INSERT INTO events SELECT * FROM events_interim"): "and what came meanwhile",
     ("usage.py", "FROM tenant_counters WHERE future_event_rows <> 0"): "few tenants have any",
     (
         "usage.py",
@@ -53,7 +53,7 @@ OVER_ALL = {
     ("upload_cleanup.py", "DELETE FROM upload_session AS u USING old"): "what ended is forgotten alike",
     ("retention.py", "UPDATE records AS r SET last_data = NULL"): "and their last data",
     ("retention.py", "FOR UPDATE SKIP LOCKED), gone AS (DELETE"): "what is kept no longer goes alike",
-    ("partitions.py", "gone AS (DELETE FROM events_earlier AS e USING old"): "and late events",
+    ("maintenance.py", "gone AS (DELETE FROM events_earlier AS e USING old"): "and late events",
     ("upload_cleanup.py", "JOIN tenants AS t ON t.tenant_id = u.tenant_id"): "an operator sees all tenants",
     ("minutes.py", "FROM sync_minutes WHERE late"): "few minutes of any tenant come late",
     ("aggregation.py", "FROM sync_minutes WHERE late"): "few minutes of any tenant come late",

@@ -10,7 +10,7 @@ import pytest
 
 from engine.model.rows import TenantUsage
 from engine.plan.bounds.tenant_usage import NAMES
-from storage.postgres.partitions import drop_expired, ensure_partitions
+from storage.postgres.partitions.maintenance import drop_expired, ensure_partitions
 from storage.stores.usage import recount
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.services import execute, rows

@@ -22,8 +22,7 @@ from psycopg2.errors import LockNotAvailable
 
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
-from storage.postgres.daily_usage import Daily, counted, dropping, subtract
-from storage.postgres.partition_bounds import (
+from storage.postgres.partitions.bounds import (
     DAY,
     DETACHED,
     EVENTS,
@@ -35,6 +34,7 @@ from storage.postgres.partition_bounds import (
     read_partitions,
     spans_between,
 )
+from storage.postgres.partitions.daily_usage import Daily, counted, dropping, subtract
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so

@@ -214,7 +214,7 @@ class Server:
                 devices=self._devices,
                 minutes=minutes,
                 telemetry=TelemetryIntake(
-                    PostgresTelemetry(reads, lambda: clock.now_us() // UNITS_US["day"])
+                    PostgresTelemetry(reads, lambda: clock.now_us() // UNITS_US["day"]), clock
                 ),
                 revocations=self._revocations,
                 conflicts=PostgresConflicts(reads),

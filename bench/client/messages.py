@@ -19,6 +19,7 @@ from engine.wire.messages import (
     PoliciesChanged,
     Resolved,
     Status,
+    TelemetryAck,
     Unsubscribed,
     Welcome,
     Winner,
@@ -111,7 +112,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     retry_after_ms: int = 0
 
 
-_Answer = Synced | Changes | HeartbeatAck | ConflictList | Resolved | Unsubscribed | Failed
+_Answer = Synced | Changes | HeartbeatAck | ConflictList | Resolved | Unsubscribed | TelemetryAck | Failed
 Heard = Welcome | PoliciesChanged | Goodbye | _Answer
 
 

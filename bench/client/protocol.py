@@ -21,6 +21,8 @@ from engine.wire.timestamps import to_text
 BATCH_ITEMS: Final = 100
 BATCH_BYTES: Final = 64 * 1024
 _RETRY_MS: Final = 1000
+#: How often to look for an hour of telemetry that is over.
+_LOOK_S: Final = 60.0
 #: The clock was set if it went by so much more or less than time did.
 _CLOCK_SET_US: Final = 1_000_000
 
@@ -41,6 +43,7 @@ class Pushing(NamedTuple):
     key: str
     items: int
     last: int
+    sent_s: float
 
 
 class DeviceProtocol:
@@ -70,6 +73,9 @@ class DeviceProtocol:
         self._bucket: TokenBucket | None = None
         self._server_time = ""
         self._clock_ahead_us = 0
+        #: The hour of telemetry under way, and from when on another one may be looked for.
+        self._telling: str | None = None
+        self._tell_from_s = 0.0
         self.welcome: Welcome | None = None
         self.policies: dict[str, str] = {}
         self.goodbye: Goodbye | None = None
@@ -116,7 +122,12 @@ class DeviceProtocol:
         """Go on with what waits, unless the server asked for a pause or said that it takes in no more."""
         if self.welcome is None or self.goodbye is not None or self._paused_until_s > self._monotonic_s():
             return []
-        return [*self._clock_set(), *([self._catch_up()] if self._feed is None else []), *self._push()]
+        return [
+            *self._clock_set(),
+            *([self._catch_up()] if self._feed is None else []),
+            *self._push(),
+            *self._tell(),
+        ]
 
     def _push(self) -> list[bytes]:
         return self._push_next()
@@ -133,7 +144,9 @@ class DeviceProtocol:
             self._pause(wait_ms)
             return []
         request_id = self._next_id()
-        self._pushing = Pushing(request_id, message.key, len(message.items), message.last)
+        self._pushing = Pushing(
+            request_id, message.key, len(message.items), message.last, self._monotonic_s()
+        )
         return [messages.sync(request_id, message.key, message.items)]
 
     def ask(self, kind: str, on_answer: OnAnswer, **fields: Any) -> bytes:
@@ -150,6 +163,25 @@ class DeviceProtocol:
     def _alive(self, heard: Heard) -> None:
         if isinstance(heard, HeartbeatAck):
             self._server_time = heard.server_time
+
+    def _tell(self) -> list[bytes]:
+        """Send an hour of telemetry: one at a time, and after all else."""
+        now_s = self._monotonic_s()
+        if self._telling is not None or now_s < self._tell_from_s or not self.live or self._store.waiting:
+            return []
+        told = self._store.telemetry(self._clock_us())
+        if told is None:
+            self._tell_from_s = now_s + _LOOK_S
+            return []
+        self._telling = told.key
+        return [self.ask("telemetry", self._told, **told._asdict())]
+
+    def _told(self, heard: Heard) -> None:
+        key, self._telling = self._telling, None
+        if isinstance(heard, Failed) and heard.retryable:
+            self._tell_from_s = self._monotonic_s() + (heard.retry_after_ms or _RETRY_MS) / 1000
+        elif key is not None:
+            self._store.forget_telemetry(key)
 
     def _next_id(self) -> str:
         return str(next(self._numbers))
@@ -186,7 +218,8 @@ class DeviceProtocol:
     def _synced(self, answer: Synced) -> list[bytes]:
         if self._pushing is None or self._pushing.request_id != answer.id:
             return []
-        settled, set_back = self._store.settle(self._pushing.key, answer.results)
+        took_us = round((self._monotonic_s() - self._pushing.sent_s) * 1_000_000)
+        settled, set_back = self._store.settle(self._pushing.key, answer.results, self._clock_us(), took_us)
         self._pushing = None
         self._max_items = min(BATCH_ITEMS, self._max_items * 2)
         self.answered = True

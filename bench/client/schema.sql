@@ -55,6 +55,17 @@ CREATE TABLE IF NOT EXISTS rejected (
     message TEXT NOT NULL
 );
 
+-- What the device counted itself, by the hour of its clock. A counter has the bucket -1. key names the message that an
+-- hour was first sent in, and is empty before.
+CREATE TABLE IF NOT EXISTS telemetry (
+    hour INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    name TEXT NOT NULL,
+    bucket INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (hour, key, name, bucket)
+) WITHOUT ROWID;
+
 -- Earlier versions kept them without a count; the server's list brings them back.
 DROP TABLE IF EXISTS conflicts;
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from bench.client import messages
+from bench.client import messages, telemetry
 from bench.client.edits import (
     Held,
     Message,
@@ -144,6 +144,7 @@ class Store:
                 "INSERT INTO outbox (domain, record_id, base, at_us, item) VALUES (?, ?, ?, ?, ?)",
                 (domain, record_id, base, at_us, item),
             ).lastrowid
+            telemetry.count(run, clock_us, "edits")
         assert number is not None
         return number
 
@@ -231,9 +232,12 @@ class Store:
         ).fetchall()
         return Message(found[0][0], found[-1][1], [item for *_, item in found]) if found else None
 
-    def settle(self, key: str, results: Sequence[Result]) -> tuple[list[Settled], bool]:
+    def settle(
+        self, key: str, results: Sequence[Result], clock_us: int = 0, took_us: int = 0
+    ) -> tuple[list[Settled], bool]:
         """Store the answer to a message and delete the message, in one transaction.
 
+        How long it ``took_us`` is counted in the hour of ``clock_us``, if that is given.
         Gives each edit with its result, and whether the cursor was set back to before the message, because
         an outcome came without its data: it is to be pulled from there.
         """
@@ -251,7 +255,19 @@ class Store:
                 )
             run("DELETE FROM message WHERE key = ?", (key,))
             run("DELETE FROM outbox WHERE key = ?", (key,))
+            if clock_us:
+                telemetry.count(run, clock_us, "sync_round_trip", took_us)
         return settled, not all(told)
+
+    def telemetry(self, clock_us: int) -> telemetry.Told | None:
+        """Return the oldest hour of telemetry that is over and not stored, None if there is none."""
+        with self._transaction() as run:
+            return telemetry.next_hour(run, clock_us)
+
+    def forget_telemetry(self, key: str) -> None:
+        """Delete an hour of telemetry that the server has stored, or never takes."""
+        with self._transaction() as run:
+            run("DELETE FROM telemetry WHERE key = ?", (key,))
 
     def _take(self, settled: Settled) -> bool:
         """Store one result. Returns False if it does not tell the outcome."""

@@ -22,14 +22,14 @@ from bench.harness.load_run import Run, Target, run_tasks
 from bench.harness.product import HERE, variables
 from bench.harness.stage import add_tenants
 from bench.load.workload import data_of
-from bench.report.statistics import latency_of
+from bench.report.statistics import Latency, latency_of
 from bench.report.text import table
 from storage.postgres.blocking import connected
 from storage.stores.usage import recount
 
-_TENANTS: Final = [f"bench-{number}" for number in range(8)]
-_CONNECTIONS: Final = 100
-_WARMUP_S: Final = 3.0
+TENANTS: Final = [f"bench-{number}" for number in range(8)]
+CONNECTIONS: Final = 100
+WARMUP_S: Final = 3.0
 _DAY_US: Final = 86_400_000_000
 #: A day that ended 44 days ago begins at this time, and so many microseconds after 1970.
 _OLD: Final = "((current_date - 45)::timestamp AT TIME ZONE 'UTC')"
@@ -90,7 +90,7 @@ def _fill(dsn: str, kind: _Kind, rows: int) -> None:
     with connected(dsn) as connection, connection.cursor() as cursor:
         if kind.attach:
             cursor.execute(f"CREATE TABLE {table} (LIKE {kind.table} INCLUDING ALL)")
-        values = {"each": rows // len(_TENANTS), "data": data_of(0, 0).decode()}
+        values = {"each": rows // len(TENANTS), "data": data_of(0, 0).decode()}
         cursor.execute(f"{insert} generate_series(1, %(each)s) AS n", values)
         cursor.execute(f"VACUUM (ANALYZE) {table}")
         cursor.execute("CHECKPOINT")
@@ -117,32 +117,32 @@ def _ran(dsn: str, kind: _Kind) -> tuple[float, float]:
     return ran[0]
 
 
-def _p95_ms(run: Run, began_s: float, ended_s: float) -> tuple[float, float]:
-    """Return the percentile of syncs that were due outside of a time, and of those within it."""
+def latencies(run: Run, began_s: float, ended_s: float) -> tuple[Latency, Latency]:
+    """Return the latency of syncs that were due outside of a time, and of those within it."""
     begin_us, end_us = ((at_s - run.began_s) * 1e6 for at_s in (began_s, ended_s))
     due = zip(run.outcome.due_us, run.outcome.done_us, run.codes, strict=True)
     found: dict[bool, list[int]] = {False: [], True: []}
     for due_us, done_us, code in due:
-        if code == "synced" and due_us >= _WARMUP_S * 1e6:
+        if code == "synced" and due_us >= WARMUP_S * 1e6:
             found[begin_us <= due_us < end_us].append(done_us - due_us)
-    return latency_of(found[False]).p95_ms, latency_of(found[True]).p95_ms
+    return latency_of(found[False]), latency_of(found[True])
 
 
 async def _measure(
     name: str, rows: int, per_s: float, duration_s: float, environment: Environment
 ) -> list[str]:
     kind, dsn, secret = _KINDS[name], environment.database(name), secrets.token_urlsafe(48)
-    add_tenants(dsn, _TENANTS)
+    add_tenants(dsn, TENANTS)
     _fill(dsn, kind, rows)
     chosen = {"TIDEMARK__RETENTION__EVENTS_D": str(_EVENTS_D)}
     async with HERE.server({**variables(environment, dsn, secret, None), **chosen}) as server:
         _attach(dsn, kind)
-        target = Target(port=server.port, secret=secret, tenants=_TENANTS)
-        run = await run_tasks(name, target, "open", _CONNECTIONS, duration_s, per_s=per_s, warmup_s=_WARMUP_S)
+        target = Target(port=server.port, secret=secret, tenants=TENANTS)
+        run = await run_tasks(name, target, "open", CONNECTIONS, duration_s, per_s=per_s, warmup_s=WARMUP_S)
         began_s, ended_s = _ran(dsn, kind)
-    alone_ms, beside_ms = _p95_ms(run, *(at_s - time.time() + perf_counter() for at_s in (began_s, ended_s)))
+    alone, beside = latencies(run, *(at_s - time.time() + perf_counter() for at_s in (began_s, ended_s)))
     took_s = ended_s - began_s
-    figures = (took_s, alone_ms, beside_ms, beside_ms / alone_ms, os.getloadavg()[0])
+    figures = (took_s, alone.p95_ms, beside.p95_ms, beside.p95_ms / alone.p95_ms, os.getloadavg()[0])
     return [name, f"{rows:,}", f"{rows / took_s:,.0f}", *(f"{figure:.2f}" for figure in figures)]
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from engine.cache.ports import TelemetryOutcome, TelemetryStore
 from engine.model.telemetry import MAX_DEVICE_NAMES, MAX_PARTS, MAX_TENANT_NAMES, TelemetryRow
 from engine.runtime.batching import Batcher
 from engine.runtime.metrics import Metric, Value, gauge
-from engine.runtime.rate_limit import retry_soon_ms
+from engine.runtime.ports import Clock
+from engine.runtime.rate_limit import retry_later_ms
 from engine.wire.errors import SyncError
 
 #: Messages of one statement: to write its values takes the event loop a millisecond or two.
 _BATCH: Final = 50
-#: Messages that wait in one process. They take some KB each, and half a second to store.
-_MOST_WAITING: Final = 2000
+#: Nobody waits for telemetry, and all devices bring theirs when a weekend is over. So a process stores 500
+#: messages a second at most, and rests for thrice the time that a batch took.
+_REST_S: Final = 0.1
+_REST_FACTOR: Final = 3.0
+#: Messages that wait in one process. They take some KB each, and eight seconds to store.
+_MOST_WAITING: Final = 4000
 
 _REFUSED: Final[dict[TelemetryOutcome, tuple[str, str]]] = {
     "reused": ("idempotency_key_reused", "key: it was used for other telemetry of this hour"),
@@ -35,8 +41,11 @@ class TelemetryIntake:
         waiting: Messages that are not stored yet.
     """
 
-    def __init__(self, store: TelemetryStore) -> None:
-        self._batches = Batcher(store.put, _BATCH)
+    def __init__(self, store: TelemetryStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._rests_until_s = 0.0
+        self._batches = Batcher(self._put, _BATCH)
         self._outcomes: dict[str, int] = dict.fromkeys(("stored", "replayed", *_REFUSED, "overloaded"), 0)
         self.waiting = 0
 
@@ -52,7 +61,7 @@ class TelemetryIntake:
         """
         if self.waiting >= _MOST_WAITING:
             self._outcomes["overloaded"] += 1
-            raise SyncError("overloaded", "too much telemetry waits", retry_after_ms=retry_soon_ms())
+            raise SyncError("overloaded", "too much telemetry waits", retry_after_ms=retry_later_ms())
         self.waiting += 1
         try:
             outcome = await self._batches.submit(row)
@@ -62,6 +71,16 @@ class TelemetryIntake:
         if outcome in _REFUSED:
             raise SyncError(*_REFUSED[outcome])
         return outcome == "replayed"
+
+    async def _put(self, rows: Sequence[TelemetryRow]) -> list[TelemetryOutcome]:
+        clock_s = self._clock.monotonic_s
+        await asyncio.sleep(self._rests_until_s - clock_s())
+        began_s = clock_s()
+        try:
+            return await self._store.put(rows)
+        finally:
+            ended_s = clock_s()
+            self._rests_until_s = ended_s + max(_REST_S, _REST_FACTOR * (ended_s - began_s))
 
     async def run(self) -> None:
         """Store what comes, until cancelled."""

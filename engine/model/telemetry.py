@@ -34,9 +34,14 @@ MAX_AGE_US: Final = 7 * 24 * HOUR_US
 #: A clock may be so far ahead.
 MAX_AHEAD_US: Final = HOUR_US
 #: Every integer up to this is exact as a double.
-_MOST: Final = 2**53
+_MOST_VALUE: Final = 2**53
+_MOST_COUNT: Final = 2**31 - 1
 _BUCKETS: Final = len(DURATION_BOUNDS_US) + 1
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
+
+
+#: What makes a message the same: tenant, hour, device and key.
+Identity = tuple[int, int, str, str]
 
 
 class TelemetryRow(NamedTuple):
@@ -58,8 +63,8 @@ class TelemetryRow(NamedTuple):
     counts: tuple[int, ...]
 
     @property
-    def identity(self) -> tuple[int, int, str, str]:
-        """What makes it the same message: tenant, hour, device and key."""
+    def identity(self) -> Identity:
+        """What makes it the same message."""
         return self.tenant_id, self.hour, self.device_id, self.key_hash
 
 
@@ -87,7 +92,7 @@ def telemetry_row(
     counters = _decoded("counters", message.counters, codec.counters, MAX_COUNTERS)
     histograms = _decoded("histograms", message.histograms, codec.histograms, MAX_HISTOGRAMS)
     names = sorted(counters)
-    values = tuple(_whole(f"counters.{name}", counters[name], _MOST) for name in names)
+    values = tuple(_whole(f"counters.{name}", counters[name], _MOST_VALUE) for name in names)
     shown = sorted(histograms)
     pairs = [
         (place, bucket, count)
@@ -140,9 +145,9 @@ def _filled(name: str, pairs: list[tuple[float, float]]) -> dict[int, int]:
     field = f"histograms.{name}"
     for told_bucket, told_count in pairs:
         bucket = _whole(field, told_bucket, _BUCKETS - 1)
-        count = filled.get(bucket, 0) + _whole(field, told_count, _MOST)
+        count = filled.get(bucket, 0) + _whole(field, told_count, _MOST_COUNT)
         if count:
-            filled[bucket] = _whole(field, count, _MOST)
+            filled[bucket] = _whole(field, count, _MOST_COUNT)
     return filled
 
 

@@ -25,6 +25,6 @@ CREATE TABLE device_telemetry (
     histogram_names smallint[] NOT NULL,
     histogram_places smallint[] NOT NULL,
     histogram_buckets smallint[] NOT NULL,
-    histogram_counts bigint[] NOT NULL,
+    histogram_counts integer[] NOT NULL,
     PRIMARY KEY (tenant_id, hour_start, device_id, part)
 );

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bench.harness.stage import add_tenants
-from bench.tools.cleanup import _EVENTS_D, _KINDS, _TENANTS, _attach, _fill
+from bench.tools.cleanup import _EVENTS_D, _KINDS, TENANTS, _attach, _fill
 from engine.cluster.jobs import Counts
 from engine.operate.retention import KeptFor, Retention
 from storage.postgres.partitions.maintenance import maintain
@@ -26,7 +26,7 @@ async def _cleaned(dsn: str) -> Counts:
 
 @pytest.mark.parametrize("name", _KINDS)
 def test_cleanup_tool_rows_are_past_their_time(dsn: str, name: str) -> None:
-    add_tenants(dsn, _TENANTS)
+    add_tenants(dsn, TENANTS)
     _fill(dsn, _KINDS[name], 80)
     _attach(dsn, _KINDS[name])
     count = f"SELECT count(*)::int FROM {_KINDS[name].table}"

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from bench.client.device import Backoff, remedy
 from bench.client.protocol import DeviceProtocol, ProtocolError
 from bench.client.store import Store
+from bench.client.telemetry import count
+from engine.model.minutes import DURATION_BOUNDS_US
 from tests.harness.ws_device import Json
 
 LIMITS = {"frame_bytes": 1 << 20, "items": 500, "record_bytes": 262144, "messages_per_minute": 6000}
@@ -307,3 +309,64 @@ def test_backoff_wait_is_the_servers_plus_a_random_part_of_a_growing_bound(
     backoff.worked()
     draws = iter([0.5])
     assert backoff.failed() == 0.25
+
+
+def test_protocol_telemetry_of_an_hour_is_the_same_until_it_is_acknowledged(played: Played) -> None:
+    played.greet()
+    played.page()
+    played.page()
+    played.store.edit("task", "a", "put", {}, played._clock_us())
+    played.heard(played.protocol.wake())
+    played.now_s += 0.5
+    assert kinds(played.synced(applied())) == [], "the hour is not over"
+    played.now_s += 3600
+    [told] = played.heard(played.protocol.wake())
+    assert (told["type"], told["hour"], told["counters"]) == (
+        "telemetry",
+        "1970-01-01T00:00:00Z",
+        {"edits": 1},
+    )
+    [[bucket, count]] = told["histograms"]["sync_round_trip"]
+    assert count == 1
+    assert DURATION_BOUNDS_US[bucket - 1] < 500_000 <= DURATION_BOUNDS_US[bucket]
+    assert played.heard(played.protocol.wake()) == [], "one at a time"
+    played.refuse("telemetry", "overloaded", retryable=True, retry_after_ms=2000)
+    assert played.heard(played.protocol.wake()) == []
+    played.now_s += 2
+    [again] = played.heard(played.protocol.wake())
+    assert again == told | {"id": again["id"]}
+    played.connect()
+    played.greet()
+    played.page()
+    played.page()
+    [again] = played.heard(played.protocol.wake())
+    assert again == told | {"id": again["id"]}
+    played.say("telemetry_ack", id=again["id"], replayed=True)
+    assert played.heard(played.protocol.wake()) == []
+
+
+def test_protocol_telemetry_counted_after_the_clock_was_set_back_has_another_key(played: Played) -> None:
+    store, late_us = played.store, 3_600_000_001
+    store.edit("task", "a", "put", {}, 7)
+    first = store.telemetry(late_us)
+    store.edit("task", "b", "put", {}, 8)
+    store.edit("task", "c", "put", {}, 9)
+    assert first is not None
+    assert store.telemetry(late_us) == first, "it may be stored already"
+    store.forget_telemetry(first.key)
+    second = store.telemetry(late_us)
+    assert second is not None
+    assert (second.key != first.key, second.hour, second.counters) == (True, first.hour, {"edits": 2})
+    assert store.telemetry(8 * 24 * late_us) is None, "the server takes nothing so old"
+
+
+def test_protocol_telemetry_that_is_refused_is_deleted(played: Played) -> None:
+    played.greet()
+    played.page()
+    played.page()
+    with played.store._transaction() as run:
+        count(run, 7, "crashes")
+    played.now_s += 3600
+    played.heard(played.protocol.wake())
+    played.refuse("telemetry", "too_large", retryable=False)
+    assert played.store.telemetry(played._clock_us()) is None

@@ -10,7 +10,7 @@ import msgspec
 from engine.cache.ports import TelemetryOutcome
 from engine.model.commit_counts import Unit
 from engine.model.minutes import Durations
-from engine.model.telemetry import MAX_DEVICE_NAMES, MAX_PARTS, MAX_TENANT_NAMES, TelemetryRow
+from engine.model.telemetry import MAX_DEVICE_NAMES, MAX_PARTS, MAX_TENANT_NAMES, Identity, TelemetryRow
 from engine.operate.telemetry import Summed
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.arrays import hex_array, int_array, text_array
@@ -29,8 +29,9 @@ _NAMES: Final = (
     "WITH w AS MATERIALIZED (SELECT * FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(names)s::text[])"
     " WITH ORDINALITY AS w(tenant_id, device_id, name, place)"
     " WHERE EXISTS (SELECT FROM tenants AS t WHERE t.tenant_id = w.tenant_id)),"
-    " known AS MATERIALIZED (SELECT n.tenant_id, n.name, n.number, n.used_on FROM w"
-    " JOIN telemetry_names AS n ON n.tenant_id = w.tenant_id AND n.name = w.name),"
+    " known AS MATERIALIZED (SELECT n.tenant_id, n.name, n.number, n.used_on FROM"
+    " (SELECT DISTINCT tenant_id, name FROM w) AS d"
+    " JOIN telemetry_names AS n ON n.tenant_id = d.tenant_id AND n.name = d.name),"
     " idle AS MATERIALIZED (SELECT n.tenant_id, n.number FROM telemetry_names AS n JOIN known AS k"
     " ON k.tenant_id = n.tenant_id AND k.number = n.number WHERE k.used_on < current_date"
     " ORDER BY n.tenant_id, n.number FOR UPDATE OF n),"
@@ -40,8 +41,9 @@ _NAMES: Final = (
     " + (SELECT count(*) FROM telemetry_names AS n WHERE n.tenant_id = w.tenant_id"
     " AND n.device_id = w.device_id) AS own FROM w WHERE NOT EXISTS (SELECT FROM known AS k"
     " WHERE k.tenant_id = w.tenant_id AND k.name = w.name)),"
-    " wanted AS (SELECT *, row_number() OVER (PARTITION BY tenant_id ORDER BY place) AS turn FROM own"
-    f" WHERE own <= {MAX_DEVICE_NAMES}),"
+    " wanted AS (SELECT *, row_number() OVER (PARTITION BY tenant_id ORDER BY place) AS turn FROM"
+    f" (SELECT DISTINCT ON (tenant_id, name) * FROM own WHERE own <= {MAX_DEVICE_NAMES}"
+    " ORDER BY tenant_id, name, place) AS first),"
     " free AS (SELECT t.tenant_id, g.number, row_number() OVER (PARTITION BY t.tenant_id ORDER BY g.number)"
     " AS turn FROM (SELECT DISTINCT tenant_id FROM wanted) AS t"
     f" CROSS JOIN generate_series(1, {MAX_TENANT_NAMES}) AS g(number) WHERE NOT EXISTS"
@@ -58,7 +60,7 @@ _ARRAYS: Final = {
     "histogram_names": "smallint",
     "histogram_places": "smallint",
     "histogram_buckets": "smallint",
-    "histogram_counts": "bigint",
+    "histogram_counts": "integer",
 }
 #: A row that another process puts in the same place at the same time is waited for; this one has its turn in
 #: the next attempt, which sees it. All processes go by the same order, so that none waits in a circle.
@@ -149,22 +151,22 @@ class PostgresTelemetry:
 
     async def put(self, rows: Sequence[TelemetryRow]) -> list[TelemetryOutcome]:
         """Store messages."""
-        outcomes: list[TelemetryOutcome | None] = [None] * len(rows)
-        first: dict[tuple[int, int, str, str], TelemetryRow] = {}
-        for row in rows:
-            first.setdefault(row.identity, row)
-        await self._number(first.values())
-        found = await self._put([row for row in first.values() if self._numbered(row)])
+        first: dict[Identity, int] = {}
+        for place, row in enumerate(rows):
+            first.setdefault(row.identity, place)
+        await self._number(rows)
+        found = await self._put([rows[place] for place in first.values() if self._numbered(rows[place])])
+        outcomes: list[TelemetryOutcome] = []
         for place, row in enumerate(rows):
             own = first[row.identity]
             outcome = found.get(row.identity, "names")
-            if row is not own and outcome in ("stored", "replayed"):
-                outcome = "replayed" if row == own else "reused"
-            outcomes[place] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+            if own != place and outcome in ("stored", "replayed"):
+                outcome = "replayed" if row == rows[own] else "reused"
+            outcomes.append(outcome)
+        return outcomes
 
-    async def _put(self, rows: list[TelemetryRow]) -> dict[tuple[int, int, str, str], TelemetryOutcome]:
-        found: dict[tuple[int, int, str, str], TelemetryOutcome] = {}
+    async def _put(self, rows: list[TelemetryRow]) -> dict[Identity, TelemetryOutcome]:
+        found: dict[Identity, TelemetryOutcome] = {}
         for _ in range(_ATTEMPTS):
             if not rows:
                 return found
@@ -198,23 +200,26 @@ class PostgresTelemetry:
         day = self._today()
         if day != self._day or len(self._names) > _MOST_TENANTS:
             self._day, self._names = day, {}
-        missing: dict[tuple[int, str], str] = {}
+        missing: set[tuple[int, str]] = set()
+        sent: set[tuple[int, str, str]] = set()
         for row in rows:
             known = self._names.setdefault(row.tenant_id, {})
             for name in (*row.counters, *row.histograms):
                 if name not in known:
-                    missing.setdefault((row.tenant_id, name), row.device_id)
+                    missing.add((row.tenant_id, name))
+                    sent.add((row.tenant_id, row.device_id, name))
         for _ in range(2):  # another process may number the same names at the same time
             if not missing:
                 return
+            tenants, devices, names = zip(*sorted(sent), strict=True)
             values = {
-                "tenants": int_array(tenant_id for tenant_id, _ in missing),
-                "devices": text_array(missing.values()),
-                "names": text_array(name for _, name in missing),
+                "tenants": int_array(tenants),
+                "devices": text_array(devices),
+                "names": text_array(names),
             }
             for tenant_id, name, number in await self._database.execute(_NAMES, values):
                 self._names[tenant_id][name] = number
-                missing.pop((tenant_id, name), None)
+                missing.discard((tenant_id, name))
 
     def _numbered(self, row: TelemetryRow) -> bool:
         known = self._names[row.tenant_id]

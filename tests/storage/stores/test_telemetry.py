@@ -1,0 +1,175 @@
+"""Telemetry in PostgreSQL: once by key whatever comes twice, bounded by device and tenant, and summed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+
+import pytest
+
+from engine.cache.ports import TelemetryOutcome
+from engine.model.telemetry import HOUR_US, TelemetryRow
+from engine.operate.ports import NoTenantError
+from engine.operate.telemetry import telemetry_analytics
+from storage.postgres.pool import Database
+from storage.stores.monitoring.telemetry import PostgresTelemetry
+from storage.stores.tenants import PostgresTenants
+from tests.harness.services import execute, rows
+
+DAY = 490_000
+NOW_US = DAY * HOUR_US
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    execute(dsn, "INSERT INTO tenants (name) VALUES ('acme'), ('globex')")
+    database = Database(dsn, 4)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> PostgresTelemetry:
+    return PostgresTelemetry(database)
+
+
+def row(
+    key: str = "1",
+    device: str = "phone",
+    hour: int = DAY,
+    tenant_id: int = 1,
+    counters: Mapping[str, int] | None = None,
+    histograms: Mapping[str, Mapping[int, int]] | None = None,
+) -> TelemetryRow:
+    counters, histograms = counters or {"photos": 1}, histograms or {}
+    pairs = [
+        (place, *pair)
+        for place, buckets in enumerate(histograms.values(), 1)
+        for pair in sorted(buckets.items())
+    ]
+    return TelemetryRow(
+        tenant_id,
+        device,
+        hour,
+        key.rjust(32, "0"),
+        tuple(counters),
+        tuple(counters.values()),
+        tuple(histograms),
+        *(tuple(pair[column] for pair in pairs) for column in range(3)),
+    )
+
+
+async def put(store: PostgresTelemetry, *sent: TelemetryRow) -> list[TelemetryOutcome]:
+    return await store.put(sent)
+
+
+async def test_telemetry_put_counts_a_key_once_in_and_over_batches_and_processes(
+    store: PostgresTelemetry, database: Database, dsn: str
+) -> None:
+    one, other = row("a"), row("a", counters={"photos": 2})
+    assert await put(store, one, row("b"), one, other) == ["stored", "stored", "replayed", "reused"]
+    again = PostgresTelemetry(database)
+    assert await put(again, one, other, row("a", hour=DAY + 1)) == ["replayed", "reused", "stored"]
+    assert await put(again, row("a", "tablet"), row("a", tenant_id=2)) == ["stored", "stored"]
+    assert await put(again, row("a", histograms={"photos": {1: 1}})) == ["reused"]
+    assert rows(dsn, "SELECT count(*)::int FROM device_telemetry") == [(5,)]
+
+
+async def test_telemetry_put_by_several_processes_at_once_counts_once_and_bounds_parts(
+    database: Database, dsn: str
+) -> None:
+    processes = [PostgresTelemetry(database) for _ in range(4)]
+    sent = [row(str(key), f"d{device}", counters={f"n{key}": key}) for key in range(6) for device in range(5)]
+    found = await asyncio.gather(
+        *(store.put(sent[place:] + sent[:place]) for place, store in enumerate(processes))
+    )
+    outcomes = Counter(outcome for some in found for outcome in some)
+    assert outcomes["stored"] == 20, "four parts of each of five devices"
+    assert outcomes.keys() == {"stored", "replayed", "parts"}
+    parts = rows(dsn, "SELECT device_id, array_agg(part ORDER BY part) FROM device_telemetry GROUP BY 1")
+    assert [part for _, part in parts] == [[1, 2, 3, 4]] * 5
+    stored = rows(dsn, "SELECT device_id, key_hash FROM device_telemetry")
+    assert len(set(stored)) == 20
+
+
+async def test_telemetry_put_of_a_removed_tenant_keeps_no_other_from_being_stored(
+    store: PostgresTelemetry, database: Database, dsn: str
+) -> None:
+    execute(dsn, "INSERT INTO tenant_counters (tenant_id) SELECT tenant_id FROM tenants")
+    assert await put(store, row(tenant_id=2)) == ["stored"]
+    await PostgresTenants(database).remove("globex", erase=True)
+    assert await put(store, row(), row("2", tenant_id=2)) == ["stored", "no_tenant"]
+
+
+async def test_telemetry_names_are_bounded_by_device_and_by_tenant(
+    store: PostgresTelemetry, database: Database, dsn: str
+) -> None:
+    def named(device: int, first: int, count: int = 50) -> TelemetryRow:
+        names = {f"n{number}": 1 for number in range(first, first + count)}
+        return row(str(first), f"d{device}", counters=names)
+
+    assert await put(store, named(1, 0), named(1, 50)) == ["stored", "stored"]
+    assert await put(store, named(1, 100), named(2, 100)) == ["stored", "stored"], "another brings them up"
+    assert await put(store, named(1, 150)) == ["names"], "a device has brought up its 100"
+    for device in range(2, 9):
+        await put(store, *(named(device, 100 * (device - 1) + part, 25) for part in range(0, 100, 25)))
+    ((names, most),) = rows(dsn, "SELECT count(*)::int, max(number)::int FROM telemetry_names")
+    assert (names, most) == (500, 500)
+    assert await put(PostgresTelemetry(database), row(device="new", counters={"n1": 1})) == ["stored"]
+    assert await put(store, row(device="new", counters={"another": 1})) == ["names"]
+    assert await put(store, row(tenant_id=2, counters={"another": 1})) == ["stored"], "of another tenant"
+
+
+async def test_telemetry_is_deleted_by_its_hour_and_names_after_it(
+    store: PostgresTelemetry, database: Database, dsn: str
+) -> None:
+    days = [0]
+    store = PostgresTelemetry(database, lambda: days[0])
+    await put(store, row("1", hour=DAY - 1, counters={"old": 1}), row("2", counters={"new": 1}))
+    execute(dsn, "UPDATE telemetry_names SET used_on = to_timestamp(0)")
+    assert await store.delete_names(NOW_US, 10) == 0, "rows have them"
+    assert [await store.delete(NOW_US, 1), await store.delete(NOW_US, 1)] == [1, 0]
+    days[0] = 1  # it asks again for the numbers of names, which notes that they are used
+    await put(store, row("3", counters={"new": 1}))
+    assert [await store.delete_names(NOW_US, 1), await store.delete_names(NOW_US, 1)] == [1, 0]
+    assert rows(dsn, "SELECT name FROM telemetry_names") == [("new",)]
+    await put(store, row("4", counters={"newer": 1}))
+    assert rows(dsn, "SELECT number::int FROM telemetry_names WHERE name = 'newer'") == [(2,)], "free again"
+
+
+async def test_telemetry_sums_are_those_of_all_values_by_hour_and_day(store: PostgresTelemetry) -> None:
+    day = DAY // 24 * 24
+    await put(
+        store,
+        row("1", "a", day, counters={"x": 2**53, "y": 0}, histograms={"h": {231: 3, 673: 1}, "e": {}}),
+        row("2", "a", day, counters={"x": 2**53}, histograms={"h": {231: 1}}),
+        row("1", "b", day + 1, counters={"x": 5}, histograms={"h": {0: 95}}),
+        row("1", "b", day + 24, counters={"x": 7}),
+        row("1", "c", day, tenant_id=2, counters={"x": 1000}),
+    )
+    since_us, until_us = day * HOUR_US, (day + 25) * HOUR_US
+    hours = await telemetry_analytics(store, "acme", since_us, until_us, "hour")
+    assert [(one.name, one.devices, one.total, one.buckets) for one in hours.rows] == [
+        ("x", 1, 2**54, None),
+        ("y", 1, 0, None),
+        ("e", 1, 0, []),
+        ("h", 1, 5, [(231, 4), (673, 1)]),
+        ("x", 1, 5, None),
+        ("h", 1, 95, [(0, 95)]),
+        ("x", 1, 7, None),
+    ]
+    days = await telemetry_analytics(store, "acme", since_us, until_us, "day")
+    assert len({one.start for one in days.rows}) == 2
+    assert [(one.name, one.devices, one.total) for one in days.total] == [
+        ("x", 2, 2**54 + 12),
+        ("y", 1, 0),
+        ("e", 1, 0),
+        ("h", 2, 100),
+    ]
+    whole = days.total[-1]
+    assert (whole.p50_ms, whole.p95_ms) == (0.1, 0.1)
+    assert whole.p99_ms == pytest.approx(9.6, rel=0.01)
+    assert (await telemetry_analytics(store, "acme", 0, since_us, "day")).rows == []
+    with pytest.raises(NoTenantError):
+        await telemetry_analytics(store, "nobody", since_us, until_us, "day")

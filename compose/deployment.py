@@ -21,11 +21,11 @@ from compose.configuration import bus_url, database_dsn, layers
 from compose.doctor import examine
 from compose.job_command import JobAdmin
 from compose.monitoring import health_check
-from compose.reload import Reading, Reload, note_reload, note_start
+from compose.processes.reload import Reading, Reload, note_reload, note_start
+from compose.processes.supervisor import WorkersFailedError
+from compose.processes.workers import supervise, work
 from compose.server import SystemClock
 from compose.signing import signed_for_device
-from compose.supervisor import WorkersFailedError
-from compose.workers import supervise, work
 from engine.model.audit import AuditRow
 from engine.model.domains import Domains
 from engine.operate.rows import AlertTargets, AlertTest, CheckResult

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from compose import reload
 from compose.configuration import layers
-from compose.reload import Reading, Reload
+from compose.processes import reload
+from compose.processes.reload import Reading, Reload
 from engine.runtime.setting_layers import in_force, settings
 from engine.runtime.settings import Settings
 from storage.embedded.servers import Services

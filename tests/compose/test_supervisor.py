@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from compose import supervisor
-from compose.supervisor import Orders, Supervisor, WorkersFailedError
+from compose.processes import supervisor
+from compose.processes.supervisor import Orders, Supervisor, WorkersFailedError
 
 _UP = "import os, signal, sys; pipe = int(sys.stdin.readline()); os.write(pipe, b'\\n'); os.close(pipe); "
 _WAIT = "signal.pause()"

@@ -15,8 +15,8 @@ from typing import BinaryIO, Final
 import msgspec
 from msgspec.structs import replace
 
+from compose.processes.supervisor import Orders, Supervisor
 from compose.server import run_server
-from compose.supervisor import Orders, Supervisor
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from handlers.commands.deployment import DeploymentError
@@ -27,7 +27,7 @@ from storage.bus.bus_messages import UnusableUrlError
 from storage.embedded.servers import Services
 from storage.postgres.hosts import reordered
 
-_COMMAND: Final = (sys.executable, str(Path(__file__).parent.parent / "run.py"), "worker")
+_COMMAND: Final = (sys.executable, str(Path(__file__).parents[2] / "run.py"), "worker")
 
 
 class WorkerOrders(msgspec.Struct, frozen=True):

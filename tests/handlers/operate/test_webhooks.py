@@ -90,6 +90,7 @@ async def test_slack_webhook_sends_one_attachment_as_slack_wants_it(
     assert attachment["color"] == color
     assert attachment["fallback"]
     assert attachment["ts"] == 1767225600
+    assert attachment["footer"] == "Tidemark a1", "by which a person knows a repetition"
     assert {"title": "Tenant", "value": "acme &lt;!channel&gt; &amp; co", "short": True} in attachment[
         "fields"
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from compose.master_key import MADE_MASTER_KEY
+from compose.sealing.master_key import MADE_MASTER_KEY
 from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings

@@ -18,7 +18,7 @@ from engine.seal.master_keys import KEY_BYTES, MasterKeyError, MasterKeys, parse
 from handlers.http.keys import make_secret_file
 
 #: The file of the embedded default, beside the secret of tokens.
-MADE_MASTER_KEY: Final = "sealing.key"
+MADE_MASTER_KEY: Final = "master.key"
 _COMMAND_S: Final = 20.0
 #: A command that prints more is not the right one.
 _MOST_BYTES: Final = 65_536

@@ -1,0 +1,1 @@
+"""Keys of sealed data: where master keys come from, and what commands do to keys."""

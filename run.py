@@ -24,6 +24,7 @@ from handlers.commands.doctor import doctor
 from handlers.commands.epoch import epoch
 from handlers.commands.export import export
 from handlers.commands.job import job
+from handlers.commands.keys import keys
 from handlers.commands.migrate import migrate
 from handlers.commands.monitor import EXIT_STATUSES, monitor
 from handlers.commands.nginx import nginx
@@ -123,6 +124,7 @@ for command in (
     audit,
     analytics,
     export,
+    keys,
     doctor,
     settings,
     completion,

@@ -23,7 +23,9 @@ from compose.job_command import JobAdmin
 from compose.monitoring import health_check
 from compose.processes.reload import Reading, Reload, note_reload, note_start
 from compose.processes.supervisor import WorkersFailedError
-from compose.processes.workers import supervise, work
+from compose.processes.workers import check_bus, supervise, work
+from compose.sealing.admin import KeyAdmin
+from compose.sealing.start import check_master_keys
 from compose.server import SystemClock
 from compose.signing import signed_for_device
 from engine.model.audit import AuditRow
@@ -48,8 +50,6 @@ from handlers.http.tokens import KeySet
 from handlers.operate.logging import configure
 from handlers.server import ListenError
 from storage.bus.bus_messages import announce
-from storage.bus.checkup import LOGIN_REFUSED, bus_findings
-from storage.bus.nodes import Nodes
 from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
 from storage.postgres.commands import command_database
@@ -255,6 +255,12 @@ class Deployment:
                 self._refuse_restored(dsn)
             yield JobAdmin(dsn, database, self.settings, self._advanced_tenants.update)
 
+    @asynccontextmanager
+    async def sealing_keys(self) -> AsyncIterator[KeyAdmin]:
+        """Open the keys of sealed data."""
+        async with self._administered() as (database, _):
+            yield KeyAdmin(self.settings, database)
+
     def examine(self) -> list[CheckResult]:
         """Check everything that a server needs."""
         return examine(self.settings, self.keys, self._file)
@@ -320,6 +326,7 @@ class Deployment:
             elif any(one.applied_at is None for one in status(dsn)):
                 raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
             self._refuse_restored(dsn)
+            run_async(check_master_keys(self.settings, dsn))
             try:
                 maintain(dsn, chosen.idempotency.lifetime_h, chosen.retention.events_d)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
@@ -327,7 +334,7 @@ class Deployment:
             note_start(dsn, self.in_force())
             announced = partial(self._announce, dsn, demo_number) if self._embedded else lambda _: None
             try:
-                _check_bus(running_services.redis_url, several=several)
+                check_bus(running_services.redis_url, several=several)
                 self._keys_to_serve()  # an error in them is reported once, by this process
                 reload = Reload(self._reading(), running_services, self._read_again, note_reload)
                 supervise(chosen, running_services, announced, reload)
@@ -362,21 +369,6 @@ async def _ensure_demo_tenant(dsn: str) -> int | None:
         tenants = PostgresTenants(database)
         await tenants.ensure(DEMO_TENANT)
         return await tenants.number(DEMO_TENANT)
-
-
-def _check_bus(url: str, *, several: bool) -> None:
-    try:
-        Nodes(url)
-    except ValueError as error:
-        raise DeploymentError(f"redis.url: {error}") from None
-    for finding in bus_findings(url, alone=False) if several else ():
-        if finding.level == "fault" and finding.found.startswith(LOGIN_REFUSED):
-            raise DeploymentError(f"{finding.found}: {finding.remedy}")
-        if finding.level == "fault":
-            raise DeploymentError(
-                f"several workers meet in Redis, which is away ({finding.found}):"
-                " start it, or serve with one worker"
-            )
 
 
 def open_deployment(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Deployment:

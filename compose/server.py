@@ -24,6 +24,7 @@ from compose.jobs import Jobs
 from compose.metrics import ProcessMetrics
 from compose.monitoring import health_check
 from compose.pools import pools
+from compose.sealing.master_key import MasterKeySource
 from compose.uploads import UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.minutes import Minutes
@@ -231,7 +232,9 @@ class Server:
             workers,
             sources,
         )
-        self._server_process = ServerProcess(reads, port, worker, alerts.recorded)
+        self._server_process = ServerProcess(
+            reads, port, worker, alerts.recorded, MasterKeySource(settings).ids
+        )
         self._cluster_listener = ClusterListener(bus, feed, tenants, self._connections, files.locks)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -24,6 +24,8 @@ from handlers.http.tokens import KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.server import ListenError, reserve_ports
 from storage.bus.bus_messages import UnusableUrlError
+from storage.bus.checkup import LOGIN_REFUSED, bus_findings
+from storage.bus.nodes import Nodes
 from storage.embedded.servers import Services
 from storage.postgres.hosts import reordered
 
@@ -122,3 +124,19 @@ def work(standard_input: BinaryIO, keys_of: Callable[[Settings], KeySet]) -> Non
         except (ListenError, DeploymentError, StoreError, UnusableKeyError, UnusableUrlError) as error:
             say(str(error) or type(error).__name__)
             sys.exit(1)
+
+
+def check_bus(url: str, *, several: bool) -> None:
+    """See that workers can meet in Redis. Raises DeploymentError."""
+    try:
+        Nodes(url)
+    except ValueError as error:
+        raise DeploymentError(f"redis.url: {error}") from None
+    for finding in bus_findings(url, alone=False) if several else ():
+        if finding.level == "fault" and finding.found.startswith(LOGIN_REFUSED):
+            raise DeploymentError(f"{finding.found}: {finding.remedy}")
+        if finding.level == "fault":
+            raise DeploymentError(
+                f"several workers meet in Redis, which is away ({finding.found}):"
+                " start it, or serve with one worker"
+            )

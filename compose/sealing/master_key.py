@@ -9,13 +9,13 @@ import subprocess
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio.to_thread
 
 from engine.runtime.settings import Sealing, Settings
 from engine.seal.master_keys import KEY_BYTES, MasterKeyError, MasterKeys, parse_master_keys
-from handlers.http.keys import make_secret_file
+from handlers.http.keys import make_secret_file, replace_secret_file
 
 #: The file of the embedded default, beside the secret of tokens.
 MADE_MASTER_KEY: Final = "master.key"
@@ -23,6 +23,16 @@ _COMMAND_S: Final = 20.0
 #: A command that prints more is not the right one.
 _MOST_BYTES: Final = 65_536
 _OPEN_TO_OTHERS: Final = stat.S_IRWXO | stat.S_IWGRP
+
+
+class _FileState(NamedTuple):
+    """Another one: the file was written or replaced."""
+
+    changed_ns: int
+    inode: int
+    size_bytes: int
+
+
 _NONE_SET: Final = (
     "no master key is set: set sealing.master_key_file, sealing.master_key_command or"
     " TIDEMARK__SEALING__MASTER_KEY, such as to a file with the output of `openssl rand -base64 32`"
@@ -30,14 +40,43 @@ _NONE_SET: Final = (
 
 
 class MasterKeySource:
-    """``engine.cache.key_ring.MasterKeySource``: reads what the settings name each time anew."""
+    """``engine.cache.key_ring.MasterKeySource``: what the settings name, read again if it changed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        named = settings.sealing.master_key_file
+        self._file = Path(named) if named else made_master_key(settings)
+        self._read: MasterKeys | None = None
+        self._state: _FileState | None = None
 
-    async def read(self) -> MasterKeys:
-        """Read the master keys, in a thread: a command may ask a service."""
-        return await anyio.to_thread.run_sync(master_keys, self._settings)
+    async def keys(self, wanted: str | None = None) -> MasterKeys:
+        """Return the master keys. They are read in a thread: a command may ask a service."""
+        state = _state_of(self._file)
+        if (
+            self._read is None
+            or state != self._state
+            or (wanted is not None and wanted not in self._read.ids)
+        ):
+            self._read = await anyio.to_thread.run_sync(master_keys, self._settings)
+            self._state = state
+        return self._read
+
+    async def ids(self) -> list[str]:
+        """List the ids of the master keys; none if there are none, or they cannot be read."""
+        try:
+            return (await self.keys()).ids
+        except MasterKeyError:
+            return []
+
+
+def _state_of(path: Path | None) -> _FileState | None:
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return _FileState(found.st_mtime_ns, found.st_ino, found.st_size)
 
 
 def master_keys(settings: Settings) -> MasterKeys:
@@ -61,7 +100,7 @@ def master_keys(settings: Settings) -> MasterKeys:
 
 def made_master_key(settings: Settings) -> Path | None:
     """Return the file of the embedded default; None if the database or the master key is the operator's."""
-    if settings.postgres.dsn or settings.postgres.dsn_file or _is_set(settings.sealing):
+    if settings.postgres.dsn or settings.postgres.dsn_file or is_set(settings.sealing):
         return None
     return Path(settings.data.dir).resolve() / MADE_MASTER_KEY
 
@@ -77,7 +116,8 @@ def new_master_key() -> bytes:
     return b64encode(secrets.token_bytes(KEY_BYTES))
 
 
-def _is_set(sealing: Sealing) -> bool:
+def is_set(sealing: Sealing) -> bool:
+    """Return whether the settings name a master key."""
     return bool(sealing.master_key or sealing.master_key_file or sealing.master_key_command)
 
 
@@ -136,3 +176,8 @@ def _text(source: str, content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise MasterKeyError(f"{source}: not a text in UTF-8: a master key is base64") from None
+
+
+def put_in_front(path: Path) -> None:
+    """Put a new master key before those of a file, which is replaced at once. Raises OSError."""
+    replace_secret_file(path, new_master_key() + b"\n" + path.read_bytes())

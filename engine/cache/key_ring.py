@@ -30,15 +30,22 @@ _READ_TENANTS: Final = 500
 _log = structlog.get_logger()
 
 
-class KeysUnavailableError(StoreUnavailableError):
-    """The keys of a tenant cannot be opened now: nothing is read and nothing is written with them."""
+class KeysUnavailableError(StoreError):
+    """The keys of a tenant cannot be opened: nothing of it is read or written. Other tenants go on."""
 
 
 class MasterKeySource(Protocol):
     """Where master keys come from."""
 
-    async def read(self) -> MasterKeys:
-        """Read them again. Raises MasterKeyError."""
+    async def keys(self, wanted: str | None = None) -> MasterKeys:
+        """Return the master keys as of now.
+
+        Args:
+            wanted: The id of one that has to be among them, else they are read again.
+
+        Raises:
+            MasterKeyError: There is none, or they cannot be read.
+        """
 
 
 class _Ring(msgspec.Struct):
@@ -58,8 +65,7 @@ class TenantKeyRing:
 
     Args:
         store: Where wrapped keys are.
-        source: Where master keys come from. They are read when the first key is opened, and again when one is
-            wrapped by a master key that is not known yet.
+        source: Where master keys come from.
         random_bytes: Returns so many random bytes, fit for keys.
         block_seals: The seals that are taken of a key at a time.
     """
@@ -77,7 +83,6 @@ class TenantKeyRing:
         self._block_seals = block_seals
         self._left_seals = block_seals // _LEFT_PART
         self._rings: dict[int, _Ring] = {}
-        self._masters: MasterKeys | None = None
         self._refused: str | None = None
 
     def __len__(self) -> int:
@@ -160,13 +165,10 @@ class TenantKeyRing:
             raise self._unavailable(error) from None
 
     async def _given(self, master_key_id: str | None = None) -> MasterKeys:
-        """Return the master keys, read again if one is not among them."""
-        if self._masters is None or (master_key_id is not None and master_key_id not in self._masters.ids):
-            try:
-                self._masters = await self._source.read()
-            except MasterKeyError as error:
-                raise self._unavailable(error) from None
-        return self._masters
+        try:
+            return await self._source.keys(master_key_id)
+        except MasterKeyError as error:
+            raise self._unavailable(error) from None
 
     def _unavailable(self, error: MasterKeyError) -> KeysUnavailableError:
         sentence = str(error)

@@ -23,10 +23,12 @@ EventName = Literal[
     "data_exported",
     "data_shown",
     "epoch_renewed",
+    "master_key_rotated",
     "tenant_key_rotated",
     "migration_applied",
     "migration_taken_back",
     "job_run",
+    "domain_sealed",
     "server_started",
     "settings_reloaded",
     "token_refused",
@@ -99,6 +101,11 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
         "A command showed data of a record. It is written before them",
     ),
     "epoch_renewed": EventRule("the new epoch", "", "The database was declared restored"),
+    "master_key_rotated": EventRule(
+        "the id of the new master key",
+        "`before`: the ids of those that wrapped keys until then; `keys`: how many were wrapped anew",
+        "The keys of all tenants were wrapped by another master key",
+    ),
     "tenant_key_rotated": EventRule(
         "the number of the new key",
         "`before`: the number of the key that sealed until then",
@@ -109,6 +116,9 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
     ),
     "migration_taken_back": EventRule("the migration", "", "A migration was taken back, with its data"),
     "job_run": EventRule("the job", "", "A command ran a job. Runs on schedule are no events"),
+    "domain_sealed": EventRule(
+        "the domain", "", "The sealing of a domain was switched on, before the first value was sealed"
+    ),
     "server_started": EventRule(
         "the version",
         "each setting that differs from its default, by its name; secrets are hidden",

@@ -278,3 +278,55 @@ class CheckResult(msgspec.Struct, frozen=True):
     subject: str
     found: str
     remedy: str = ""
+
+
+class TenantKeyState(msgspec.Struct, frozen=True):
+    """The keys of one tenant.
+
+    Attributes:
+        tenant: Its name.
+        key: The number of the key that seals; None if it has none yet, as of a tenant that never synced.
+        since: When that key was made.
+        master_key: The id of the master key that wraps it.
+        seals: The values that processes may have sealed with it, at most 2^32.
+        old_keys: How many keys only open.
+        resealed: The values that the last pass of the job sealed again.
+        place: The table that the pass is at; None if none is under way.
+        resealed_at: When the last whole pass began.
+        waits: Whether values wait to be sealed, or sealed again.
+    """
+
+    tenant: str
+    key: int | None
+    since: datetime | None
+    master_key: str | None
+    seals: int | None
+    old_keys: int
+    resealed: int | None
+    place: str | None
+    resealed_at: datetime | None
+    waits: bool | None
+
+
+class SealedDomain(msgspec.Struct, frozen=True):
+    """A domain that is sealed, and since when."""
+
+    domain: str
+    since: datetime
+
+
+class KeyStatus(msgspec.Struct, frozen=True):
+    """All keys. ``given`` are the ids of the settings' master keys, ``in_use`` of those that wrap keys."""
+
+    given: list[str]
+    in_use: list[str]
+    domains: list[SealedDomain]
+    tenants: list[TenantKeyState]
+
+
+class MasterRotation(msgspec.Struct, frozen=True):
+    """A rotation of the master key: the new one, those that wrap nothing now, and the keys wrapped anew."""
+
+    master_key: str
+    retired: list[str]
+    keys: int

@@ -15,6 +15,7 @@ import msgspec
 
 from engine.operate.analytics import AnalyticsReads
 from engine.operate.export import ExportStore
+from engine.operate.key_admin import KeyAdmin
 from engine.operate.ports import (
     AlertingMonitor,
     AuditReads,
@@ -36,6 +37,7 @@ from engine.operate.voice import VoiceReads
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
+from engine.seal.master_keys import MasterKeyError
 from handlers.http.tokens import DEVICE_ID, KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.operate.printing import json_text, plain, say
@@ -115,6 +117,9 @@ class Deployment(Protocol):
     def quarantine(self) -> AbstractAsyncContextManager[QuarantineAdmin]:
         """Open the items that were rejected."""
 
+    def sealing_keys(self) -> AbstractAsyncContextManager[KeyAdmin]:
+        """Open the keys of sealed data."""
+
     def jobs(self, *, files: bool) -> AbstractAsyncContextManager[JobAdmin]:
         """Open the scheduled jobs; ``files`` says that those of uploads are to be run."""
 
@@ -193,7 +198,7 @@ def with_deployment(
             except StoreUnavailableError as error:
                 remedy = "see that it runs and that postgres.dsn leads to it; `run.py doctor` looks"
                 raise click.ClickException(plain(f"the database is away ({error}): {remedy}")) from None
-            except (SettingsError, DeploymentError, StoreError, UnusableKeyError) as error:
+            except (SettingsError, DeploymentError, StoreError, UnusableKeyError, MasterKeyError) as error:
                 raise click.ClickException(plain(str(error))) from None
 
         return run

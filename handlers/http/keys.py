@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine.runtime.settings import Auth
@@ -70,7 +72,25 @@ def make_secret_file(path: Path, content: bytes) -> None:
 
     Of several processes that make one, one wins.
     """
-    descriptor, whole = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # 0600 from the start
+    with suppress(FileExistsError), _whole_file(path, content) as whole:
+        os.link(whole, path)
+
+
+def replace_secret_file(path: Path, content: bytes) -> None:
+    """Write a file that only its owner reads in place of one that exists, at once. Raises OSError."""
+    mode, owner = path.stat().st_mode, path.stat().st_uid
+    with _whole_file(path, content) as whole:
+        whole.chmod(stat.S_IMODE(mode))
+        if os.geteuid() == 0:
+            os.chown(whole, owner, -1)
+        whole.rename(path)
+
+
+@contextmanager
+def _whole_file(path: Path, content: bytes) -> Iterator[Path]:
+    """Write a file beside a path, durably, for the block to put in its place."""
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # 0600 from the start
+    whole = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -78,12 +98,9 @@ def make_secret_file(path: Path, content: bytes) -> None:
             if os.geteuid() == 0:  # root at work in somebody's directory leaves them their secret
                 os.fchown(descriptor, path.parent.stat().st_uid, -1)
             os.fsync(descriptor)
-        try:
-            os.link(whole, path)
-        except FileExistsError:
-            return
+        yield whole
     finally:
-        Path(whole).unlink()
+        whole.unlink(missing_ok=True)
 
 
 def signing_key(keys: KeySet) -> Key:

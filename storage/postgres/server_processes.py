@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import structlog
 
 from engine.runtime.ports import StoreError
-from storage.postgres.driver import Row
+from storage.postgres.arrays import hex_array
+from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
 from storage.postgres.transactions import LOCAL_SETTINGS
 
@@ -28,12 +29,15 @@ SAID_S: Final = 10.0
 #: A process that recorded nothing for longer has ended: that is two records and the time of a slow commit.
 GONE_S: Final = 30.0
 
+#: What this version can do with sealed values; 0 is a version that knows of none.
+SEALING: Final = 1
+
 #: RETURNING reads the rows as they were before. So the silence of others counts to this process's last
 #: record: after an outage, in which nobody recorded anything, the first does not take all others for gone.
 _SEEN: Final = (
-    "INSERT INTO server_processes (process, place, slot)"
-    " VALUES (%(process)s::uuid, %(place)s::text, %(slot)s::text)"
-    " ON CONFLICT (process) DO UPDATE SET seen_at = now()"
+    "INSERT INTO server_processes (process, place, slot, sealing, master_keys)"
+    f" VALUES (%(process)s::uuid, %(place)s::text, %(slot)s::text, {SEALING}, %(master_keys)s::text[])"
+    " ON CONFLICT (process) DO UPDATE SET seen_at = now(), master_keys = excluded.master_keys"
     " RETURNING NOT EXISTS (SELECT FROM server_processes AS other WHERE other.slot < %(slot)s::text"
     " AND other.seen_at > coalesce("
     "(SELECT seen_at FROM server_processes WHERE process = %(process)s::uuid), now())"
@@ -51,6 +55,10 @@ _PRESENT: Final = (
 _log = structlog.get_logger()
 
 
+async def _no_keys() -> list[str]:
+    return []
+
+
 class ServerProcess:
     """One server process, which records every ten seconds that it uses the database.
 
@@ -59,6 +67,7 @@ class ServerProcess:
         port: The port of the server.
         worker: The number of the worker, 0 without a supervisor.
         recorded: Called after each record with whether this process is the first, and the database's time.
+        master_keys: Returns the ids of the master keys that this process has.
     """
 
     def __init__(
@@ -67,9 +76,11 @@ class ServerProcess:
         port: int,
         worker: int = 0,
         recorded: Callable[[bool, int], None] = lambda *_: None,
+        master_keys: Callable[[], Awaitable[list[str]]] = _no_keys,
     ) -> None:
         self._database = database
         self._recorded = recorded
+        self._master_keys = master_keys
         host = socket.gethostname()
         self._values = {
             "process": str(uuid.uuid4()),
@@ -79,7 +90,8 @@ class ServerProcess:
 
     async def record(self) -> None:
         """Record that this process runs. Raises StoreError."""
-        ((first, now_us),) = await self._run(_SEEN)
+        keys = hex_array(await self._master_keys())
+        ((first, now_us),) = await self._run(_SEEN, {"master_keys": keys})
         self._recorded(first, now_us)
 
     async def run(self) -> None:
@@ -99,14 +111,14 @@ class ServerProcess:
     async def leave(self) -> None:
         """Record that this process ends. If that fails, its row expires after ``GONE_S``."""
         try:
-            await self._run(_LEAVE)
+            await self._run(_LEAVE, {})
         except StoreError as error:
             _log.warning("server_process_not_recorded", reason=type(error).__name__)
 
-    async def _run(self, statement: str) -> list[Row]:
+    async def _run(self, statement: str, more: Values) -> list[Row]:
         # Not prepared: behind a pooler the first prepared statement of a process may fail, and this one is
         # not repeated. No wait for a standby: the next record comes in ten seconds.
-        return await self._database.execute(statement, self._values, LOCAL_SETTINGS)
+        return await self._database.execute(statement, {**self._values, **more}, LOCAL_SETTINGS)
 
 
 def running_processes(cursor: Cursor) -> list[tuple[str, float]]:

@@ -29,6 +29,7 @@ _OWN: Final = (
     "tenant_conflict_policy",
     "tenant_storage",
     "tenant_keys",
+    "reseal_passes",
     "revoked_tokens",
     "sync_minutes",
 )

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from compose.workers import check_bus
 from psycopg2.extensions import parse_dsn
 
-from compose.deployment import _check_bus
 from engine.runtime.settings import S3
 from handlers.commands.deployment import DeploymentError
 from storage.bus.checkup import bus_findings
@@ -354,7 +354,7 @@ def test_doctor_redis_that_refuses_the_login_is_not_called_away(own_redis: OwnRe
                 assert finding.found.startswith("Redis refuses the login (")
                 assert "redis.url or in the file of redis.url_file" in finding.remedy
                 with pytest.raises(DeploymentError, match=r"refuses the login.*redis\.url_file") as refused:
-                    _check_bus(url, several=True)
+                    check_bus(url, several=True)
                 assert "away" not in str(refused.value)
         finally:
             client.config_set("requirepass", "")

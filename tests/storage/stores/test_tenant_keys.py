@@ -27,6 +27,7 @@ REFERENCE = {
         "alerts",
         "audit_log",
         "master_keys",
+        "sealed_domains",
     ),
 }
 

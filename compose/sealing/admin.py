@@ -1,0 +1,135 @@
+"""What commands do to keys: show, rotate, and switch sealing on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Final
+
+import anyio.to_thread
+
+from compose.sealing.master_key import MasterKeySource, made_master_key, put_in_front
+from engine.cache.key_ring import COMMAND_SEALS, TenantKeyRing
+from engine.operate.key_admin import Watch
+from engine.operate.ports import RefusedError
+from engine.operate.rows import KeyStatus, MasterRotation
+from engine.runtime.settings import Settings
+from engine.seal.master_keys import MasterKeyError, MasterKeys, missing_sentence
+from storage.postgres.pool import Database
+from storage.stores.keys.admin import PostgresKeyAdmin, TenantKey
+from storage.stores.keys.wrapped import PostgresTenantKeys
+
+#: Servers read the file of master keys again every ten seconds.
+_READ_AGAIN_S: Final = 25.0
+_LOOK_S: Final = 0.5
+_NONCE_BYTES: Final = 12
+
+
+class KeyAdmin:
+    """``engine.operate.key_admin.KeyAdmin``.
+
+    Args:
+        settings: All settings.
+        database: The database.
+        read_again_s: How long servers may take to read master keys again.
+    """
+
+    def __init__(self, settings: Settings, database: Database, read_again_s: float = _READ_AGAIN_S) -> None:
+        self._settings = settings
+        self._store = PostgresKeyAdmin(database)
+        self._source = MasterKeySource(settings)
+        self._ring = TenantKeyRing(PostgresTenantKeys(database), self._source, os.urandom, COMMAND_SEALS)
+        self._read_again_s = read_again_s
+
+    async def status(self) -> KeyStatus:
+        """Return all keys."""
+        return KeyStatus(
+            await self._source.ids(),
+            await self._store.master_keys_in_use(),
+            await self._store.sealed_domains(),
+            await self._store.tenants(),
+        )
+
+    async def rotate_master(self, watch: Watch) -> MasterRotation:
+        """Wrap the keys of all tenants by a new master key."""
+        in_use = await self._store.master_keys_in_use()
+        masters = await self._source.keys()
+        if missing := set(in_use) - set(masters.ids):
+            raise MasterKeyError(missing_sentence(missing, masters.ids))
+        if in_use in ([], [masters.active]):
+            masters = await self._with_new_key(masters)
+        await self._wait_for_servers(masters.active, watch)
+        keys = 0
+        while found := await self._store.wrapped_by_others(masters.active):
+            keys += await self._store.rewrap(
+                masters.active, [(one, _rewrapped(masters, one)) for one in found]
+            )
+            watch(f"{keys:,} keys")
+        retired = await self._store.end_rotation(masters.active, keys)
+        return MasterRotation(masters.active, retired, keys)
+
+    async def _with_new_key(self, masters: MasterKeys) -> MasterKeys:
+        """Put a new key into the file of the embedded default. Raises RefusedError for any other source."""
+        made = made_master_key(self._settings)
+        if made is None:
+            raise RefusedError(
+                f"the master key {masters.active} is in use already: put a new one before it, with a space"
+                " or a line between, on every host (`openssl rand -base64 32` makes one), and run this again"
+            )
+        try:
+            await anyio.to_thread.run_sync(put_in_front, made)
+        except OSError as error:
+            raise MasterKeyError(f"{made}: {error.strerror}: let this account write it") from None
+        return await self._source.keys()
+
+    async def _wait_for_servers(self, master_key_id: str, watch: Watch) -> None:
+        """Wait until every server process has a master key. Raises RefusedError."""
+
+        async def without() -> list[str]:
+            processes = await self._store.processes()
+            return [one.place for one in processes if master_key_id not in one.master_keys]
+
+        if left := await _until_empty(without, self._read_again_s, watch):
+            raise RefusedError(
+                f"{len(left)} server processes do not have the master key {master_key_id} yet, such as"
+                f" {left[0]}: give it to them (SIGHUP has servers read their settings again), and run this"
+                " again"
+            )
+
+    async def rotate_tenant(self, tenant: str) -> int:
+        """Make a new key for a tenant."""
+        tenant_id = await self._store.tenant_id(tenant)
+        number = await self._ring.rotate(tenant_id)
+        await self._store.want_pass(tenant_id)
+        return number
+
+    async def seal_domain(self, domain: str) -> datetime | None:
+        """Switch the sealing of a domain on."""
+        found = self._settings.domains.get(domain)
+        if found is None or not found.pii:
+            named = ", ".join(name for name, one in self._settings.domains.items() if one.pii) or "none does"
+            raise RefusedError(
+                f"the domain {domain} names no pii fields in the settings: name them in [domains.{domain}]"
+                f" (those that do: {named})"
+            )
+        await self._source.keys()  # an error in it comes before anything is switched on
+        return await self._store.seal_domain(domain)
+
+
+def _rewrapped(masters: MasterKeys, one: TenantKey) -> bytes:
+    data_key = masters.unwrap(one.tenant_uuid, one.key)
+    return masters.wrap(one.tenant_uuid, one.key.number, data_key, os.urandom(_NONCE_BYTES)).wrapped
+
+
+async def _until_empty(
+    read: Callable[[], Awaitable[list[str]]], patience_s: float, watch: Watch
+) -> list[str]:
+    """Read again and again until nothing is left, or the patience is over; return what is left."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + patience_s
+    while (left := await read()) and loop.time() < give_up_s:
+        watch(f"waiting for {len(left)} server processes to read it")
+        await asyncio.sleep(_LOOK_S)
+    return left

@@ -1,0 +1,32 @@
+"""The master keys at the start of a server: made on the embedded default, checked everywhere."""
+
+from __future__ import annotations
+
+from compose.sealing.master_key import is_set, made_master_key, make_master_key, master_keys
+from engine.runtime.settings import Settings
+from engine.seal.master_keys import MasterKeyError, missing_sentence
+from storage.postgres.commands import command_database
+from storage.stores.keys.admin import PostgresKeyAdmin
+
+
+async def check_master_keys(settings: Settings, dsn: str) -> None:
+    """Make the master key of the embedded default, and see that no master key of the database is missing.
+
+    Raises:
+        MasterKeyError: One is missing, or one that is set cannot be read. Sealed data could not be read.
+        StoreError: The database is away.
+    """
+    async with command_database(dsn) as database:
+        store = PostgresKeyAdmin(database)
+        in_use = await store.master_keys_in_use()
+        sealed = await store.sealed_domains()
+    made = made_master_key(settings)
+    if made is not None and not in_use:  # one that is missing is not replaced by another
+        try:
+            make_master_key(made)
+        except OSError as error:
+            raise MasterKeyError(f"{made}: {error.strerror}") from None
+    if in_use or sealed or made is not None or is_set(settings.sealing):
+        given = master_keys(settings)
+        if missing := set(in_use) - set(given.ids):
+            raise MasterKeyError(missing_sentence(missing, given.ids))

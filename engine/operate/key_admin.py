@@ -1,0 +1,50 @@
+"""The keys of sealed data, as operators ask for them and rotate them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+from engine.operate.rows import KeyStatus, MasterRotation
+
+Watch = Callable[[str], None]
+
+
+class KeyAdmin(Protocol):
+    """Keys of sealed data. Every method raises StoreError, and MasterKeyError for what the settings name."""
+
+    async def status(self) -> KeyStatus:
+        """Return master keys, sealed domains, and the keys of tenants."""
+
+    async def rotate_master(self, watch: Watch) -> MasterRotation:
+        """Wrap the keys of all tenants by the first master key of the settings.
+
+        The embedded default makes a new master key for it. It may be repeated, as after a kill.
+
+        Args:
+            watch: Is told how far it is.
+
+        Raises:
+            RefusedError: There is no new master key, or a server does not have it.
+        """
+
+    async def rotate_tenant(self, tenant: str) -> int:
+        """Make a new key that seals for a tenant; the job ``reseal`` then seals old values again.
+
+        Returns:
+            The number of the new key.
+
+        Raises:
+            RefusedError: There is no such tenant.
+        """
+
+    async def seal_domain(self, domain: str) -> datetime | None:
+        """Switch the sealing of a domain on; the job ``reseal`` then seals what is stored.
+
+        Returns:
+            Since when it was on already; None if it was not.
+
+        Raises:
+            RefusedError: The domain names no ``pii`` fields, or a server of an older version runs.
+        """

@@ -1,0 +1,149 @@
+"""``run.py keys``: the keys of sealed data, their rotation, and the sealing of domains."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+import msgspec
+
+from engine.operate.rows import KeyStatus, TenantKeyState
+from engine.seal.sealer import MOST_SEALS
+from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.terminal.progress import progress
+from handlers.commands.terminal.tables import table
+from handlers.operate.printing import say
+
+_json = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+
+
+class TenantRotation(msgspec.Struct, frozen=True):
+    """A rotation of a tenant's key."""
+
+    tenant: str
+    key: int
+
+
+class DomainSealing(msgspec.Struct, frozen=True):
+    """A domain whose sealing was switched on; ``since`` is when it was on already."""
+
+    domain: str
+    since: datetime | None
+
+
+@click.group("keys", short_help="Show and rotate the keys of sealed data, and seal domains.")
+def keys() -> None:
+    """Show and rotate the keys that seal personal data, and switch the sealing of a domain on.
+
+    Old keys open what they sealed, new ones seal. Servers follow within a second.
+    """
+
+
+@keys.command("status", epilog="Example: run.py keys status --json")
+@_json
+@with_deployment()
+async def status(deployment: Deployment, *, json_: bool) -> None:
+    """Show the master keys, the sealed domains, and the keys of tenants.
+
+    SEALED is the part of the 2^32 values that one key may seal; a key that is used up is replaced by itself.
+    """
+    async with deployment.sealing_keys() as opened:
+        with progress("reading"):
+            found = await opened.status()
+    if json_:
+        as_json(found)
+        return
+    for line in _heads(found):
+        say(line)
+    say()
+    table(
+        [_row(one) for one in found.tenants],
+        ("TENANT", "KEY", "SINCE", "MASTER KEY", "SEALED", "OLD KEYS", "RE-SEALING"),
+    )
+
+
+@keys.command("rotate-master", epilog="Example: run.py keys rotate-master")
+@_json
+@with_deployment(changes=True)
+async def rotate_master(deployment: Deployment, *, json_: bool) -> None:
+    """Wrap the keys of all tenants by a new master key, while servers run. Data are not sealed again.
+
+    The embedded default makes a new master key. Anywhere else, put a new one before the old one in
+    sealing.master_key_file (or where the master key comes from) on every host first. If this is killed, run
+    it again.
+    """
+    async with deployment.sealing_keys() as opened:
+        with progress("rotating") as tell:
+            done = await opened.rotate_master(tell)
+    if json_:
+        as_json(done)
+        return
+    say(f"{done.keys} keys are wrapped by the master key {done.master_key} now")
+    for old in done.retired:
+        say(f"{old} wraps nothing now: keep it for as long as you keep backups from before", err=True)
+
+
+@keys.command("rotate-tenant", epilog="Example: run.py keys rotate-tenant --tenant acme")
+@click.option("--tenant", metavar="T", required=True, help="The tenant.")
+@_json
+@with_deployment(changes=True)
+async def rotate_tenant(deployment: Deployment, *, tenant: str, json_: bool) -> None:
+    """Make a new key for a tenant. What the old ones sealed is sealed again by the job reseal."""
+    async with deployment.sealing_keys() as opened:
+        number = await opened.rotate_tenant(tenant)
+    if json_:
+        as_json(TenantRotation(tenant, number))
+        return
+    say(f"{tenant} seals with its key {number} now")
+    say("old values are sealed again by the job reseal; `run.py job reseal` runs it now", err=True)
+
+
+@keys.command("seal-domain", epilog="Example: run.py keys seal-domain voice")
+@click.argument("domain")
+@_json
+@with_deployment(changes=True)
+async def seal_domain(deployment: Deployment, *, domain: str, json_: bool) -> None:
+    """Seal a domain that names pii fields: new data at once, stored data by the job reseal.
+
+    It refuses while a server of an older version runs, which could not read sealed data. No such server can
+    start afterwards.
+    """
+    async with deployment.sealing_keys() as opened:
+        since = await opened.seal_domain(domain)
+    if json_:
+        as_json(DomainSealing(domain, since))
+        return
+    say(f"{domain} is sealed" + (f" since {since:%Y-%m-%d %H:%M}" if since else " from now on"))
+    say(
+        "what is stored already is sealed by the job reseal; `run.py job reseal` runs it now, and"
+        " `run.py keys status` shows how far it is",
+        err=True,
+    )
+
+
+def _heads(found: KeyStatus) -> list[str]:
+    given = ", ".join(found.given) or "none"
+    lines = [f"master keys of the settings: {given}"]
+    if missing := sorted(set(found.in_use) - set(found.given)):
+        lines.append(f"MISSING: {', '.join(missing)}, without which sealed data cannot be read")
+    sealed = [f"{one.domain} since {one.since:%Y-%m-%d %H:%M}" for one in found.domains]
+    lines.append(f"sealed domains: {', '.join(sealed) or 'none'}")
+    return lines
+
+
+def _row(one: TenantKeyState) -> tuple[str, ...]:
+    if one.waits:
+        passing = f"at {one.place}, {one.resealed or 0:,} values" if one.place else "waits for the job reseal"
+    else:
+        passing = "" if one.resealed_at is None else f"done {one.resealed_at:%Y-%m-%d %H:%M}"
+    if one.key is None or one.since is None:
+        return one.tenant, "none yet", "", "", "", str(one.old_keys), passing
+    return (
+        one.tenant,
+        str(one.key),
+        f"{one.since:%Y-%m-%d}",
+        one.master_key or "",
+        f"{(one.seals or 0) / MOST_SEALS:.2%}",
+        str(one.old_keys),
+        passing,
+    )

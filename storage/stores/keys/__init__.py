@@ -1,0 +1,1 @@
+"""Wrapped keys of tenants, how far their re-sealing is, and where sealed values lie."""

@@ -1,0 +1,180 @@
+"""Keys of all tenants, as commands and the start of a server need them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from engine.operate.ports import RefusedError
+from engine.operate.rows import SealedDomain, TenantKeyState
+from engine.seal.master_keys import WrappedKey
+from storage.postgres.arrays import hex_array, int_array
+from storage.postgres.pool import Database
+from storage.postgres.server_processes import GONE_S, SEALING
+from storage.stores.audit import by_account
+from storage.stores.tenant_rows import advance_generation, tenant_id_of
+
+#: Tenants whose keys are wrapped anew in one transaction.
+_REWRAPPED_TENANTS: Final = 200
+
+_IN_USE: Final = (
+    "SELECT master_key_id FROM master_keys WHERE retired_at IS NULL ORDER BY since, master_key_id"
+)
+_STATUS: Final = (
+    "SELECT t.name, k.key_number, k.created_at, k.master_key_id, k.seals_leased,"
+    " (SELECT count(*)::int FROM tenant_keys AS o WHERE o.tenant_id = t.tenant_id"
+    " AND o.retired_at IS NOT NULL), p.resealed, p.place, p.done_at,"
+    " greatest(p.wanted_at, d.since) > coalesce(p.done_at, '-infinity')"
+    " FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id AND k.retired_at IS NULL"
+    " LEFT JOIN reseal_passes AS p ON p.tenant_id = t.tenant_id"
+    " LEFT JOIN LATERAL (SELECT max(since) AS since FROM sealed_domains WHERE since > t.created_at) AS d"
+    " ON true ORDER BY t.name"
+)
+_OTHERS: Final = (
+    "SELECT k.tenant_id, replace(t.tenant_uuid::text, '-', ''), k.key_number, k.master_key_id,"
+    " encode(k.wrapped, 'hex'), k.retired_at IS NOT NULL"
+    " FROM tenant_keys AS k JOIN tenants AS t ON t.tenant_id = k.tenant_id"
+    " WHERE k.tenant_id IN (SELECT tenant_id FROM tenant_keys WHERE master_key_id <> %(master)s"
+    " GROUP BY tenant_id ORDER BY tenant_id LIMIT %(limit)s::int) AND k.master_key_id <> %(master)s"
+)
+_REWRAP: Final = (
+    "UPDATE tenant_keys AS k SET wrapped = decode(w.k, 'hex'), master_key_id = %(master)s"
+    " FROM unnest(%(tenants)s::int[], %(numbers)s::int[], %(before)s::text[], %(wrapped)s::text[])"
+    " AS w(t, n, b, k) WHERE k.tenant_id = w.t AND k.key_number = w.n AND k.master_key_id = w.b RETURNING 1"
+)
+_USE_MASTER: Final = (
+    "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
+    " DO UPDATE SET retired_at = NULL"
+)
+_RETIRE: Final = (
+    "UPDATE master_keys AS m SET retired_at = now() WHERE m.master_key_id <> %(master)s"
+    " AND m.retired_at IS NULL AND NOT EXISTS (SELECT FROM tenant_keys AS k"
+    " WHERE k.master_key_id = m.master_key_id) RETURNING m.master_key_id"
+)
+_PROCESSES: Final = (
+    "SELECT place, sealing, array_to_string(master_keys, ',') FROM server_processes"
+    f" WHERE seen_at > now() - interval '{GONE_S:g} seconds' ORDER BY place"
+)
+_WANT: Final = (
+    "INSERT INTO reseal_passes AS p (tenant_id, wanted_at) VALUES (%(tenant)s, clock_timestamp())"
+    " ON CONFLICT (tenant_id) DO UPDATE SET wanted_at = excluded.wanted_at"
+)
+_DOMAINS: Final = "SELECT domain, since FROM sealed_domains ORDER BY domain"
+
+
+class RunningProcess(NamedTuple):
+    """A server process that uses the database: what it can do with sealed values, and its master keys."""
+
+    place: str
+    sealing: int
+    master_keys: frozenset[str]
+
+
+class TenantKey(NamedTuple):
+    """A wrapped key of a tenant; the uuid is 16 bytes."""
+
+    tenant_id: int
+    tenant_uuid: bytes
+    key: WrappedKey
+
+
+class PostgresKeyAdmin:
+    """Keys of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def master_keys_in_use(self) -> list[str]:
+        """List the ids of the master keys that wrap keys of tenants. Raises StoreError."""
+        return [str(one) for (one,) in await self._database.query(_IN_USE)]
+
+    async def tenants(self) -> list[TenantKeyState]:
+        """List the keys of tenants by name. Raises StoreError."""
+        return [TenantKeyState(*row) for row in await self._database.query(_STATUS)]
+
+    async def sealed_domains(self) -> list[SealedDomain]:
+        """List the domains that are sealed. Raises StoreError."""
+        return [SealedDomain(*row) for row in await self._database.query(_DOMAINS)]
+
+    async def processes(self) -> list[RunningProcess]:
+        """List the server processes that use the database. Raises StoreError."""
+        rows = await self._database.query(_PROCESSES)
+        return [
+            RunningProcess(place, sealing, frozenset(filter(None, keys.split(","))))
+            for place, sealing, keys in rows
+        ]
+
+    async def wrapped_by_others(self, master_key_id: str) -> list[TenantKey]:
+        """List keys that other master keys wrap, of some tenants; empty if none are. Raises StoreError."""
+        values = {"master": master_key_id, "limit": _REWRAPPED_TENANTS}
+        return [
+            TenantKey(
+                row[0], bytes.fromhex(row[1]), WrappedKey(row[2], row[3], bytes.fromhex(row[4]), row[5])
+            )
+            for row in await self._database.query(_OTHERS, values)
+        ]
+
+    async def rewrap(self, master_key_id: str, keys: Collection[tuple[TenantKey, bytes]]) -> int:
+        """Store keys as another master key wraps them, all or none; return how many were changed.
+
+        A key that another command changed is left alone. Raises StoreError.
+        """
+        values = {
+            "master": master_key_id,
+            "tenants": int_array(one.tenant_id for one, _ in keys),
+            "numbers": int_array(one.key.number for one, _ in keys),
+            "before": hex_array(one.key.master_key_id for one, _ in keys),
+            "wrapped": hex_array(wrapped.hex() for _, wrapped in keys),
+        }
+        async with self._database.transaction() as transaction:
+            await transaction.query(_USE_MASTER, values)
+            return len(await transaction.query(_REWRAP, values))
+
+    async def end_rotation(self, master_key_id: str, keys: int) -> list[str]:
+        """Retire master keys that wrap nothing now; return their ids. Raises StoreError."""
+        async with self._database.transaction() as transaction:
+            await transaction.query(_USE_MASTER, {"master": master_key_id})
+            rows = await transaction.query(_RETIRE, {"master": master_key_id})
+            before = sorted(str(one) for (one,) in rows)
+            details: Mapping[str, object] = {"before": before, "keys": keys}
+            await transaction.note(by_account("master_key_rotated", master_key_id, details=details))
+            await advance_generation(transaction)
+        return before
+
+    async def tenant_id(self, name: str) -> int:
+        """Find a tenant by its name. Raises NoTenantError, StoreError."""
+        return await tenant_id_of(self._database, name)
+
+    async def want_pass(self, tenant_id: int) -> None:
+        """Have the job seal again what a tenant has stored. Raises StoreError."""
+        await self._database.execute(_WANT, {"tenant": tenant_id})
+
+    async def seal_domain(self, domain: str) -> datetime | None:
+        """Switch the sealing of a domain on; return since when it was on already, None if it was not.
+
+        No process of an older version can start afterwards.
+
+        Raises:
+            RefusedError: A process of an older version uses the database.
+            StoreError: The database is away.
+        """
+        async with self._database.transaction() as transaction:
+            # A process that starts now waits, and then meets the trigger of the table.
+            await transaction.query("LOCK TABLE server_processes IN SHARE ROW EXCLUSIVE MODE")
+            for place, sealing, _ in await transaction.query(_PROCESSES):
+                if sealing < SEALING:
+                    raise RefusedError(
+                        f"a server of an older version uses this database ({place}), which cannot read sealed"
+                        f" data: update or stop it first (one that was killed counts for {GONE_S:.0f} s)"
+                    )
+            values = {"domain": domain}
+            found = await transaction.query(
+                "SELECT since FROM sealed_domains WHERE domain = %(domain)s", values
+            )
+            if found:
+                return found[0][0]  # type: ignore[no-any-return]  # a timestamptz
+            await transaction.query("INSERT INTO sealed_domains (domain) VALUES (%(domain)s)", values)
+            await transaction.note(by_account("domain_sealed", domain))
+            await advance_generation(transaction)
+        return None

@@ -1,0 +1,66 @@
+"""The start of a server checks master keys before anything is served."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from compose.sealing.start import check_master_keys
+from engine.cache.key_ring import TenantKeyRing
+from engine.seal.master_keys import MasterKeyError, MasterKeys, master_key_id
+from storage.postgres.pool import Database
+from storage.stores.keys.wrapped import PostgresTenantKeys
+from tests.compose.test_master_key import ONE, TWO, given, key_file
+from tests.harness.admin import add_tenants
+from tests.harness.services import execute, rows
+
+
+class _Source:
+    async def keys(self, _: str | None = None) -> MasterKeys:
+        return MasterKeys([ONE])
+
+
+async def _wrap_a_key(dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    database = Database(dsn, 1)
+    try:
+        ((number,),) = rows(dsn, "SELECT tenant_id FROM tenants")
+        await TenantKeyRing(PostgresTenantKeys(database), _Source(), os.urandom).load([int(str(number))])
+    finally:
+        await database.close()
+
+
+async def test_check_without_master_keys_is_fine_until_something_is_sealed(dsn: str) -> None:
+    await check_master_keys(given(), dsn)
+    execute(dsn, "INSERT INTO sealed_domains VALUES ('voice')")
+    with pytest.raises(MasterKeyError, match="no master key is set"):
+        await check_master_keys(given(), dsn)
+
+
+async def test_check_lost_master_key_is_refused_by_its_id(dsn: str, tmp_path: Path) -> None:
+    await _wrap_a_key(dsn)
+    for wrong in (TWO, b"3" * 32):
+        file = key_file(tmp_path / "key", wrong)
+        with pytest.raises(MasterKeyError, match=f"{master_key_id(ONE)} is needed to open sealed data"):
+            await check_master_keys(given(master_key_file=str(file)), dsn)
+    with pytest.raises(MasterKeyError, match="no master key is set"):
+        await check_master_keys(given(), dsn)
+    await check_master_keys(given(master_key_file=str(key_file(tmp_path / "key", TWO, ONE))), dsn)
+
+
+async def test_check_embedded_default_makes_a_key_and_never_in_place_of_a_lost_one(
+    dsn: str, tmp_path: Path
+) -> None:
+    chosen = given(dsn="", data_dir=str(tmp_path))
+    await check_master_keys(chosen, dsn)
+    file = tmp_path / "master.key"
+    assert file.exists()
+    await _wrap_a_key(dsn)
+    with pytest.raises(MasterKeyError, match=f"{master_key_id(ONE)} is needed"):
+        await check_master_keys(chosen, dsn)
+    file.unlink()
+    with pytest.raises(MasterKeyError, match=r"master\.key: No such file or directory"):
+        await check_master_keys(chosen, dsn)
+    assert not file.exists()

@@ -1,0 +1,237 @@
+"""``run.py keys``: what a script sees, and what the database holds then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compose.sealing import admin
+from engine.cache.key_ring import TenantKeyRing
+from engine.runtime.ports import StoreError
+from engine.seal.master_keys import MasterKeys, master_key_id
+from storage.postgres.pool import Database
+from storage.postgres.server_processes import ServerProcess
+from storage.stores.keys import admin as key_admin
+from storage.stores.keys.wrapped import PostgresTenantKeys
+from tests.harness.admin import add_tenants
+from tests.harness.commands import Ended, Run, command
+from tests.harness.services import execute, rows
+
+__all__ = ["command"]
+
+ONE, TWO = b"1" * 32, b"2" * 32
+ID_1, ID_2 = master_key_id(ONE), master_key_id(TWO)
+PLACE = ("records.data", "voice", "r1", 1)
+_NUMBERS = "SELECT name, tenant_id FROM tenants"
+KEYS = "SELECT key_number, master_key_id, retired_at IS NOT NULL FROM tenant_keys ORDER BY tenant_id, 1"
+
+
+class Source:
+    """Master keys as a test gives them."""
+
+    def __init__(self, *given: bytes) -> None:
+        self.given = given
+
+    async def keys(self, _: str | None = None) -> MasterKeys:
+        """Return them."""
+        return MasterKeys(self.given)
+
+
+@pytest.fixture
+def keys(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run ``keys`` with a file of master keys, and servers that are not waited for."""
+    monkeypatch.setattr(admin, "_READ_AGAIN_S", 0.0)
+    file = tmp_path / "master"
+
+    async def run(*arguments: str, given: tuple[bytes, ...] = (ONE,)) -> Ended:
+        file.write_bytes(b"\n".join(map(b64encode, given)))
+        file.chmod(0o600)
+        return await command("keys", *arguments, TIDEMARK__SEALING__MASTER_KEY_FILE=str(file))
+
+    return run
+
+
+async def sealed(dsn: str, *given: bytes) -> dict[str, bytes]:
+    """Have two tenants seal a value each."""
+    add_tenants(dsn, "acme", "globex")
+    numbers = {str(name): int(str(number)) for name, number in rows(dsn, _NUMBERS)}
+    database = Database(dsn, 1)
+    ring = TenantKeyRing(PostgresTenantKeys(database), Source(*given), os.urandom)
+    try:
+        await ring.load(list(numbers.values()))
+        return {name: ring.keys_of(number).seal(*PLACE, b"plain") for name, number in numbers.items()}
+    finally:
+        await database.close()
+
+
+async def opened(dsn: str, values: dict[str, bytes], *given: bytes) -> set[bytes]:
+    """Open the values with these master keys alone."""
+    numbers = {str(name): int(str(number)) for name, number in rows(dsn, _NUMBERS)}
+    database = Database(dsn, 1)
+    ring = TenantKeyRing(PostgresTenantKeys(database), Source(*given), os.urandom)
+    try:
+        await ring.load([numbers[name] for name in values])
+        return {ring.keys_of(numbers[name]).open(*PLACE, value) for name, value in values.items()}
+    finally:
+        await database.close()
+
+
+def process(dsn: str, *, sealing: int = 1, master: str = "", place: str = "db9, port 8080") -> None:
+    """Have a server process use the database."""
+    execute(
+        dsn,
+        "INSERT INTO server_processes (process, place, slot, sealing, master_keys)"
+        f" VALUES (gen_random_uuid(), '{place}', 'x', {sealing}, '{{{master}}}')",
+    )
+
+
+async def test_keys_status_shows_master_keys_domains_and_tenants(keys: Run, dsn: str) -> None:
+    await sealed(dsn, ONE)
+    add_tenants(dsn, "silent")
+    found = json.loads((await keys("status", "--json")).out)
+    assert (found["given"], found["in_use"], found["domains"]) == ([ID_1], [ID_1], [])
+    acme, _, silent = found["tenants"]
+    assert (acme["tenant"], acme["key"], acme["master_key"], acme["old_keys"]) == ("acme", 1, ID_1, 0)
+    assert acme["seals"] == 1 << 18
+    assert (silent["key"], silent["seals"]) == (None, None)
+    text = (await keys("status")).out
+    assert f"master keys of the settings: {ID_1}\n" in text
+    assert text.splitlines()[-1].split() == ["silent", "none", "yet", "0"]
+    lost = (await keys("status", given=(TWO,))).out
+    assert f"MISSING: {ID_1}, without which sealed data cannot be read" in lost
+
+
+async def test_keys_rotate_master_wraps_all_keys_again_and_values_open(keys: Run, dsn: str) -> None:
+    values = await sealed(dsn, ONE)
+    refused = (await keys("rotate-master")).refusal()
+    assert f"the master key {ID_1} is in use already: put a new one before it" in refused
+    done = await keys("rotate-master", given=(TWO, ONE))
+    assert done.out == f"2 keys are wrapped by the master key {ID_2} now\n"
+    assert f"{ID_1} wraps nothing now" in done.err
+    assert {row[1] for row in rows(dsn, KEYS)} == {ID_2}
+    assert await opened(dsn, values, TWO) == {b"plain"}
+    assert rows(dsn, "SELECT event, target, details->>'keys' FROM audit_log WHERE event LIKE 'master%'") == [
+        ("master_key_rotated", ID_2, "2")
+    ]
+    assert f"{ID_2} is in use already" in (await keys("rotate-master", given=(TWO,))).refusal()
+
+
+async def test_keys_rotate_master_that_was_cut_short_goes_on(
+    keys: Run, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = await sealed(dsn, ONE)
+    rewrap = key_admin.PostgresKeyAdmin.rewrap
+
+    async def once(*arguments: Any) -> int:
+        await rewrap(*arguments)
+        raise StoreError("cut short")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(key_admin, "_REWRAPPED_TENANTS", 1)
+        cut.setattr(key_admin.PostgresKeyAdmin, "rewrap", once)
+        assert "cut short" in (await keys("rotate-master", given=(TWO, ONE))).refusal()
+    assert [row[1] for row in rows(dsn, KEYS)] == [ID_2, ID_1]
+    assert await opened(dsn, values, ONE, TWO) == {b"plain"}
+    done = json.loads((await keys("rotate-master", "--json", given=(TWO, ONE))).out)
+    assert done == {"master_key": ID_2, "retired": [ID_1], "keys": 1}
+    assert await opened(dsn, values, TWO) == {b"plain"}
+
+
+async def test_keys_rotate_master_without_the_old_key_is_refused_and_changes_nothing(
+    keys: Run, dsn: str
+) -> None:
+    await sealed(dsn, ONE)
+    refused = (await keys("rotate-master", given=(TWO,))).refusal()
+    assert f"the master key {ID_1} is needed to open sealed data, and given is {ID_2}" in refused
+    assert {row[1] for row in rows(dsn, KEYS)} == {ID_1}
+
+
+async def test_keys_rotate_master_while_a_server_lacks_the_new_key_is_refused(keys: Run, dsn: str) -> None:
+    await sealed(dsn, ONE)
+    process(dsn, master=ID_1)
+    refused = (await keys("rotate-master", given=(TWO, ONE))).refusal()
+    assert f"1 server processes do not have the master key {ID_2} yet, such as db9" in refused
+    assert {row[1] for row in rows(dsn, KEYS)} == {ID_1}
+    execute(dsn, f"UPDATE server_processes SET master_keys = '{{{ID_2},{ID_1}}}'")
+    assert (await keys("rotate-master", given=(TWO, ONE))).status == 0
+
+
+async def test_keys_rotate_tenant_seals_with_a_new_key_and_asks_for_a_pass(keys: Run, dsn: str) -> None:
+    values = await sealed(dsn, ONE)
+    done = await keys("rotate-tenant", "--tenant", "acme")
+    assert done.out == "acme seals with its key 2 now\n"
+    assert rows(dsn, KEYS) == [(1, ID_1, True), (2, ID_1, False), (1, ID_1, False)]
+    assert await opened(dsn, values, ONE) == {b"plain"}
+    assert len(rows(dsn, "SELECT FROM reseal_passes WHERE wanted_at IS NOT NULL")) == 1
+    (acme, globex) = json.loads((await keys("status", "--json")).out)["tenants"]
+    assert (acme["old_keys"], acme["waits"], globex["waits"]) == (1, True, None)
+    assert "there is no tenant nobody" in (await keys("rotate-tenant", "--tenant", "nobody")).refusal()
+
+
+async def test_keys_seal_domain_is_switched_on_once_and_audited(keys: Run, dsn: str) -> None:
+    add_tenants(dsn, "acme")
+    assert (await keys("seal-domain", "voice")).out == "voice is sealed from now on\n"
+    assert (await keys("seal-domain", "voice")).out.startswith("voice is sealed since 2")
+    assert rows(dsn, "SELECT event, target FROM audit_log WHERE event LIKE 'domain%'") == [
+        ("domain_sealed", "voice")
+    ]
+    (acme,) = json.loads((await keys("status", "--json")).out)["tenants"]
+    assert acme["waits"] is True
+    add_tenants(dsn, "later")  # all that it stores is sealed from the first
+    assert [one["waits"] for one in json.loads((await keys("status", "--json")).out)["tenants"]][1] is None
+    for domain in ("task", "nothing"):
+        refused = (await keys("seal-domain", domain)).refusal()
+        assert f"the domain {domain} names no pii fields" in refused
+
+
+async def test_keys_seal_domain_without_a_master_key_is_refused(command: Run, dsn: str) -> None:
+    assert "no master key is set" in (await command("keys", "seal-domain", "voice")).refusal()
+    assert rows(dsn, "SELECT FROM sealed_domains") == []
+
+
+async def test_keys_seal_domain_refuses_servers_of_an_older_version_now_and_later(
+    keys: Run, dsn: str
+) -> None:
+    process(dsn, sealing=0, place="old1, port 8080")
+    process(dsn)
+    refused = (await keys("seal-domain", "voice")).refusal()
+    assert "a server of an older version uses this database (old1, port 8080)" in refused
+    execute(dsn, "DELETE FROM server_processes WHERE sealing = 0")
+    assert (await keys("seal-domain", "voice")).status == 0
+    database = Database(dsn, 1)
+    try:
+        await ServerProcess(database, 8080).record()
+        with pytest.raises(StoreError):
+            await database.execute(
+                "INSERT INTO server_processes (process, place, slot) VALUES (gen_random_uuid(), 'old', 'x')"
+            )
+    finally:
+        await database.close()
+
+
+async def test_keys_seal_domain_waits_for_a_server_that_starts(keys: Run, dsn: str) -> None:
+    """A process of an older version that says that it starts, and has not committed, is waited for."""
+    database = Database(dsn, 1)
+    transaction = await database.begin()
+    try:
+        await transaction.query(
+            "INSERT INTO server_processes (process, place, slot) VALUES (gen_random_uuid(), 'old', 'x')"
+        )
+        sealing = asyncio.ensure_future(keys("seal-domain", "voice"))
+        waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'server_processes'::regclass"
+        async with asyncio.timeout(30):
+            while True:
+                if await asyncio.to_thread(rows, dsn, waiting):
+                    break
+                await asyncio.sleep(0.01)
+        await transaction.commit()
+        assert "a server of an older version uses this database (old)" in (await sealing).refusal()
+    finally:
+        await transaction.rollback()
+        await database.close()

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from compose.workers import check_bus
 from psycopg2.extensions import parse_dsn
 
+from compose.processes.workers import check_bus
 from engine.runtime.settings import S3
 from handlers.commands.deployment import DeploymentError
 from storage.bus.checkup import bus_findings

@@ -55,9 +55,9 @@ class KeyAdmin:
     async def rotate_master(self, watch: Watch) -> MasterRotation:
         """Wrap the keys of all tenants by a new master key."""
         in_use = await self._store.master_keys_in_use()
-        masters = await self._source.keys()
+        masters = await self._masters()
         if missing := set(in_use) - set(masters.ids):
-            raise MasterKeyError(missing_sentence(missing, masters.ids))
+            raise RefusedError(missing_sentence(missing, masters.ids))
         if in_use in ([], [masters.active]):
             masters = await self._with_new_key(masters)
         await self._wait_for_servers(masters.active, watch)
@@ -81,8 +81,14 @@ class KeyAdmin:
         try:
             await anyio.to_thread.run_sync(put_in_front, made)
         except OSError as error:
-            raise MasterKeyError(f"{made}: {error.strerror}: let this account write it") from None
-        return await self._source.keys()
+            raise RefusedError(f"{made}: {error.strerror}: let this account write it") from None
+        return await self._masters()
+
+    async def _masters(self) -> MasterKeys:
+        try:
+            return await self._source.keys()
+        except MasterKeyError as error:
+            raise RefusedError(str(error)) from None
 
     async def _wait_for_servers(self, master_key_id: str, watch: Watch) -> None:
         """Wait until every server process has a master key. Raises RefusedError."""
@@ -101,6 +107,7 @@ class KeyAdmin:
     async def rotate_tenant(self, tenant: str) -> int:
         """Make a new key for a tenant."""
         tenant_id = await self._store.tenant_id(tenant)
+        await self._masters()  # an error in them is said before anything is changed
         number = await self._ring.rotate(tenant_id)
         await self._store.want_pass(tenant_id)
         return number
@@ -114,7 +121,7 @@ class KeyAdmin:
                 f"the domain {domain} names no pii fields in the settings: name them in [domains.{domain}]"
                 f" (those that do: {named})"
             )
-        await self._source.keys()  # an error in it comes before anything is switched on
+        await self._masters()
         return await self._store.seal_domain(domain)
 
 

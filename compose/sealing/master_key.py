@@ -34,7 +34,7 @@ class _FileState(NamedTuple):
 
 
 _NONE_SET: Final = (
-    "no master key is set: set sealing.master_key_file, sealing.master_key_command or"
+    "there is no master key: set sealing.master_key_file, sealing.master_key_command or"
     " TIDEMARK__SEALING__MASTER_KEY, such as to a file with the output of `openssl rand -base64 32`"
 )
 

@@ -12,7 +12,7 @@ Watch = Callable[[str], None]
 
 
 class KeyAdmin(Protocol):
-    """Keys of sealed data. Every method raises StoreError, and MasterKeyError for what the settings name."""
+    """Keys of sealed data. Every method raises StoreError."""
 
     async def status(self) -> KeyStatus:
         """Return master keys, sealed domains, and the keys of tenants."""
@@ -26,7 +26,7 @@ class KeyAdmin(Protocol):
             watch: Is told how far it is.
 
         Raises:
-            RefusedError: There is no new master key, or a server does not have it.
+            RefusedError: There is no new master key, one is missing, or a server does not have it.
         """
 
     async def rotate_tenant(self, tenant: str) -> int:
@@ -36,7 +36,7 @@ class KeyAdmin(Protocol):
             The number of the new key.
 
         Raises:
-            RefusedError: There is no such tenant.
+            RefusedError: There is no such tenant, or no master key.
         """
 
     async def seal_domain(self, domain: str) -> datetime | None:
@@ -46,5 +46,6 @@ class KeyAdmin(Protocol):
             Since when it was on already; None if it was not.
 
         Raises:
-            RefusedError: The domain names no ``pii`` fields, or a server of an older version runs.
+            RefusedError: The domain names no ``pii`` fields, a server of an older version runs, or there is
+                no master key.
         """

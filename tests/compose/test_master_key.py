@@ -101,7 +101,7 @@ def test_master_key_missing_or_wrong_file_is_named(tmp_path: Path) -> None:
 
 def test_master_key_none_set_is_refused_with_a_database_of_ones_own() -> None:
     assert made_master_key(given()) is None
-    with pytest.raises(MasterKeyError, match=r"no master key is set: set sealing\.master_key_file"):
+    with pytest.raises(MasterKeyError, match=r"there is no master key: set sealing\.master_key_file"):
         master_keys(given())
 
 

@@ -191,7 +191,7 @@ async def test_keys_seal_domain_is_switched_on_once_and_audited(keys: Run, dsn: 
 
 
 async def test_keys_seal_domain_without_a_master_key_is_refused(command: Run, dsn: str) -> None:
-    assert "no master key is set" in (await command("keys", "seal-domain", "voice")).refusal()
+    assert "there is no master key" in (await command("keys", "seal-domain", "voice")).refusal()
     assert rows(dsn, "SELECT FROM sealed_domains") == []
 
 

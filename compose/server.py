@@ -215,7 +215,9 @@ class Server:
                 devices=self._devices,
                 minutes=minutes,
                 telemetry=TelemetryIntake(
-                    PostgresTelemetry(reads, lambda: clock.now_us() // UNITS_US["day"]), clock
+                    PostgresTelemetry(reads, lambda: clock.now_us() // UNITS_US["day"]),
+                    clock,
+                    lambda: room.full,
                 ),
                 revocations=self._revocations,
                 conflicts=PostgresConflicts(reads),

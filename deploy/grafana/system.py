@@ -288,6 +288,12 @@ SYSTEM: Final = Dashboard(
                         Query(rate("tidemark_minute_rows_dropped_total"), "dropped"),
                     ),
                 ),
+                Panel(
+                    "Telemetry of devices",
+                    "ops",
+                    "Messages with what devices counted themselves, by what became of them.",
+                    (Query(rate("tidemark_telemetry_total", "outcome"), "{{outcome}}"),),
+                ),
             ),
         ),
         Row(

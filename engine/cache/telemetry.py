@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from engine.cache.ports import TelemetryOutcome, TelemetryStore
@@ -32,21 +32,28 @@ _REFUSED: Final[dict[TelemetryOutcome, tuple[str, str]]] = {
     ),
     "no_tenant": ("forbidden", "there is no such tenant: check the tid of the token"),
 }
+_LATER: Final = ("overloaded", "insufficient_storage")
 
 
 class TelemetryIntake:
     """Stores the telemetry that devices send to this process.
 
+    Args:
+        store: Where it is stored.
+        clock: For rests.
+        full: Returns the reason why the database has no room, None if it has.
+
     Attributes:
         waiting: Messages that are not stored yet.
     """
 
-    def __init__(self, store: TelemetryStore, clock: Clock) -> None:
+    def __init__(self, store: TelemetryStore, clock: Clock, full: Callable[[], str | None]) -> None:
+        self._full = full
         self._store = store
         self._clock = clock
         self._rests_until_s = 0.0
         self._batches = Batcher(self._put, _BATCH)
-        self._outcomes: dict[str, int] = dict.fromkeys(("stored", "replayed", *_REFUSED, "overloaded"), 0)
+        self._outcomes: dict[str, int] = dict.fromkeys(("stored", "replayed", *_REFUSED, *_LATER), 0)
         self.waiting = 0
 
     async def add(self, row: TelemetryRow) -> bool:
@@ -59,9 +66,10 @@ class TelemetryIntake:
             SyncError: It is refused.
             StoreError: It may be stored, or not.
         """
+        if reason := self._full():
+            raise self._later("insufficient_storage", reason)
         if self.waiting >= _MOST_WAITING:
-            self._outcomes["overloaded"] += 1
-            raise SyncError("overloaded", "too much telemetry waits", retry_after_ms=retry_later_ms())
+            raise self._later("overloaded", "too much telemetry waits to be stored")
         self.waiting += 1
         try:
             outcome = await self._batches.submit(row)
@@ -71,6 +79,10 @@ class TelemetryIntake:
         if outcome in _REFUSED:
             raise SyncError(*_REFUSED[outcome])
         return outcome == "replayed"
+
+    def _later(self, code: str, reason: str) -> SyncError:
+        self._outcomes[code] += 1
+        return SyncError(code, reason, retry_after_ms=retry_later_ms())
 
     async def _put(self, rows: Sequence[TelemetryRow]) -> list[TelemetryOutcome]:
         clock_s = self._clock.monotonic_s

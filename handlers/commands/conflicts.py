@@ -23,7 +23,7 @@ def conflicts() -> None:
 
 @conflicts.command("list", epilog="Example: run.py conflicts list --tenant acme --settled")
 @of_tenant
-@click.option("--settled", is_flag=True, help="List what was settled, the latest conflicts first.")
+@click.option("--settled", is_flag=True, help="List what was settled, the latest first.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 100_000),

@@ -70,8 +70,8 @@ _OPEN_OF_TENANTS: Final = (
 _SETTLED: Final = (
     f"{_SUMMARY} CROSS JOIN LATERAL (SELECT * FROM conflict_resolution_log"
     " WHERE tenant_id = t.tenant_id AND outcome NOT IN ('open', 'held')"
-    " ORDER BY opened_at_us DESC, conflict_id DESC LIMIT %(limit)s) AS c"
-    f" WHERE {OF_TENANT} ORDER BY t.name, c.opened_at_us DESC, c.conflict_id DESC"
+    " ORDER BY coalesce(settled_at_us, opened_at_us) DESC, conflict_id DESC LIMIT %(limit)s) AS c"
+    f" WHERE {OF_TENANT} ORDER BY t.name, coalesce(c.settled_at_us, c.opened_at_us) DESC, c.conflict_id DESC"
 )
 _CONFLICT: Final = (
     f"SELECT t.name, row_to_json(c)::text, {RECORD_COLUMNS} FROM tenants AS t"

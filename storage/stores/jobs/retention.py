@@ -28,7 +28,7 @@ _DROP_LAST_DATA: Final = (
     " FROM (SELECT t, sum(b) AS b FROM emptied GROUP BY t) AS w WHERE c.tenant_id = w.t)"
     " SELECT count(*), (SELECT count(*) FROM emptied), 0, max(at) FROM old"
 )
-#: Tenant by tenant, by an existing index: an index of time alone would cost every conflict a write. Tenants
+#: Tenant by tenant, by an index of lists: one of time alone would cost every conflict a write. Tenants
 #: that a batch has locked are left for the next run. What is deleted is taken off the tenant's usage.
 _OLD: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL ({found}"
@@ -50,12 +50,13 @@ _CONFLICTS: Final = _OLD.format(
     " + coalesce(octet_length(c.client_data::text), 0)"
     " + coalesce((SELECT sum(octet_length((change->'data')::text))"
     " FROM json_array_elements(c.client_changes) AS change"
-    " WHERE json_typeof(change->'data') <> 'null'), 0) AS b, c.opened_at_us AS at"
+    " WHERE json_typeof(change->'data') <> 'null'), 0) AS b, coalesce(c.settled_at_us, c.opened_at_us) AS at"
     " FROM conflict_resolution_log AS c WHERE c.tenant_id = t.tenant_id"
-    f" AND c.opened_at_us >= {_FROM} AND c.opened_at_us < %(now)s::bigint AND c.outcome <> 'open'"
-    " AND coalesce(c.settled_at_us, 0) < %(now)s::bigint AND (c.held_in IS NULL OR NOT EXISTS"
+    f" AND coalesce(c.settled_at_us, c.opened_at_us) >= {_FROM} AND c.outcome <> 'open'"
+    " AND coalesce(c.settled_at_us, c.opened_at_us) < %(now)s::bigint AND (c.held_in IS NULL OR NOT EXISTS"
     " (SELECT FROM conflict_resolution_log AS h WHERE h.tenant_id = c.tenant_id AND h.conflict_id = c.held_in"
-    " AND (h.outcome = 'open' OR h.settled_at_us >= %(now)s::bigint))) ORDER BY c.opened_at_us",
+    " AND (h.outcome = 'open' OR h.settled_at_us >= %(now)s::bigint)))"
+    " ORDER BY coalesce(c.settled_at_us, c.opened_at_us)",
     table="conflict_resolution_log",
     key="conflict_id",
     kind="conflict",

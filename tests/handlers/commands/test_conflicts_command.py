@@ -174,18 +174,18 @@ async def test_conflicts_command_list_settled_shows_who_won_and_by_what(run: Run
     await run("resolve", conflict_id, "--choice", "client")
     found = json.loads((await run("list", "--settled", "--json")).out)
     assert [(one["record_id"], one["outcome"], one["settled_by"], one["policy"]) for one in found] == [
+        ("n1", "client", "operator", "manual"),
         ("a2", "server", None, "server_wins"),
         ("a1", "server", None, "server_wins"),
-        ("n1", "client", "operator", "manual"),
     ]
-    assert all(one["settled_at"] == one["opened_at"] for one in found[:2])  # by their policy, at once
+    assert all(one["settled_at"] == one["opened_at"] for one in found[1:])  # by their policy, at once
     shown = json.loads((await run("show", conflict_id, "--json")).out)
-    assert found[2]["settled_at"] == shown["settled"]["at"] != found[2]["opened_at"]
-    assert found[2]["settled_at"] in (await run("list", "--settled")).out
+    assert found[0]["settled_at"] == shown["settled"]["at"] != found[0]["opened_at"]
+    assert found[0]["settled_at"] in (await run("list", "--settled")).out
     assert (await run("list", "--json")).out == "[]\n"
     printed = (await run("list", "--settled", "--limit", "1")).out.splitlines()
     assert printed[0].split()[:4] == ["ID", "TENANT", "DOMAIN", "RECORD"]
-    assert printed[1].split()[2:8] == ["attendance", "a2", "tablet", "put", "server", "server_wins"]
+    assert printed[1].split()[2:8] == ["note", "n1", "tablet", "put", "client", "operator"]
     assert len(printed) == 2
 
 

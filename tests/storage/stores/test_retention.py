@@ -159,7 +159,7 @@ def test_retention_page_is_read_by_the_index_alone(kept: Kept) -> None:
         "ANALYZE conflict_resolution_log, quarantine, tenants",
     )
     values = {"now": "9000", "tenant": "2", "at": "1000", "limit": "10"}
-    by_time = {_CONFLICTS: "conflict_resolution_log_by_time", _QUARANTINED: "quarantine_by_time"}
+    by_time = {_CONFLICTS: "conflict_resolution_log_settled", _QUARANTINED: "quarantine_by_time"}
     for statement, index in by_time.items():
         with connected(kept.dsn) as connection, connection, connection.cursor() as cursor:
             cursor.execute(f"{_SETTINGS.text}; EXPLAIN {statement}", values)

@@ -1,1 +1,0 @@
-ALTER TABLE server_processes DROP COLUMN slot;

@@ -8,9 +8,9 @@ from engine.operate.health_job import HealthJob
 from engine.runtime.ports import Clock
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
-from storage.stores.monitoring.facts import PostgresMonitorReads
 from storage.stores.monitoring.health import PostgresHealth
 from storage.stores.monitoring.minutes import PostgresMinutes
+from storage.stores.monitoring.reads import PostgresMonitorReads
 
 
 def health_check(settings: Settings, database: Database, clock: Clock) -> HealthCheck:

@@ -13,7 +13,7 @@ from engine.cluster.jobs import (
     ENDS,
     Begun,
     Counts,
-    Due,
+    DueRun,
     JobBody,
     JobKind,
     JobsNow,
@@ -124,7 +124,7 @@ class JobScheduler:
             if success is not None and success != before.get(job):
                 group.create_task(_followed(job, follow))
 
-    async def _begin(self, kind: JobKind, found: Due, group: asyncio.TaskGroup) -> None:
+    async def _begin(self, kind: JobKind, found: DueRun, group: asyncio.TaskGroup) -> None:
         begun = await self._store.begin(kind.name, found)
         if begun is None:
             return

@@ -85,7 +85,7 @@ class JobsNow(msgspec.Struct, frozen=True):
     successes: Mapping[str, LastSuccess]
 
 
-class Due(NamedTuple):
+class DueRun(NamedTuple):
     """A run that should begin: the due time, and its number for this due time, from 1."""
 
     due_us: int
@@ -111,7 +111,7 @@ class JobStore(Protocol):
     async def look(self, jobs: Sequence[str]) -> JobsNow:
         """Read the state of jobs."""
 
-    async def begin(self, job: str, due: Due | None) -> Begun | None:
+    async def begin(self, job: str, due: DueRun | None) -> Begun | None:
         """Begin a run, unless the job runs now or this run has a row already.
 
         The run counts as running for ``HELD_S``. A run whose time is over is closed as killed.
@@ -210,7 +210,7 @@ def in_thread(work: Callable[[], Mapping[str, int]]) -> JobBody:
     return body
 
 
-def due(schedule: Schedule, now_us: int, last: LastRun | None) -> Due | None:
+def due(schedule: Schedule, now_us: int, last: LastRun | None) -> DueRun | None:
     """Decide which run of a job should begin now, None if none should.
 
     Args:
@@ -222,10 +222,10 @@ def due(schedule: Schedule, now_us: int, last: LastRun | None) -> Due | None:
         return None
     latest_us = schedule.latest(now_us)
     if latest_us is not None and (last is None or latest_us > last.due_us):
-        return Due(latest_us, 1)
+        return DueRun(latest_us, 1)
     if last is None or last.by_hand or last.outcome not in ("killed", "stopped"):
         return None
-    return None if last.killed >= MOST_KILLED else Due(last.due_us, last.attempt + 1)
+    return None if last.killed >= MOST_KILLED else DueRun(last.due_us, last.attempt + 1)
 
 
 async def perform(

@@ -43,7 +43,7 @@ class LateHour(NamedTuple):
     tenant_id: int
 
 
-class Due(NamedTuple):
+class HoursDue(NamedTuple):
     """What is to be summed.
 
     ``since_us`` is where the last run ended, ``until_us`` the end of the last hour whose minutes are all
@@ -98,7 +98,7 @@ class Hour(NamedTuple):
 class AggregationStore(Protocol):
     """Minutes, counts of commits, and snapshots. Every method raises StoreError."""
 
-    async def due(self) -> Due:
+    async def due(self) -> HoursDue:
         """Read what is to be summed."""
 
     async def end_hours(self, tenant_ids: Sequence[int]) -> None:
@@ -176,7 +176,7 @@ class Aggregation:
         await run.pages("device_hours_deleted", partial(store.delete_device_hours, before_us))
 
 
-def parts(due: Due) -> Iterator[tuple[Sequence[int], int, int]]:
+def parts(due: HoursDue) -> Iterator[tuple[Sequence[int], int, int]]:
     """Split what is due into transactions: tenants, and the hours to sum of each.
 
     Yields:
@@ -197,7 +197,7 @@ def parts(due: Due) -> Iterator[tuple[Sequence[int], int, int]]:
             yield some, start_us, start_us + HOUR_US
 
 
-def days(due: Due) -> Iterator[tuple[Sequence[int], int]]:
+def days(due: HoursDue) -> Iterator[tuple[Sequence[int], int]]:
     """Yield the days that ended since the last run, and so the tenants of one statement."""
     first_us = max(due.since_us, due.until_us - CAUGHT_UP_US) // _DAY_US * _DAY_US
     for day_us in range(first_us, due.until_us // _DAY_US * _DAY_US, _DAY_US):

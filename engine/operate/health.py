@@ -1,4 +1,4 @@
-"""Gathers the facts of a window from the stores, and has them judged."""
+"""Gathers the counts of a window from the stores, and has them judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from engine.model.minutes import MINUTE_US, Minute, TenantMinutes
-from engine.operate.monitor.judge import DevicesSeen, Facts, Window, judge, judge_all, judgement
+from engine.operate.monitor.judge import DevicesSeen, Window, WindowCounts, judge, judge_all, judgement
 from engine.operate.monitor.report import Judgement
 from engine.operate.ports import MinuteReads, MonitorReads
 from engine.operate.rows import UploadsEnded
@@ -49,12 +49,12 @@ class HealthCheck:
         minutes = await self._minutes.windows(tenant, since_us, now_us)
         ended = await self._reads.uploads_ended(tenant, now_us - _DAY_US)
         devices = await self._reads.devices_seen(tenant)
-        facts = gathered(tenant, minutes, ended, devices)
+        counts = gathered(tenant, minutes, ended, devices)
         ends_at = _EPOCH + timedelta(microseconds=now_us)
         window = Window(ends_at, window_s, (now_us - since_us) / 1_000_000)
         if tenant is not None:
-            return judgement([judge(next(facts), self._monitor.thresholds(tenant), window)])
-        steps = judge_all(facts, self._monitor, window)
+            return judgement([judge(next(counts), self._monitor.thresholds(tenant), window)])
+        steps = judge_all(counts, self._monitor, window)
         while True:  # a thousand tenants take 60 ms
             try:
                 next(steps)
@@ -69,13 +69,13 @@ def gathered(
     minutes: Iterable[TenantMinutes],
     ended: Iterable[UploadsEnded],
     devices: Mapping[str | None, DevicesSeen],
-) -> Iterator[Facts]:
-    """Yield the facts of one tenant, or those of each tenant that has any."""
+) -> Iterator[WindowCounts]:
+    """Yield the counts of one tenant, or those of each tenant that has any."""
     summed = {one.tenant: one.minutes for one in minutes}
     uploads: dict[str | None, UploadsEnded] = {one.tenant: one for one in ended}
     for name in summed.keys() | uploads.keys() | devices.keys() if tenant is None else {tenant}:
         upload = uploads.get(name)
-        yield Facts(
+        yield WindowCounts(
             name,
             summed.get(name) or Minute(),
             0 if upload is None else upload.finished,

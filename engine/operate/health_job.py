@@ -10,7 +10,7 @@ import structlog
 
 from engine.cluster.jobs import JobRun
 from engine.operate.monitor.report import Judgement, Report, Status
-from engine.operate.monitor.statuses import Health, LastHealth, last_health, status_changes
+from engine.operate.monitor.statuses import HealthStatus, LastHealth, last_health, status_changes
 from engine.operate.ports import HealthMonitor, HealthStore
 from engine.runtime.metrics import Metric, Value, gauge
 from engine.runtime.ports import Clock
@@ -80,7 +80,7 @@ class HealthJob:
         if last is None:
             return
         stale = self._clock.now_us() - last.judged_at_us > _STALE_US
-        overall = Health("unknown", None) if stale else last.overall
+        overall = HealthStatus("unknown", None) if stale else last.overall
         if overall.score is not None:
             yield gauge(
                 "tidemark_health_score", "The health of all tenants together, 0 to 100", overall.score

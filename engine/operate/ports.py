@@ -306,7 +306,7 @@ class MinuteReads(Protocol):
 
 
 class MonitorReads(Protocol):
-    """Facts of tenants that no minute has. ``tenant`` is one tenant; None is all. Both raise StoreError."""
+    """Counts of tenants that no minute has. ``tenant`` is one tenant; None is all. Both raise StoreError."""
 
     async def devices_seen(self, tenant: str | None) -> Mapping[str | None, DevicesSeen]:
         """Sum up the devices of each tenant that were seen within 7 days, revoked ones left out.

@@ -15,7 +15,7 @@ _PAGE: Final = 200
 _MOST_LOCKED: Final = 20
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a page of rows begins or ends: the tenant, and the time of the last of its rows."""
 
     tenant_id: int
@@ -30,29 +30,29 @@ class Page(NamedTuple):
 
     found: int
     deleted: int
-    last: Place
+    last: Position
 
 
 class RetentionStore(Protocol):
     """Rows of all tenants. Every method is one transaction, which a crash may undo. All raise StoreError.
 
-    Each deletes one page of the rows that are older than an instant, from the place on where the page before
+    Each deletes one page of the rows that are older than an instant, from where the page before
     ended. Rows of a tenant that a batch has locked stay.
     """
 
-    async def drop_last_data(self, before_us: int, after: Place, limit: int) -> Page:
+    async def drop_last_data(self, before_us: int, after: Position, limit: int) -> Page:
         """Drop the last data of records that were deleted before an instant.
 
         No version and no ``seq`` changes, so that no device is told.
         """
 
-    async def delete_conflicts(self, before_us: int, after: Place, limit: int) -> Page:
+    async def delete_conflicts(self, before_us: int, after: Position, limit: int) -> Page:
         """Delete conflicts that were settled before an instant.
 
         Open conflicts stay, and so do the changes that they hold.
         """
 
-    async def delete_quarantined(self, before_us: int, after: Place, limit: int) -> Page:
+    async def delete_quarantined(self, before_us: int, after: Position, limit: int) -> Page:
         """Delete items that were rejected before an instant."""
 
 
@@ -87,9 +87,9 @@ class Retention:
             )
 
 
-async def _pages(run: JobRun, name: str, delete: Callable[[Place, int], Awaitable[Page]]) -> None:
+async def _pages(run: JobRun, name: str, delete: Callable[[Position, int], Awaitable[Page]]) -> None:
     """Delete rows a page at a time. Rows that batches keep locked are left for the next run."""
-    after, locked = Place(0, 0), 0
+    after, locked = Position(0, 0), 0
     while locked < _MOST_LOCKED:
         page = await with_retries(partial(delete, after, _PAGE))
         if not page.found:

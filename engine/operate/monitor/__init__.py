@@ -1,1 +1,1 @@
-"""Judges the health of tenants: pure. Facts of a window go in, findings, score and status come out."""
+"""Judges the health of tenants: pure. Counts of a window go in, findings, score and status come out."""

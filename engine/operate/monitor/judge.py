@@ -1,4 +1,4 @@
-"""From facts of a window to reports: findings, score and status. Pure."""
+"""From counts of a window to reports: findings, score and status. Pure."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class DevicesSeen(msgspec.Struct, frozen=True):
         )
 
 
-class Facts(msgspec.Struct, frozen=True):
+class WindowCounts(msgspec.Struct, frozen=True):
     """All that is known of one tenant; ``tenant`` None is what no tenant is known for, or all together.
 
     Attributes:
@@ -82,9 +82,9 @@ class Facts(msgspec.Struct, frozen=True):
     uploads_abandoned: int = 0
     devices: DevicesSeen = DevicesSeen()
 
-    def plus(self, other: Facts) -> Facts:
+    def plus(self, other: WindowCounts) -> WindowCounts:
         """Return the sums, of no tenant."""
-        return Facts(
+        return WindowCounts(
             None,
             self.minutes.plus(other.minutes),
             self.uploads_finished + other.uploads_finished,
@@ -107,17 +107,19 @@ class Window(NamedTuple):
     covered_s: float
 
 
-def judge_all(facts: Iterable[Facts], monitor: Monitor, window: Window) -> Generator[None, None, Judgement]:
+def judge_all(
+    counts: Iterable[WindowCounts], monitor: Monitor, window: Window
+) -> Generator[None, None, Judgement]:
     """Judge all tenants together, and each by itself, in steps of 0.3 ms at most.
 
     Args:
-        facts: Those of each tenant, and of no tenant.
+        counts: Those of each tenant, and of no tenant.
         monitor: The thresholds.
         window: The window.
     """
-    together = Facts(None)
+    together = WindowCounts(None)
     tenants = []
-    for one in facts:
+    for one in counts:
         together = together.plus(one)
         if one.tenant is not None:
             tenants.append((one.tenant, one))
@@ -136,9 +138,9 @@ def judgement(reports: list[Report]) -> Judgement:
     return Judgement(status=worst, reports=reports)
 
 
-def judge(facts: Facts, thresholds: Thresholds, window: Window) -> Report:
+def judge(counts: WindowCounts, thresholds: Thresholds, window: Window) -> Report:
     """Judge one tenant, or all together."""
-    values = values_of(facts, window)
+    values = values_of(counts, window)
     findings: list[Finding] = []
     unjudged: list[MetricName] = []
     reasons: list[str] = []
@@ -150,7 +152,7 @@ def judge(facts: Facts, thresholds: Thresholds, window: Window) -> Report:
             if rule.limits[0].value(values) is None:
                 unjudged.append(rule.metric)
             continue
-        finding = _finding(rule, limit, values, thresholds, facts.tenant)
+        finding = _finding(rule, limit, values, thresholds, counts.tenant)
         if not _enough(rule, values, thresholds):
             unjudged.append(rule.metric)
             if limit.severity != "info":
@@ -167,7 +169,7 @@ def judge(facts: Facts, thresholds: Thresholds, window: Window) -> Report:
         status = _STATUS.get(findings[0].severity, status)
     unknown = status == "unknown"
     return Report(
-        tenant=facts.tenant,
+        tenant=counts.tenant,
         judged_at=window.ends_at,
         window_s=window.length_s,
         status=status,
@@ -179,19 +181,19 @@ def judge(facts: Facts, thresholds: Thresholds, window: Window) -> Report:
     )
 
 
-def values_of(facts: Facts, window: Window) -> Values:
+def values_of(counts: WindowCounts, window: Window) -> Values:
     """Return the figures of a window."""
-    minutes, devices = facts.minutes, facts.devices
+    minutes, devices = counts.minutes, counts.devices
     failed = minutes.failed + minutes.refused
-    ended = facts.uploads_finished + facts.uploads_abandoned
+    ended = counts.uploads_finished + counts.uploads_abandoned
     return Values(
         syncs=minutes.syncs,
         failed=failed,
         refused=minutes.refused,
         items=minutes.items,
         conflicts=minutes.conflicts,
-        uploads_finished=facts.uploads_finished,
-        uploads_abandoned=facts.uploads_abandoned,
+        uploads_finished=counts.uploads_finished,
+        uploads_abandoned=counts.uploads_abandoned,
         devices=devices.devices,
         device_syncs=devices.syncs,
         device_failures=devices.failed,
@@ -202,7 +204,7 @@ def values_of(facts: Facts, window: Window) -> Values:
         sync_duration_ms=minutes.durations.mean_ms(),
         sync_duration_p95_ms=minutes.durations.percentile_ms(0.95),
         failed_per_minute=60 * failed / window.covered_s if minutes.syncs else None,
-        upload_abandonment=_ratio(facts.uploads_abandoned, ended),
+        upload_abandonment=_ratio(counts.uploads_abandoned, ended),
         device_health=_ratio(devices.score_sum, devices.devices),
     )
 

@@ -10,7 +10,7 @@ from engine.operate.monitor.report import Judgement, Report, Status
 from engine.wire.timestamps import to_us
 
 
-class Health(msgspec.Struct, frozen=True):
+class HealthStatus(msgspec.Struct, frozen=True):
     """The status and the score of a tenant; the score is None while the status is ``unknown``."""
 
     status: Status
@@ -21,8 +21,8 @@ class LastHealth(msgspec.Struct, frozen=True):
     """A judgement without its figures: of all tenants together, and of each by name."""
 
     judged_at_us: int
-    overall: Health
-    tenants: dict[str, Health]
+    overall: HealthStatus
+    tenants: dict[str, HealthStatus]
 
 
 class StatusChange(NamedTuple):
@@ -37,8 +37,8 @@ def last_health(judgement: Judgement) -> LastHealth:
     overall, *tenants = judgement.reports
     return LastHealth(
         to_us(overall.judged_at),
-        Health(overall.status, overall.score),
-        {one.tenant: Health(one.status, one.score) for one in tenants if one.tenant is not None},
+        HealthStatus(overall.status, overall.score),
+        {one.tenant: HealthStatus(one.status, one.score) for one in tenants if one.tenant is not None},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.operate.retention import Page, Place
+from engine.operate.retention import Page, Position
 from storage.postgres.pool import Database
 from storage.postgres.transactions import transaction_settings
 
@@ -81,19 +81,19 @@ class PostgresRetention:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def drop_last_data(self, before_us: int, after: Place, limit: int) -> Page:
+    async def drop_last_data(self, before_us: int, after: Position, limit: int) -> Page:
         """Drop last data, the oldest first."""
         return await self._delete(_DROP_LAST_DATA, before_us, after, limit)
 
-    async def delete_conflicts(self, before_us: int, after: Place, limit: int) -> Page:
+    async def delete_conflicts(self, before_us: int, after: Position, limit: int) -> Page:
         """Delete settled conflicts, each tenant's oldest first."""
         return await self._delete(_CONFLICTS, before_us, after, limit)
 
-    async def delete_quarantined(self, before_us: int, after: Place, limit: int) -> Page:
+    async def delete_quarantined(self, before_us: int, after: Position, limit: int) -> Page:
         """Delete rejected items, each tenant's oldest first."""
         return await self._delete(_QUARANTINED, before_us, after, limit)
 
-    async def _delete(self, statement: str, before_us: int, after: Place, limit: int) -> Page:
+    async def _delete(self, statement: str, before_us: int, after: Position, limit: int) -> Page:
         """Run one statement as a transaction, planned each time, since the tables grow."""
         values = {
             "now": str(before_us),
@@ -102,4 +102,4 @@ class PostgresRetention:
             "limit": str(limit),
         }
         ((found, deleted, tenant_id, at_us),) = await self._database.execute(statement, values, _SETTINGS)
-        return Page(found, deleted, Place(tenant_id, at_us) if found else after)
+        return Page(found, deleted, Position(tenant_id, at_us) if found else after)

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from engine.cluster.jobs import HELD_S, Begun, Counts, Due, JobsNow, LastRun, LastSuccess, Outcome
+from engine.cluster.jobs import HELD_S, Begun, Counts, DueRun, JobsNow, LastRun, LastSuccess, Outcome
 from engine.operate.rows import JobRunSummary
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
@@ -77,7 +77,7 @@ class PostgresJobs:
         ends = {row[1]: LastSuccess(row[7], _counts(row[8])) for row in found if row[7] is not None}
         return JobsNow(found[0][0], runs, ends)
 
-    async def begin(self, job: str, due: Due | None) -> Begun | None:
+    async def begin(self, job: str, due: DueRun | None) -> Begun | None:
         """Begin a run."""
         attempt = 1 if due is None else due.attempt
         values = {

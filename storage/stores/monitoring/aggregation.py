@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.model.commit_counts import HOUR_US
-from engine.operate.aggregation import CAUGHT_UP_US, Due, LateHour, Snapshot
+from engine.operate.aggregation import CAUGHT_UP_US, HoursDue, LateHour, Snapshot
 from storage.postgres.arrays import int_array, number_array_or_null, text_array
 from storage.postgres.pool import Database
 from storage.stores.monitoring.hours import HOUR_OF_MINUTE, SYNCED, read_hours, span
@@ -104,13 +104,13 @@ class PostgresAggregation:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due(self) -> Due:
+    async def due(self) -> HoursDue:
         """Read what is to be summed."""
         database = self._database
         ((since_us, until_us),) = await database.query(_DUE)
         tenants = await database.query("SELECT tenant_id FROM tenants ORDER BY tenant_id")
         late = await database.query(_LATE, {"since": since_us, "from": until_us - CAUGHT_UP_US})
-        return Due(
+        return HoursDue(
             since_us, until_us, [int(tenant_id) for (tenant_id,) in tenants], [LateHour(*row) for row in late]
         )
 

@@ -15,7 +15,7 @@ from engine.cluster.jobs import (
     MOST_KILLED,
     Begun,
     Counts,
-    Due,
+    DueRun,
     JobRun,
     JobsNow,
     LastRun,
@@ -43,23 +43,27 @@ def _last(outcome: Outcome, due_us: int = TEN_US, killed: int = 0, *, by_hand: b
 @pytest.mark.parametrize(
     ("last", "expected"),
     [
-        pytest.param(None, Due(TEN_US, 1), id="never ran"),
+        pytest.param(None, DueRun(TEN_US, 1), id="never ran"),
         pytest.param(_last("succeeded"), None, id="ran"),
         pytest.param(_last("failed"), None, id="failed, waits for the next time"),
         pytest.param(_last("running"), None, id="runs"),
-        pytest.param(_last("killed", killed=1), Due(TEN_US, 3), id="killed, begun again"),
+        pytest.param(_last("killed", killed=1), DueRun(TEN_US, 3), id="killed, begun again"),
         pytest.param(_last("killed", killed=MOST_KILLED), None, id="killed too often"),
-        pytest.param(_last("stopped", killed=1), Due(TEN_US, 3), id="stopped, begun again"),
+        pytest.param(_last("stopped", killed=1), DueRun(TEN_US, 3), id="stopped, begun again"),
         pytest.param(_last("killed", killed=1, by_hand=True), None, id="a person's run, killed"),
         pytest.param(_last("stopped", by_hand=True), None, id="a person's run, stopped"),
         pytest.param(_last("succeeded", TEN_US + 1, by_hand=True), None, id="a person's run since"),
-        pytest.param(_last("succeeded", TEN_US - HOUR_US), Due(TEN_US, 1), id="the next time"),
+        pytest.param(_last("succeeded", TEN_US - HOUR_US), DueRun(TEN_US, 1), id="the next time"),
         pytest.param(_last("running", TEN_US - HOUR_US), None, id="the one before still runs"),
-        pytest.param(_last("killed", TEN_US - HOUR_US, 1), Due(TEN_US, 1), id="killed, but the next is due"),
-        pytest.param(_last("failed", TEN_US - 500 * HOUR_US), Due(TEN_US, 1), id="500 times missed, one run"),
+        pytest.param(
+            _last("killed", TEN_US - HOUR_US, 1), DueRun(TEN_US, 1), id="killed, but the next is due"
+        ),
+        pytest.param(
+            _last("failed", TEN_US - 500 * HOUR_US), DueRun(TEN_US, 1), id="500 times missed, one run"
+        ),
     ],
 )
-def test_due_by_the_last_run(last: LastRun | None, expected: Due | None) -> None:
+def test_due_by_the_last_run(last: LastRun | None, expected: DueRun | None) -> None:
     assert due(HOURLY, NOW_US, last) == expected
 
 
@@ -78,7 +82,7 @@ def test_due_clock_goes_anywhere_no_due_time_twice(minutes: Sequence[int], outco
         latest_us = now_us - now_us % HOUR_US
         assert (found is None) == (latest_us in ran)
         if found is not None:
-            assert found == Due(latest_us, 1)
+            assert found == DueRun(latest_us, 1)
             ran.append(found.due_us)
     assert len(ran) == len(set(ran))
 
@@ -98,7 +102,7 @@ class Store:
         """Be asked nothing."""
         raise AssertionError(jobs)
 
-    async def begin(self, job: str, due: Due | None) -> Begun | None:
+    async def begin(self, job: str, due: DueRun | None) -> Begun | None:
         """Begin nothing."""
         raise AssertionError(job, due)
 

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from engine.model.commit_counts import CommitCounts
 from engine.model.minutes import NO_TENANT, Minute
-from engine.operate.aggregation import Due, LateHour, Snapshot, parts, snapshot
+from engine.operate.aggregation import HoursDue, LateHour, Snapshot, parts, snapshot
 
 HOUR_US = 3_600_000_000
 NOW_H = 1000
 
 
-def summed(due: Due) -> list[tuple[int, int]]:
+def summed(due: HoursDue) -> list[tuple[int, int]]:
     """Return each tenant and hour that is summed, as often as it is."""
     found = []
     for tenant_ids, since_us, until_us in parts(due):
@@ -36,7 +36,7 @@ def test_aggregation_parts_sum_each_hour_of_each_tenant_once(
     behind_h: int, tenant_ids: list[int], late: list[tuple[int, int]]
 ) -> None:
     marked = [LateHour(hour * HOUR_US, tenant_id) for hour, tenant_id in late]
-    due = Due((NOW_H - behind_h) * HOUR_US, NOW_H * HOUR_US, tenant_ids, marked)
+    due = HoursDue((NOW_H - behind_h) * HOUR_US, NOW_H * HOUR_US, tenant_ids, marked)
     wanted = [
         (tenant_id, hour)
         for tenant_id in (NO_TENANT, *tenant_ids)
@@ -47,7 +47,7 @@ def test_aggregation_parts_sum_each_hour_of_each_tenant_once(
 
 
 def test_aggregation_parts_of_the_first_run_are_of_three_days() -> None:
-    hours = {hour for _, hour in summed(Due(0, NOW_H * HOUR_US, [], []))}
+    hours = {hour for _, hour in summed(HoursDue(0, NOW_H * HOUR_US, [], []))}
     assert hours == set(range(NOW_H - 72, NOW_H))
 
 

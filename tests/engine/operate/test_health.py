@@ -1,4 +1,4 @@
-"""Facts of a window: what is asked of the stores, and whose they are."""
+"""Counts of a window: what is asked of the stores, and whose they are."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from structlog.testing import capture_logs
 from engine.cluster.jobs import Begun, JobRun
 from engine.model.minutes import Minute
 from engine.operate.health_job import HealthJob
-from engine.operate.monitor.judge import Facts, judge_all
+from engine.operate.monitor.judge import WindowCounts, judge_all
 from engine.operate.monitor.report import Judgement
-from engine.operate.monitor.statuses import Health, LastHealth
+from engine.operate.monitor.statuses import HealthStatus, LastHealth
 from engine.runtime.metrics import Value
 from engine.runtime.ports import StoreUnavailableError
 from engine.wire.steps import run_steps
@@ -22,7 +22,7 @@ JUDGED_US = 1_772_366_400_000_000
 
 
 class World:
-    """Facts that the test sets, one row for all processes, and a clock."""
+    """Counts that the test sets, one row for all processes, and a clock."""
 
     def __init__(self) -> None:
         self.tenants: dict[str, Minute] = {}
@@ -34,7 +34,9 @@ class World:
     async def check(self, tenant: str | None, window_s: int) -> Judgement:
         """Judge all tenants."""
         assert (tenant, window_s) == (None, 900)
-        return run_steps(judge_all([Facts(name, one) for name, one in self.tenants.items()], MONITOR, WINDOW))
+        return run_steps(
+            judge_all([WindowCounts(name, one) for name, one in self.tenants.items()], MONITOR, WINDOW)
+        )
 
     async def last(self) -> LastHealth | None:
         """Read the row."""
@@ -174,4 +176,4 @@ async def test_health_job_store_away_fails_the_run_and_keeps_the_last_judgement(
     assert logged == []
     assert shown(job)["tidemark_health_score"] == 100
     assert world.last_health is not None
-    assert world.last_health.overall == Health("healthy", 100)
+    assert world.last_health.overall == HealthStatus("healthy", 100)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.operate import retention
-from engine.operate.retention import KeptFor, Page, Place, Retention
+from engine.operate.retention import KeptFor, Page, Position, Retention
 from tests.harness.upload_stack import job_run
 
 
@@ -12,20 +12,20 @@ class Store:
 
     def __init__(self, *pages: Page) -> None:
         self.pages = list(pages)
-        self.asked: list[Place] = []
+        self.asked: list[Position] = []
 
-    async def drop_last_data(self, before_us: int, after: Place, limit: int) -> Page:
+    async def drop_last_data(self, before_us: int, after: Position, limit: int) -> Page:
         """Find none."""
-        assert (before_us, after, limit) == (990_000_000, Place(0, 0), retention._PAGE)
+        assert (before_us, after, limit) == (990_000_000, Position(0, 0), retention._PAGE)
         return Page(0, 0, after)
 
-    async def delete_conflicts(self, before_us: int, after: Place, limit: int) -> Page:
+    async def delete_conflicts(self, before_us: int, after: Position, limit: int) -> Page:
         """Give the next page."""
         assert (before_us, limit) == (980_000_000, retention._PAGE)
         self.asked.append(after)
         return self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
 
-    async def delete_quarantined(self, before_us: int, after: Place, limit: int) -> Page:
+    async def delete_quarantined(self, before_us: int, after: Position, limit: int) -> Page:
         """Be asked nothing: rejected items are kept for ever."""
         raise AssertionError(before_us, after, limit)
 
@@ -37,7 +37,7 @@ async def _cleaned(store: Store) -> dict[str, float | None]:
 
 
 async def test_retention_page_that_is_locked_is_asked_for_again() -> None:
-    begin, first, last = Place(0, 0), Place(1, 7), Place(2, 5)
+    begin, first, last = Position(0, 0), Position(1, 7), Position(2, 5)
     store = Store(
         Page(500, 500, first), Page(500, 0, last), Page(500, 200, last), Page(3, 3, last), Page(0, 0, last)
     )
@@ -46,6 +46,6 @@ async def test_retention_page_that_is_locked_is_asked_for_again() -> None:
 
 
 async def test_retention_pages_that_stay_locked_are_left_for_the_next_run() -> None:
-    store = Store(Page(500, 0, Place(1, 7)))
+    store = Store(Page(500, 0, Position(1, 7)))
     assert await _cleaned(store) == {}
     assert len(store.asked) == 20

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from engine.cluster.jobs import JobRun
-from engine.operate.retention import Page, Place
+from engine.operate.retention import Page, Position
 from storage.postgres.pool import Database
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.runs import PostgresJobs
@@ -109,7 +109,7 @@ async def test_job_cleanup_tells_on_stderr_how_far_it_is(
     rests = JobRun.rest
     told: list[int] = []
 
-    async def delete(_: PostgresRetention, before_us: int, after: Place, limit: int) -> Page:
+    async def delete(_: PostgresRetention, before_us: int, after: Position, limit: int) -> Page:
         assert before_us > 0
         told.append(limit)
         return Page(limit, limit, after) if len(told) < 4 else Page(0, 0, after)
@@ -128,7 +128,7 @@ async def test_job_cleanup_tells_on_stderr_how_far_it_is(
 async def test_job_failed_is_listed_with_its_reason(
     command: Run, dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    async def fails(_: PostgresRetention, before_us: int, after: Place, limit: int) -> Page:
+    async def fails(_: PostgresRetention, before_us: int, after: Position, limit: int) -> Page:
         raise ValueError(before_us, after, limit)
 
     monkeypatch.setattr(PostgresRetention, "delete_conflicts", fails)

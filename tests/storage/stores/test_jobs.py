@@ -8,14 +8,14 @@ from datetime import timedelta
 
 import pytest
 
-from engine.cluster.jobs import MOST_KILLED, Begun, Due
+from engine.cluster.jobs import MOST_KILLED, Begun, DueRun
 from engine.runtime.schedule import Schedule
 from storage.postgres.pool import Database
 from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.services import execute, rows
 
 #: A due time of the past, with a fraction, as that of a run by hand.
-DUE = Due(1_790_000_000_123_457, 1)
+DUE = DueRun(1_790_000_000_123_457, 1)
 LAPSE = "UPDATE job_runs SET held_until = now() - interval '1 s' WHERE outcome IS NULL"
 
 
@@ -26,7 +26,7 @@ async def store(dsn: str) -> AsyncIterator[PostgresJobs]:
     await database.close()
 
 
-async def _begun(store: PostgresJobs, due: Due | None = DUE) -> Begun:
+async def _begun(store: PostgresJobs, due: DueRun | None = DUE) -> Begun:
     begun = await store.begin("job", due)
     assert begun is not None
     return begun
@@ -50,7 +50,7 @@ async def test_jobs_begin_by_several_hosts_at_once_one_gets_it(dsn: str) -> None
 async def test_jobs_begin_refused_while_another_run_of_the_job_goes_on(store: PostgresJobs) -> None:
     begun = await _begun(store)
     assert begun.due_us == DUE.due_us
-    assert await store.begin("job", Due(DUE.due_us + 1, 1)) is None
+    assert await store.begin("job", DueRun(DUE.due_us + 1, 1)) is None
     assert await store.begin("job", None) is None
     assert await store.begin("other", None), "each job has runs of its own"
     await store.end(begun, "failed", "StoreError", {"rows": 3})
@@ -93,7 +93,7 @@ async def test_jobs_look_does_not_see_due_times_ahead_of_the_clock(store: Postgr
 
 async def test_jobs_killed_run_is_seen_and_begun_again(store: PostgresJobs, dsn: str) -> None:
     for attempt in range(1, MOST_KILLED + 1):
-        begun = await _begun(store, Due(DUE.due_us, attempt))
+        begun = await _begun(store, DueRun(DUE.due_us, attempt))
         assert begun.killed is (attempt > 1)
         assert await store.hold(begun, {"rows": attempt})
         execute(dsn, LAPSE)
@@ -159,6 +159,6 @@ async def test_jobs_daily_time_of_the_database_is_the_schedules(store: PostgresJ
     """What PostgreSQL and the schedule make of a time is the same instant."""
     at_us = Schedule("0 2 * * *", "Europe/Berlin").latest((await store.look(["job"])).now_us)
     assert at_us is not None
-    await store.end(await _begun(store, Due(at_us, 1)), "succeeded", None, {})
+    await store.end(await _begun(store, DueRun(at_us, 1)), "succeeded", None, {})
     shown = rows(dsn, "SELECT to_char(due_at AT TIME ZONE 'Europe/Berlin', 'HH24:MI:SS.US') FROM job_runs")
     assert shown == [("02:00:00.000000",)]

@@ -1,4 +1,4 @@
-"""Facts for the monitor: devices' scores as the engine computes them, and the last judgement."""
+"""Counts for the monitor: devices' scores as the engine computes them, and the last judgement."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from engine.cache.device_health import Counts, score
 from engine.operate.monitor.judge import DevicesSeen
-from engine.operate.monitor.statuses import Health, LastHealth
+from engine.operate.monitor.statuses import HealthStatus, LastHealth
 from engine.operate.ports import NoTenantError
 from storage.postgres.pool import Database
-from storage.stores.monitoring.facts import PostgresMonitorReads
 from storage.stores.monitoring.health import PostgresHealth
+from storage.stores.monitoring.reads import PostgresMonitorReads
 from tests.harness.services import execute
 
 HOUR_US = 3_600_000_000
@@ -177,8 +177,8 @@ async def test_devices_seen_names_twenty_stalled_ones_at_most(database: Database
 async def test_health_last_is_the_one_that_replaced_others(database: Database) -> None:
     store = PostgresHealth(database)
     assert await store.last() is None
-    first = LastHealth(1, Health("unknown", None), {})
-    second = LastHealth(2, Health("critical", 3), {"acme": Health("healthy", 100)})
+    first = LastHealth(1, HealthStatus("unknown", None), {})
+    second = LastHealth(2, HealthStatus("critical", 3), {"acme": HealthStatus("healthy", 100)})
     for health in (first, second):
         await store.replace(health)
         assert await store.last() == health
@@ -190,6 +190,6 @@ async def test_health_row_of_another_version_counts_as_none_and_is_replaced(
     store = PostgresHealth(database)
     execute(dsn, """INSERT INTO health_report (health) VALUES ('{"overall": {"status": "asleep"}}')""")
     assert await store.last() is None
-    health = LastHealth(1, Health("healthy", 100), {})
+    health = LastHealth(1, HealthStatus("healthy", 100), {})
     await store.replace(health)
     assert await store.last() == health

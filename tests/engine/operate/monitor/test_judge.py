@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.minutes import Durations, Minute
-from engine.operate.monitor.judge import DevicesSeen, Facts, Window, judge, judge_all
+from engine.operate.monitor.judge import DevicesSeen, Window, WindowCounts, judge, judge_all
 from engine.operate.monitor.report import Judgement, Report
 from engine.runtime.settings import TenantThresholds, Thresholds
 from engine.wire.steps import run_steps
@@ -40,7 +40,7 @@ def minute(
     )
 
 
-def report_of(facts: Facts, **changes: float) -> Report:
+def report_of(facts: WindowCounts, **changes: float) -> Report:
     """Judge by the defaults with some changes."""
     return judge(facts, msgspec.structs.replace(MONITOR, **changes), WINDOW)
 
@@ -48,7 +48,7 @@ def report_of(facts: Facts, **changes: float) -> Report:
 # -- the model: every sentence of the specification as one line of a table, in exact numbers ------------
 
 
-def model(facts: Facts, of: Thresholds) -> dict[str, Any]:
+def model(facts: WindowCounts, of: Thresholds) -> dict[str, Any]:
     """Judge a second time, from counts alone, as plainly as possible."""
     m, seen = facts.minutes, facts.devices
     failed, good = m.failed + m.refused, m.syncs - m.failed - m.refused
@@ -173,9 +173,9 @@ def devices_seen(draw: st.DrawFn) -> DevicesSeen:
     return DevicesSeen(devices, devices * score, syncs, draw(st.integers(0, syncs)), stalled)
 
 
-def facts_of(tenant: str | None) -> st.SearchStrategy[Facts]:
+def facts_of(tenant: str | None) -> st.SearchStrategy[WindowCounts]:
     return st.builds(
-        Facts, st.just(tenant), windows(), st.integers(0, 40), st.integers(0, 40), devices_seen()
+        WindowCounts, st.just(tenant), windows(), st.integers(0, 40), st.integers(0, 40), devices_seen()
     )
 
 
@@ -191,7 +191,7 @@ thresholds = st.just(MONITOR) | st.builds(
 
 
 @given(facts_of("acme"), thresholds)
-def test_judge_any_window_as_the_model(facts: Facts, of: Thresholds) -> None:
+def test_judge_any_window_as_the_model(facts: WindowCounts, of: Thresholds) -> None:
     report = judge(facts, of, WINDOW)
     expected = model(facts, of)
     assert {one.metric: one.severity for one in report.findings} == expected["found"]
@@ -213,7 +213,7 @@ def test_judge_any_window_as_the_model(facts: Facts, of: Thresholds) -> None:
 def test_judge_more_failures_never_raise_the_score(syncs: int, data: st.DataObject) -> None:
     fewer = data.draw(st.integers(0, syncs))
     more = data.draw(st.integers(fewer, syncs))
-    before, after = (report_of(Facts("acme", minute(syncs - n, failed=n))) for n in (fewer, more))
+    before, after = (report_of(WindowCounts("acme", minute(syncs - n, failed=n))) for n in (fewer, more))
     assert before.score is not None
     assert after.score is not None
     assert after.score <= before.score
@@ -242,7 +242,7 @@ def test_judge_all_together_is_the_sum_and_each_tenant_itself(names: list[str], 
 
 
 def test_judge_good_window_is_healthy_with_full_score() -> None:
-    report = report_of(Facts("acme", minute(100, items=100), 10, 0, DevicesSeen(3, 290, 100, 0)))
+    report = report_of(WindowCounts("acme", minute(100, items=100), 10, 0, DevicesSeen(3, 290, 100, 0)))
     assert (report.status, report.score, report.reasons, report.findings, report.unjudged) == (
         ("healthy", 100, [], [], [])
     )
@@ -252,7 +252,7 @@ def test_judge_good_window_is_healthy_with_full_score() -> None:
 
 
 def test_judge_no_data_is_unknown_with_its_reason() -> None:
-    report = report_of(Facts("acme"))
+    report = report_of(WindowCounts("acme"))
     assert (report.status, report.score) == ("unknown", None)
     assert report.reasons == ["no syncs within 15 minutes"]
     assert len(report.unjudged) == 6
@@ -260,7 +260,7 @@ def test_judge_no_data_is_unknown_with_its_reason() -> None:
 
 def test_judge_total_outage_is_critical_with_score_0() -> None:
     """The service refused everything: no device failed at anything."""
-    report = report_of(Facts("acme", minute(refused=5)))
+    report = report_of(WindowCounts("acme", minute(refused=5)))
     assert (report.status, report.score) == ("critical", 0)
     assert report.findings[0].message == (
         "success rate 0 % (5 of 5 syncs failed, 5 of them refused by the service): critical below 95 %"
@@ -269,7 +269,7 @@ def test_judge_total_outage_is_critical_with_score_0() -> None:
 
 
 def test_judge_failures_of_too_few_syncs_are_unknown() -> None:
-    report = report_of(Facts("acme", minute(15, failed=4, items=15)))
+    report = report_of(WindowCounts("acme", minute(15, failed=4, items=15)))
     assert (report.status, report.score, report.findings) == ("unknown", None, [])
     assert report.reasons == [
         (
@@ -282,7 +282,7 @@ def test_judge_failures_of_too_few_syncs_are_unknown() -> None:
 
 @pytest.mark.parametrize(("good", "failed"), [(16, 4), (15, 5)])
 def test_judge_enough_syncs_or_failures_are_critical(good: int, failed: int) -> None:
-    assert report_of(Facts("acme", minute(good, failed=failed))).status == "critical"
+    assert report_of(WindowCounts("acme", minute(good, failed=failed))).status == "critical"
 
 
 def test_judge_slow_tail_is_an_early_warning_and_healthy() -> None:
@@ -290,7 +290,7 @@ def test_judge_slow_tail_is_an_early_warning_and_healthy() -> None:
     for _ in range(6):
         window.durations.add(400_000)
     window.syncs += 6
-    report = report_of(Facts("acme", window))
+    report = report_of(WindowCounts("acme", window))
     assert (report.status, report.score) == ("healthy", 95)
     (finding,) = report.findings
     assert (finding.metric, finding.severity, finding.threshold) == ("sync_duration", "info", 300)
@@ -300,14 +300,14 @@ def test_judge_slow_tail_is_an_early_warning_and_healthy() -> None:
 
 def test_judge_stalled_devices_are_named() -> None:
     seen = DevicesSeen(9, 900, 100, 0, 3, ("phone-1", "phone-2"))
-    report = report_of(Facts("acme", minute(100), devices=seen))
+    report = report_of(WindowCounts("acme", minute(100), devices=seen))
     (finding,) = report.findings
     assert (finding.severity, finding.current_value) == ("info", 3)
     assert "their queues grow: phone-1, phone-2 and 1 more" in finding.message
 
 
 def test_judge_figure_near_its_threshold_is_shown_apart_from_it() -> None:
-    report = report_of(Facts("acme", minute(94_999, failed=5001)), failed_per_minute_critical=1000)
+    report = report_of(WindowCounts("acme", minute(94_999, failed=5001)), failed_per_minute_critical=1000)
     assert report.findings[0].message.startswith("success rate 94.999 %")
 
 
@@ -315,7 +315,7 @@ def test_judge_all_thresholds_of_a_tenant_are_its_own() -> None:
     own = msgspec.structs.replace(
         MONITOR, tenants={"acme": TenantThresholds(success_rate_critical=0.5, success_rate_early=0.6)}
     )
-    each = [Facts(name, minute(90, failed=10)) for name in ("globex", "acme")]
+    each = [WindowCounts(name, minute(90, failed=10)) for name in ("globex", "acme")]
     found: Judgement = run_steps(judge_all(each, own, WINDOW))
     assert [(one.tenant, one.status) for one in found.reports] == [
         (None, "critical"),
@@ -326,19 +326,19 @@ def test_judge_all_thresholds_of_a_tenant_are_its_own() -> None:
 
 
 def test_judge_all_idle_tenants_do_not_make_all_unknown() -> None:
-    found = run_steps(judge_all([Facts("acme", minute(30)), Facts("globex")], MONITOR, WINDOW))
+    found = run_steps(judge_all([WindowCounts("acme", minute(30)), WindowCounts("globex")], MONITOR, WINDOW))
     assert [one.status for one in found.reports] == ["healthy", "healthy", "unknown"]
     assert found.status == "healthy"
 
 
 def test_judge_early_warning_of_too_few_syncs_is_no_doubt() -> None:
-    report = report_of(Facts("acme", minute(10, items=100, conflicts=4)))
+    report = report_of(WindowCounts("acme", minute(10, items=100, conflicts=4)))
     assert (report.status, report.score, report.findings) == ("healthy", 100, [])
     assert "conflict_rate" in report.unjudged
 
 
 def test_judge_all_critical_tenant_outweighs_degraded_ones() -> None:
-    slow, failing = Facts("acme", minute(100, ms=600)), Facts("globex", minute(90, failed=10))
+    slow, failing = WindowCounts("acme", minute(100, ms=600)), WindowCounts("globex", minute(90, failed=10))
     found = run_steps(judge_all([slow, failing], MONITOR, WINDOW))
     assert [one.status for one in found.reports[1:]] == ["degraded", "critical"]
     assert found.status == "critical"

@@ -1,4 +1,4 @@
-"""Facts of devices and uploads, summed by tenant."""
+"""Counts of devices and uploads, summed by tenant."""
 
 from __future__ import annotations
 

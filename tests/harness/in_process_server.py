@@ -7,15 +7,17 @@ import io
 import signal
 import tomllib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg2
 import pytest
 import pytest_asyncio
 from aiohttp import ClientResponse, ClientSession
+from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
 from compose.server import Server
 from engine.runtime.setting_layers import Layer, settings
@@ -23,7 +25,7 @@ from engine.runtime.settings import Settings
 from handlers.http.tokens import KeySet, secret_key
 from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
 from storage.embedded.servers import Services
-from tests.harness.services import database, execute
+from tests.harness.services import Databases, execute, run
 from tests.harness.ws_device import SECRET, Device, Json, connected, token
 
 #: For modules of tests on the server that they share.
@@ -188,12 +190,12 @@ async def _stopped(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-def _add_tenants(dsn: str, *names: str) -> None:
+def _new_tenants(*names: str) -> str:
+    """Give the statement that adds tenants."""
     values = ", ".join(f"('{name}')" for name in names)
-    execute(
-        dsn,
-        f"INSERT INTO tenants (name) VALUES {values}",
-        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants ON CONFLICT DO NOTHING",
+    return (
+        f"WITH added AS (INSERT INTO tenants (name) VALUES {values} RETURNING tenant_id)"
+        " INSERT INTO tenant_counters SELECT tenant_id FROM added"
     )
 
 
@@ -206,7 +208,7 @@ async def serve(services: Services, dsn: str, tmp_path: Path) -> AsyncIterator[S
 
     They meet on the tests' Redis, or on that of ``redis_url``; ``at`` is another way to the database.
     """
-    _add_tenants(dsn, "acme", "globex")
+    execute(dsn, _new_tenants("acme", "globex"))
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -226,22 +228,28 @@ async def server(serve: Serve) -> Running:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def _shared(
-    services: Services, template: str, tmp_path_factory: pytest.TempPathFactory
+    services: Services, databases: Databases, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
     sections = SHARED | {"data": {"dir": str(tmp_path_factory.mktemp("data"))}}
-    with database(services, template) as dsn:
+    with databases.copy(template) as dsn:
         async with AsyncExitStack() as stack:
             yield await _start(Services(dsn, services.redis_url), stack, sections)
 
 
+@pytest.fixture(scope="session")
+def _shared_database(_shared: Running) -> Iterator[Connection]:
+    with closing(psycopg2.connect(_shared.dsn)) as connection:
+        yield connection
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def shared(_shared: Running) -> AsyncIterator[Running]:
+async def shared(_shared: Running, _shared_database: Connection) -> AsyncIterator[Running]:
     """A server that tests share, with the tenants acme and globex of this test alone.
 
     It starts once, so that a test costs a tenth. Its tests run on the session's loop: they say
     ``pytestmark = ON_SHARED``.
     """
     suffix = f"-{uuid.uuid4().hex}"
-    _add_tenants(_shared.dsn, f"acme{suffix}", f"globex{suffix}")
+    run(_shared_database, _new_tenants(f"acme{suffix}", f"globex{suffix}"))
     async with AsyncExitStack() as stack:
         yield Running(_shared.dsn, _shared.url, _shared.task, stack, suffix)

@@ -20,12 +20,11 @@ from engine.operate.export import CsvForm, Row, compact, json_line
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
 from handlers.commands import export as command_module
-from storage.embedded.servers import Services
 from storage.postgres.commands import command_database
 from storage.stores import export as store_module
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
-from tests.harness.services import database, execute, rows
+from tests.harness.services import Databases, execute, rows
 
 __all__ = ["command"]
 
@@ -38,9 +37,9 @@ _DAY_US = 86_400_000_000
 
 
 @pytest.fixture(scope="module")
-def filled(services: Services, template: str) -> Iterator[str]:
+def filled(databases: Databases, template: str) -> Iterator[str]:
     """A database with 2,500 tasks of acme, one of globex, and events over three days. Only to be read."""
-    with database(services, template) as dsn:
+    with databases.copy(template) as dsn:
         add_tenants(dsn, "acme", "globex")
         many = _RECORD.format(
             tenant=1,

@@ -28,12 +28,11 @@ from storage.bus.bus_messages import (
 )
 from storage.bus.redis_bus import RedisBus
 from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
-from storage.embedded.servers import Services
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
 from tests.harness.admin import add_tenants
 from tests.harness.own_redis import OwnRedis
-from tests.harness.services import database, execute, rows
+from tests.harness.services import Databases, execute, rows
 
 Heard = tuple[Any, ...]
 
@@ -212,9 +211,9 @@ async def test_bus_too_many_feeds_to_tell_ask_for_a_resync(
 
 
 async def test_bus_databases_on_one_redis_do_not_hear_each_other(
-    join: Join, services: Services, template: str
+    join: Join, databases: Databases, template: str
 ) -> None:
-    with database(services, template) as other_dsn:
+    with databases.copy(template) as other_dsn:
         one, two = await join(), await join()
         strangers = [await join(other_dsn), await join(epoch="another")]
         for stranger in strangers:

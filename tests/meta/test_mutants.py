@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from storage.embedded.servers import Services
+from tests.harness.forks import Forks
 from tests.harness.mutants import MUTANTS, Mutant
 from tests.harness.scratch import scratch
 
@@ -25,6 +23,14 @@ _COPIED_FILES = ("run.py", "config.toml", "pyproject.toml")
 _RUN_S, _TEST_S = 120, 5
 #: How a test says that a promise is broken, in its last lines or inside of an exception group.
 _REASON = re.compile(r"^[E |+-]*(\w+\.)*(AssertionError|assert |Store\w+Error)", re.MULTILINE)
+
+#: What the project uses of others, and takes longest to import. The project itself is imported from the copy.
+_IMPORTED = (
+    *("_pytest.junitxml", "aiohttp.web", "aiopg", "anyio.from_thread", "click.testing", "cronsim"),
+    *("cryptography.x509", "hypothesis.strategies", "jwt", "msgspec", "obstore.store", "orjson", "psutil"),
+    *("psycopg2.extras", "puremagic", "pytest_aiohttp.plugin", "pytest_asyncio.plugin"),
+    *("redis.asyncio.cluster", "structlog.stdlib", "uvloop", "xdist.plugin", "yoyo.backends.core.postgresql"),
+)
 
 #: Stands beside the copied tests, so that all copies use the services of this run.
 _CONFTEST = """
@@ -50,44 +56,13 @@ def template():
 """
 
 
-class Runner:
-    """A process that runs the tests of one copy after the other."""
-
-    def __init__(self, services: Services, template: str) -> None:
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-            "MUTANTS_DSN": services.dsn,
-            "MUTANTS_REDIS_URL": services.redis_url,
-            "MUTANTS_TEMPLATE": template,
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, _ROOT / "tests" / "harness" / "mutant_runner.py"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, home: Path, output: Path, patience_s: int, arguments: list[str]) -> int:
-        """Be pytest in the directory ``home``; gives its exit status."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        run = {"home": str(home), "output": str(output), "patience_s": patience_s, "arguments": arguments}
-        self._process.stdin.write(json.dumps(run) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def stop(self) -> None:
-        """Let it end."""
-        self._process.communicate()
-
-
 class Copy:
     """A copy of the project, to be broken."""
 
-    def __init__(self, home: Path, runner: Runner) -> None:
+    def __init__(self, home: Path, forks: Forks, environment: Mapping[str, str]) -> None:
         self._home = home
-        self._runner = runner
+        self._forks = forks
+        self._environment = environment
         for name in _COPIED:
             shutil.copytree(_ROOT / name, home / name)
         for name in _COPIED_FILES:
@@ -105,12 +80,17 @@ class Copy:
 
     def run(self, tests: list[str]) -> dict[str, str]:
         """Run tests and give each one's failure, empty where it passed."""
-        report, output = self._home / "report.xml", self._home / "output.txt"
+        report = self._home / "report.xml"
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", f"--junitxml={report}"]
         # Its plugins are there before it could rewrite their asserts.
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        status = self._runner.run(self._home, output, _RUN_S + _TEST_S * len(tests), [*options, *tests])
-        said = output.read_text()
+        status, said, wrong = self._forks.run(
+            ["-m", "pytest", *options, *tests],
+            self._home,
+            self._environment,
+            patience_s=_RUN_S + _TEST_S * len(tests),
+        )
+        said += wrong
         assert status in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, f"{status}: {said}"
         found: dict[str, str] = {}
         for case in ET.parse(report).iter("testcase"):  # noqa: S314  # pytest wrote it, nobody else
@@ -125,27 +105,37 @@ class Copy:
         return found
 
 
-@pytest.fixture(scope="module")
-def runner(services: Services, template: str) -> Iterator[Runner]:
-    made = Runner(services, template)
-    yield made
-    made.stop()
+Copied = Callable[[Path], Copy]
 
 
 @pytest.fixture(scope="module")
-def sound(runner: Runner) -> None:
+def copied(services: Services, template: str) -> Iterator[Copied]:
+    """Make copies in a directory, to be tested on the services of this run."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        "MUTANTS_DSN": services.dsn,
+        "MUTANTS_REDIS_URL": services.redis_url,
+        "MUTANTS_TEMPLATE": template,
+    }
+    forks = Forks(*_IMPORTED)
+    yield lambda home: Copy(home, forks, environment)
+    forks.stop()
+
+
+@pytest.fixture(scope="module")
+def sound(copied: Copied) -> None:
     """The tests pass on an unbroken copy."""
     tests = sorted({test for mutant in MUTANTS.values() for test in mutant.red})
     with scratch("tidemark-sound-") as home:
-        found = Copy(home, runner).run(tests)
+        found = copied(home).run(tests)
     assert found == dict.fromkeys(tests, "")
 
 
 @pytest.mark.usefixtures("sound")
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_mutant_of_the_code_caught(mutant: Mutant, runner: Runner) -> None:
+def test_mutant_of_the_code_caught(mutant: Mutant, copied: Copied) -> None:
     with scratch("tidemark-mutant-") as home:
-        copy = Copy(home, runner)
+        copy = copied(home)
         copy.mutate(mutant)
         found = copy.run(list(mutant.red))
     for test, failure in found.items():

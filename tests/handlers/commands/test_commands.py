@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,27 +19,29 @@ from handlers.http.tokens import KeySet, Verifier, secret_key
 from run import cli
 from storage.postgres.migrate import newest_migration, status
 from tests.harness.admin import add_tenants
+from tests.harness.forks import Forks
 from tests.harness.services import execute, rows
 
 _ROOT = Path(__file__).parents[3]
 _SECRET = "a secret that the tests' tokens are signed with"
 
 
+@cache
+def _forks() -> Forks:
+    """A process for all commands of this run."""
+    forks = Forks("run")
+    atexit.register(forks.stop)
+    return forks
+
+
 class Ended:
     """A command that has run."""
 
     def __init__(self, *arguments: str, given: str = "", **variables: str) -> None:
-        ended = subprocess.run(
-            [sys.executable, "run.py", *arguments],
-            cwd=_ROOT,
-            env={**os.environ, "TIDEMARK__AUTH__SECRET": _SECRET, **variables},
-            input=given,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "Traceback" not in ended.stderr
-        self.status, self.out, self.err = ended.returncode, ended.stdout, ended.stderr
+        environment = {**os.environ, "TIDEMARK__AUTH__SECRET": _SECRET, **variables}
+        ended = _forks().run([str(_ROOT / "run.py"), *arguments], _ROOT, environment, given)
+        assert "Traceback" not in ended.err
+        self.status, self.out, self.err = ended
 
     def refusal(self) -> str:
         """The one sentence on stderr, nothing being on stdout."""

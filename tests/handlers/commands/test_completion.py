@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,19 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 
 
+@cache
+def printed(shell: str) -> bytes:
+    """The script, which is the same for all tests."""
+    command = [sys.executable, str(_ROOT / "run.py"), "completion", shell]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
 def completed(shell: str, cwd: Path, *words: str) -> list[str]:
     """What the shell offers for the last word."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     script = cwd / "completion"
-    printed = subprocess.run(
-        [sys.executable, str(_ROOT / "run.py"), "completion", shell], capture_output=True, check=True
-    )
-    script.write_bytes(printed.stdout)
+    script.write_bytes(printed(shell))
     text, first = (_BASH, 0) if shell == "bash" else (_ZSH, 1)
     quoted = " ".join(f"'{word}'" for word in words)
     ended = subprocess.run(

@@ -144,7 +144,7 @@ async def test_telemetry_sums_are_those_of_all_values_by_hour_and_day(store: Pos
         store,
         row("1", "a", day, counters={"x": 2**53, "y": 0}, histograms={"h": {231: 3, 673: 1}, "e": {}}),
         row("2", "a", day, counters={"x": 2**53}, histograms={"h": {231: 1}}),
-        row("1", "b", day + 1, counters={"x": 5}, histograms={"h": {0: 95}}),
+        row("1", "b", day + 1, counters={"x": 5}, histograms={"h": {0: 95, 231: 1}}),
         row("1", "b", day + 24, counters={"x": 7}),
         row("1", "c", day, tenant_id=2, counters={"x": 1000}),
     )
@@ -156,7 +156,7 @@ async def test_telemetry_sums_are_those_of_all_values_by_hour_and_day(store: Pos
         ("e", 1, 0, []),
         ("h", 1, 5, [(231, 4), (673, 1)]),
         ("x", 1, 5, None),
-        ("h", 1, 95, [(0, 95)]),
+        ("h", 1, 96, [(0, 95), (231, 1)]),
         ("x", 1, 7, None),
     ]
     days = await telemetry_analytics(store, "acme", since_us, until_us, "day")
@@ -165,11 +165,11 @@ async def test_telemetry_sums_are_those_of_all_values_by_hour_and_day(store: Pos
         ("x", 2, 2**54 + 12),
         ("y", 1, 0),
         ("e", 1, 0),
-        ("h", 2, 100),
+        ("h", 2, 101),
     ]
     whole = days.total[-1]
-    assert (whole.p50_ms, whole.p95_ms) == (0.1, 0.1)
-    assert whole.p99_ms == pytest.approx(9.6, rel=0.01)
+    assert whole.buckets == [(0, 95), (231, 5), (673, 1)]
+    assert (whole.p50_ms, whole.p95_ms, whole.p99_ms) == pytest.approx((0.1, 9.6, 9.6), rel=0.01)
     assert (await telemetry_analytics(store, "acme", 0, since_us, "day")).rows == []
     with pytest.raises(NoTenantError):
         await telemetry_analytics(store, "nobody", since_us, until_us, "day")

@@ -32,11 +32,11 @@ $(INSTALLED) $(INSTALLED_SERVER):
 
 # make test TESTS="tests/storage/stores/test_commit.py -k page" runs some of them. Each of the processes has servers of its own.
 test: install
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # With those marked slow.
 test-all: install
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "slow or not slow" $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "slow or not slow" $(TESTS)
 
 lint: install
 	$(BIN)/ruff format --check .

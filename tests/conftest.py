@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
 
 import pytest
 import structlog
@@ -47,6 +48,35 @@ def _logs_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The settings of this machine are of a server that others rely on: no test, nor what it starts, looks there.
 os.environ[VARIABLE] = str(DEFAULTS)
+
+#: The files that take longest, which several processes have to begin with: else one has them left in the end,
+#: while the others have nothing to do. Those that wait stand between those that compute.
+LONGEST = (
+    "meta/test_mutants.py",
+    "system/test_nginx.py",
+    "system/test_workers.py",
+    "engine/plan/test_batch_model.py",
+    "system/test_crash.py",
+    "system/test_upload_crash.py",
+    "clients/test_convergence.py",
+    "bench/test_scenarios.py",
+    "system/test_failover.py",
+    "system/test_upload_several_processes.py",
+    "storage/embedded/test_servers.py",
+    "system/test_drain.py",
+    "system/test_network_partition.py",
+    "storage/stores/test_commit_hazards.py",
+    "handlers/commands/test_completion.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first where several processes share the tests."""
+    if hasattr(config, "workerinput"):
+        place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 _CI = os.environ.get("CI") == "true"
 

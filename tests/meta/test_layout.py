@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bench", "compose", "engine", "handlers", "storage", "tests")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -40,6 +42,10 @@ def test_files_are_short() -> None:
         if path.is_relative_to(ROOT / "tests"):
             continue
         assert lines <= LINES, f"{_named(path)} has {lines} lines: split it by idea"
+
+
+def test_layout_longest_files_of_tests_exist() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_layout_no_module_outside_its_package() -> None:

@@ -20,7 +20,7 @@ from engine.operate.analytics import analytics as read_analytics
 from engine.operate.telemetry import TelemetryAnalytics, TelemetryFigures, telemetry_analytics
 from engine.operate.voice import VoiceAnalytics, VoiceFigures, voice_analytics
 from engine.wire.timestamps import to_us
-from handlers.commands.deployment import Deployment, DeploymentError, as_json, with_deployment
+from handlers.commands.deployment import Deployment, DeploymentError, as_json, opened, with_deployment
 from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.commands.terminal.times import Instant, Since
@@ -45,6 +45,8 @@ _HEADING: Final = (
     "SAVED",
     "DEVICES",
 )
+#: Columns that a narrow terminal leaves out, the first one first.
+_SPARE: Final = ("SAVED", "HELD", "DEVICES", "REFUSED", "AVG", "SENT", "CONFLICTS", "FAILED")
 #: The characters of a period's beginning that are shown.
 _CHARS: Final[dict[Unit, int]] = {"hour": 16, "day": 10}
 _BLOCKS: Final = " ▏▎▍▌▋▊▉█"
@@ -116,14 +118,13 @@ async def analytics(
             f"--html draws {MOST_DRAWN} {by}s at most: choose a shorter span{_OR_DAYS[by]}."
         )
     found: Analytics | VoiceAnalytics | TelemetryAnalytics
-    async with deployment.analytics() as (store, log, telemetry):
-        with progress("reading"):
-            if kind == "voice":
-                found = await voice_analytics(log, tenant, since_us, until_us, by)
-            elif kind == "devices":
-                found = await telemetry_analytics(telemetry, tenant, since_us, until_us, by)
-            else:
-                found = await read_analytics(store, tenant, since_us, until_us, by)
+    async with opened("reading", deployment.analytics()) as (store, log, telemetry):
+        if kind == "voice":
+            found = await voice_analytics(log, tenant, since_us, until_us, by)
+        elif kind == "devices":
+            found = await telemetry_analytics(telemetry, tenant, since_us, until_us, by)
+        else:
+            found = await read_analytics(store, tenant, since_us, until_us, by)
     if html_file is not None:
         assert not isinstance(found, TelemetryAnalytics)
         _write_page(html_file, found)
@@ -234,7 +235,7 @@ def _show(found: Analytics) -> None:
         bars = [_bar(period.sync_requests, most, room) for period in found.periods]
         rows = [(*row, bar) for row, bar in zip(rows, [*bars, ""], strict=True)]
         heading = (*heading, "")
-    table(rows, heading)
+    table(rows, heading, spare=_SPARE)
     if found.total.without_duration:
         say(f"without a duration: {found.total.without_duration} syncs, of killed processes or of commands")
     domains = found.total.domains

@@ -9,8 +9,7 @@ import click
 import msgspec
 
 from engine.operate.rows import AuditEntry
-from handlers.commands.deployment import Deployment, as_json, with_deployment
-from handlers.commands.terminal.progress import progress
+from handlers.commands.deployment import Deployment, as_json, opened, with_deployment
 from handlers.commands.terminal.tables import table
 from handlers.commands.terminal.times import Since
 
@@ -49,9 +48,8 @@ async def audit(
     The actor of a command is the account of the system that ran it, and its host. The actor of a person's
     token is the `--user` that it was signed for. Times are in UTC. TIMES is how many events a row stands for.
     """
-    async with deployment.audit() as reads:
-        with progress("reading"):
-            found = await reads.entries(tenant, actor, since, most)
+    async with opened("reading", deployment.audit()) as reads:
+        found = await reads.entries(tenant, actor, since, most)
     if json_:
         as_json(found)
     else:
@@ -59,6 +57,7 @@ async def audit(
             [_row(one) for one in found],
             ("AT", "EVENT", "ACTOR", "TENANT", "TARGET", "TIMES", "DETAILS"),
             wrapped=sys.stdout.isatty(),
+            spare=("TIMES",),
         )
 
 

@@ -10,8 +10,7 @@ from msgspec import UNSET
 
 from engine.operate.conflict_view import ClientView, ConflictView, Difference, RecordView, conflict_view
 from engine.wire.messages import Choice
-from handlers.commands.deployment import Deployment, as_json, of_tenant, with_deployment
-from handlers.commands.terminal.progress import progress
+from handlers.commands.deployment import Deployment, as_json, of_tenant, opened, with_deployment
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
@@ -37,9 +36,8 @@ async def list_(
     deployment: Deployment, *, tenant: str | None, settled: bool, limit: int, json_: bool
 ) -> None:
     """List open conflicts by tenant, oldest first. With --settled those that are settled."""
-    async with deployment.conflicts() as admin:
-        with progress("reading"):
-            found = await (admin.list_settled(tenant, limit) if settled else admin.list_open(tenant))
+    async with opened("reading", deployment.conflicts()) as admin:
+        found = await (admin.list_settled(tenant, limit) if settled else admin.list_open(tenant))
     if json_:
         as_json(found)
     elif settled:
@@ -86,7 +84,7 @@ async def list_(
 @with_deployment()
 async def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
     """Show both sides of a conflict, the record, and what differs."""
-    async with deployment.conflicts() as admin:
+    async with opened("reading", deployment.conflicts()) as admin:
         case = await admin.find(conflict_id, tenant)
         await admin.note_shown(case)
     shown = conflict_view(case)
@@ -189,7 +187,7 @@ async def resolve(
     if (choice == "merged") is (data is None):
         raise click.UsageError("--choice merged needs --data FILE, and no other choice takes it.")
     merged = None if data is None else data.read()
-    async with deployment.conflicts() as admin:
+    async with opened("settling", deployment.conflicts()) as admin:
         case = await admin.find(conflict_id, tenant)
         standing = case.record.version if case.record is not None else 1
         settled = await admin.settle(case, choice, version or standing, merged, changes)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -38,6 +38,7 @@ from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
 from engine.seal.master_keys import MasterKeyError
+from handlers.commands.terminal.progress import progress, undisturbed
 from handlers.http.tokens import DEVICE_ID, KeySet, UnusableKeyError
 from handlers.operate.logging import configure
 from handlers.operate.printing import json_text, plain, say
@@ -206,6 +207,19 @@ def with_deployment(
     return decorate
 
 
+@asynccontextmanager
+async def opened(doing: str, opening: AbstractAsyncContextManager[Result]) -> AsyncIterator[Result]:
+    """Open a part of the deployment, and show on a terminal that opening it and the block go on.
+
+    Args:
+        doing: What the block does, such as ``reading``.
+        opening: The part, such as ``deployment.devices()``.
+    """
+    with progress(doing):
+        async with opening as part:
+            yield part
+
+
 def run_async(call: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine of a command; all commands enter an event loop here.
 
@@ -235,7 +249,8 @@ of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")
 def confirm(question: str) -> None:
     """Ask before a change that cannot be undone. Raises ClickException if no terminal can answer."""
     try:
-        click.confirm(question, abort=True, err=True)
+        with undisturbed():
+            click.confirm(question, abort=True, err=True)
     except click.Abort:
         if sys.stdin.isatty():
             raise

@@ -14,9 +14,9 @@ from handlers.commands.deployment import (
     checked_device,
     confirm,
     of_tenant,
+    opened,
     with_deployment,
 )
-from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
@@ -32,9 +32,8 @@ def device() -> None:
 @with_deployment()
 async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List devices, with their health score as of now."""
-    async with deployment.devices() as devices:
-        with progress("reading"):
-            found = await devices.devices(tenant)
+    async with opened("reading", deployment.devices()) as devices:
+        found = await devices.devices(tenant)
     if json_:
         as_json(found)
     else:
@@ -64,6 +63,7 @@ async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> N
                 "APP",
                 "REVOKED",
             ),
+            spare=("APP", "CONFLICTS", "FAILED", "SYNCS"),
         )
 
 
@@ -74,7 +74,7 @@ async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> N
 @with_deployment()
 async def show(deployment: Deployment, *, tenant: str, device_id: str, json_: bool) -> None:
     """Show everything that is known about a device."""
-    async with deployment.devices() as devices:
+    async with opened("reading", deployment.devices()) as devices:
         found = await devices.device(tenant, device_id)
     if json_:
         as_json(found)
@@ -93,7 +93,7 @@ async def revoke(deployment: Deployment, *, tenant: str, device_id: str, yes: bo
 
     For an id that was never seen it asks first. `device restore` undoes a revocation.
     """
-    async with deployment.devices() as devices:
+    async with opened("revoking", deployment.devices()) as devices:
         if not yes and not await devices.known(tenant, device_id):
             confirm(f"No device {device_id} of {tenant} was ever seen. Revoke that id all the same?")
         newly = await devices.revoke(tenant, device_id)
@@ -110,7 +110,7 @@ async def restore(deployment: Deployment, *, tenant: str, device_id: str) -> Non
 
     Older tokens stay refused, and so do tokens without an iat. Sign a new token for the device.
     """
-    async with deployment.devices() as devices:
+    async with opened("restoring", deployment.devices()) as devices:
         restored = await devices.restore(tenant, device_id)
     done = "restored, for tokens signed from now on" if restored else "is not revoked: nothing to restore"
     say(f"{device_id} of {tenant} {done}")

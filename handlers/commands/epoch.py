@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from handlers.commands.deployment import Deployment, with_deployment
+from handlers.commands.terminal.progress import progress
 from handlers.operate.printing import say
 
 
@@ -25,5 +26,6 @@ def renew(deployment: Deployment) -> None:
     Run it once after the database was restored from a backup, before devices connect: their cursors may
     belong to changes that the restored database does not have.
     """
-    with deployment.epoch() as opened:
-        say(opened.renew())
+    with progress("renewing"), deployment.epoch() as admin:
+        epoch = admin.renew()
+    say(epoch)

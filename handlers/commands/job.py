@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import click
@@ -14,7 +16,8 @@ import msgspec
 
 from engine.cluster.jobs import JOBS, Counts
 from engine.operate.rows import CleanedUp, JobSummary
-from handlers.commands.deployment import Command, Deployment, as_json, with_deployment
+from handlers.commands.deployment import Command, Deployment, as_json, opened, with_deployment
+from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
@@ -40,7 +43,7 @@ def job() -> None:
 @with_deployment()
 async def list_(deployment: Deployment, *, json_: bool) -> None:
     """List the jobs, their last runs and their next times, in UTC."""
-    async with deployment.jobs(files=False) as jobs:
+    async with opened("reading", deployment.jobs(files=False)) as jobs:
         found = await jobs.jobs()
     if json_:
         as_json(found)
@@ -60,7 +63,7 @@ async def cleanup(deployment: Deployment, *, json_: bool) -> None:
     belong to no upload and no record. It drops answers that are older than idempotency.lifetime_h, and adds
     the partitions of days ahead.
     """
-    async with deployment.jobs(files=True) as jobs, _progress() as watch:
+    async with _progress("cleanup") as watch, deployment.jobs(files=True) as jobs:
         done = await jobs.clean_up(watch)
     if json_:
         as_json(done)
@@ -81,7 +84,7 @@ async def cleanup(deployment: Deployment, *, json_: bool) -> None:
 def _command(name: str, does: str) -> Command:
     async def run(deployment: Deployment, *, json_: bool) -> None:
         began_s = time.monotonic()
-        async with deployment.jobs(files=name == "uploads") as jobs, _progress() as watch:
+        async with _progress(name) as watch, deployment.jobs(files=name == "uploads") as jobs:
             counts = await jobs.run(name, watch)
         done = JobDone(name, time.monotonic() - began_s, counts)
         if json_:
@@ -102,25 +105,30 @@ for _name, _does in JOBS.items():
 
 
 @asynccontextmanager
-async def _progress() -> AsyncIterator[Callable[[Counts], None]]:
-    """Print on stderr each second what the watched run has counted, if it is more than before."""
+async def _progress(job: str) -> AsyncIterator[Callable[[Counts], None]]:
+    """Tell on stderr what the watched run has counted.
+
+    On a terminal that is one line for as long as it takes, elsewhere a line each second in which it grew.
+    """
     watched: list[Counts] = []
 
-    async def tell() -> None:
+    async def keep_telling(tell: Callable[[str], None]) -> None:
         told = ""
         while True:
             await asyncio.sleep(_PROGRESS_S)
             now = _counted(watched[-1]).removeprefix(": ") if watched else ""
             if now != told:
-                say(now, err=True)
+                tell(now)
             told = now
 
-    telling = asyncio.create_task(tell())
-    try:
-        yield watched.append
-    finally:
-        telling.cancel()
-        await asyncio.wait([telling])
+    with progress(f"running {job}") as far:
+        tell = far if sys.stderr.isatty() else partial(say, err=True)
+        telling = asyncio.create_task(keep_telling(tell))
+        try:
+            yield watched.append
+        finally:
+            telling.cancel()
+            await asyncio.wait([telling])
 
 
 def _row(one: JobSummary) -> tuple[str, ...]:

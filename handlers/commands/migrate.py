@@ -33,11 +33,10 @@ def migrate(
     """
     if status and (down or to is not None):
         raise click.UsageError("--status changes nothing: leave --to and --down out.")
-    with deployment.schema() as schema:
+    with progress("reading" if status else "changing the schema"), deployment.schema() as schema:
         if down and not yes:
             _ask(deployment, schema.status(), to)
-        with progress("changing the schema"):
-            done = [] if status else schema.migrate(to, down=down)
+        done = [] if status else schema.migrate(to, down=down)
         states = schema.status()
     if not status:
         _report(done, states, down=down, json_=json_)

@@ -246,6 +246,7 @@ def _print_table(judgement: Judgement) -> None:
             "ABANDONED",
             "DEVICE HEALTH",
         ),
+        spare=("ABANDONED", "FAILED/MIN", "MEAN", "DEVICE HEALTH", "CONFLICTS", "P95"),
     )
     for report in _explained(reports):
         say()

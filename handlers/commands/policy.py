@@ -7,8 +7,7 @@ from typing import get_args
 import click
 
 from engine.model.domains import DomainPolicy, Fallback, Policy
-from handlers.commands.deployment import Deployment, as_json, with_deployment
-from handlers.commands.terminal.progress import progress
+from handlers.commands.deployment import Deployment, as_json, opened, with_deployment
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
@@ -24,9 +23,8 @@ def policy() -> None:
 @with_deployment()
 async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List the policy in force for each tenant and domain. FROM is own if the tenant has set it."""
-    async with deployment.policies() as policies:
-        with progress("reading"):
-            found = await policies.policies(tenant)
+    async with opened("reading", deployment.policies()) as policies:
+        found = await policies.policies(tenant)
     if json_:
         as_json(found)
     else:
@@ -56,7 +54,7 @@ async def set_(
     if fallback is not None and chosen != "field_merge":
         raise click.UsageError("--fallback is for field_merge: leave it out.")
     new = DomainPolicy(chosen) if fallback is None else DomainPolicy(chosen, fallback)
-    async with deployment.policies() as policies:
+    async with opened("storing", deployment.policies()) as policies:
         await policies.set(tenant, domain, new)
     behind = f", then {new.fallback}" if chosen == "field_merge" else ""
     say(f"{tenant} settles {domain} by {chosen}{behind}")
@@ -68,7 +66,7 @@ async def set_(
 @with_deployment(changes=True)
 async def unset(deployment: Deployment, *, tenant: str, domain: str) -> None:
     """Give a tenant the default policy of a domain again. Conflicts that are open stay open."""
-    async with deployment.policies() as policies:
+    async with opened("storing", deployment.policies()) as policies:
         done = await policies.unset(tenant, domain)
         default = next((one for one in await policies.policies(tenant) if one.domain == domain), None)
     if default is None:

@@ -15,8 +15,7 @@ from engine.wire.floats import json_decoder
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from handlers.commands.conflicts import show_client, show_differences, show_server
-from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, with_deployment
-from handlers.commands.terminal.progress import progress
+from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, opened, with_deployment
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import json_text, plain, say
 
@@ -35,9 +34,8 @@ def quarantine() -> None:
 @with_deployment()
 async def list_(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
     """List rejected items by tenant, oldest first."""
-    async with deployment.quarantine() as admin:
-        with progress("reading"):
-            found = await admin.items(tenant)
+    async with opened("reading", deployment.quarantine()) as admin:
+        found = await admin.items(tenant)
     if json_:
         as_json(found)
     else:
@@ -80,7 +78,7 @@ class _Shown(msgspec.Struct):
 @with_deployment()
 async def show(deployment: Deployment, *, quarantine_id: str, tenant: str | None, json_: bool) -> None:
     """Show a rejected item as it was sent, and why it was rejected."""
-    async with deployment.quarantine() as admin:
+    async with opened("reading", deployment.quarantine()) as admin:
         case = await admin.find(quarantine_id, tenant)
         await admin.note_shown(case)
     shown = _shown(case)
@@ -160,11 +158,10 @@ async def retry(
     and nothing is written.
     """
     given = None if data is None else data.read()
-    async with deployment.quarantine() as admin:
+    async with opened("storing", deployment.quarantine()) as admin:
         case = await admin.find(quarantine_id, tenant)
         quarantine_id = case.row.quarantine_id
-        with progress("storing"):
-            recovered = await admin.retry(case, given, hold=hold)
+        recovered = await admin.retry(case, given, hold=hold)
         if recovered.record is not None:  # both sides are shown
             await admin.note_shown(case)
     item, record = recovered.item, recovered.record
@@ -207,7 +204,7 @@ async def drop(deployment: Deployment, *, quarantine_id: str, tenant: str | None
 
     Edits that were rejected because of it stay.
     """
-    async with deployment.quarantine() as admin:
+    async with opened("dropping", deployment.quarantine()) as admin:
         case = await admin.find(quarantine_id, tenant)
         row, behind = case.row, len(await admin.behind(case.row))
         named = plain(f"{row.domain or '?'} {row.record_id or '?'} of {row.device_id}, tenant {case.tenant}")

@@ -9,8 +9,8 @@ from typing import Final
 import click
 import msgspec
 
-from handlers.commands.deployment import Deployment, as_json, confirm, with_deployment
-from handlers.commands.terminal.progress import progress
+from handlers.commands.deployment import Deployment, as_json, confirm, opened, with_deployment
+from handlers.commands.terminal.progress import progress, undisturbed
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
@@ -35,12 +35,13 @@ def tenant() -> None:
 @with_deployment(changes=True)
 async def add(deployment: Deployment, *, name: str, yes: bool) -> None:
     """Add a tenant. For the name of an earlier tenant it asks first, since tokens of that may exist."""
-    async with deployment.tenants() as tenants:
+    async with opened("adding", deployment.tenants()) as tenants:
         number = await tenants.number(name)
         removed_at = None if number is not None else await tenants.removed_at(name)
         if removed_at is not None:
             used = f"There was another tenant {name} until {removed_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
-            say(f"{used} Tokens that were signed for it are refused.", err=True)
+            with undisturbed():
+                say(f"{used} Tokens that were signed for it are refused.", err=True)
             if not yes:
                 confirm(f"Add a new tenant of the name {name}?")
         await tenants.add(name)
@@ -55,7 +56,7 @@ async def add(deployment: Deployment, *, name: str, yes: bool) -> None:
 @with_deployment()
 async def list_(deployment: Deployment, *, json_: bool) -> None:
     """List tenants by name."""
-    async with deployment.tenants() as tenants:
+    async with opened("reading", deployment.tenants()) as tenants:
         found = await tenants.tenants()
     if json_:
         as_json(found)
@@ -75,9 +76,8 @@ async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> Non
 
     The limits are the settings tenant_limits and uploads.tenant_bytes.
     """
-    async with deployment.usage() as reads:
-        with progress("reading"):
-            found = await reads.usage(name)
+    async with opened("reading", deployment.usage()) as reads:
+        found = await reads.usage(name)
     settings = deployment.settings
     bounds = msgspec.structs.asdict(settings.tenant_limits)
     rows = []
@@ -118,10 +118,9 @@ def _part(one: UsageRow) -> float:
 @with_deployment(changes=True)
 async def remove(deployment: Deployment, *, name: str, erase: bool, yes: bool) -> None:
     """Remove a tenant. If it has data, --erase is required; this cannot be undone."""
-    async with deployment.tenants() as tenants:
-        if erase and not yes:
-            question = f"Erase everything that {name} ever stored in {deployment.database()}?"
-            confirm(question)
-        with progress("erasing" if erase else "removing") as tell:
+    with progress("erasing" if erase else "removing") as tell:
+        async with deployment.tenants() as tenants:
+            if erase and not yes:
+                confirm(f"Erase everything that {name} ever stored in {deployment.database()}?")
             await tenants.remove(name, erase=erase, watch=lambda rows: tell(f"{rows:,} rows"))
     say(f"removed {name}")

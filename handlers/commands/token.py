@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from engine.operate.rows import SignedToken
 from engine.runtime.ports import StoreError
 from engine.wire.timestamps import to_text
-from handlers.commands.deployment import Deployment, DeploymentError, checked_device, with_deployment
+from handlers.commands.deployment import Deployment, DeploymentError, checked_device, opened, with_deployment
 from handlers.http.keys import signing_key
 from handlers.http.tokens import Role, issue_token
 from handlers.operate.printing import say
@@ -134,7 +134,7 @@ async def token(
         user=user,
     )
     try:
-        async with deployment.tokens() as tokens:
+        async with opened("signing", deployment.tokens()) as tokens:
             number = None if tenant is None else await tokens.number(tenant)
             unknown = tenant is not None and number is None
             if not unknown:
@@ -179,7 +179,7 @@ async def revoke(deployment: Deployment, *, named: _Named, tenant: str | None) -
         raise click.UsageError(
             f"This token is of the tenant {named.tenant}: give that, or leave --tenant out."
         )
-    async with deployment.tenants() as tenants:
+    async with opened("revoking", deployment.tenants()) as tenants:
         newly = await tenants.revoke_token(token_id, tenant)
     of = "" if tenant is None else f" of {tenant}"
     if named.read:

@@ -12,8 +12,19 @@ import click
 
 _SHOWN_AFTER_S: Final = 2.0
 _EVERY_S: Final = 1.0
+#: Held while a line or a question is the last line of the terminal.
+_LAST_LINE: Final = threading.RLock()
 #: Goes to the beginning of the line and clears it.
 _CLEAR: Final = "\r\x1b[K"
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the line of ``progress`` away while a question waits for its answer."""
+    with _LAST_LINE:
+        if sys.stderr.isatty():
+            click.echo(_CLEAR, nl=False, err=True)
+        yield
 
 
 @contextmanager
@@ -41,7 +52,8 @@ def progress(doing: str) -> Iterator[Callable[[str], None]]:
     def show() -> None:
         passed_s = _SHOWN_AFTER_S
         while not over.wait(_SHOWN_AFTER_S if passed_s == _SHOWN_AFTER_S else _EVERY_S):
-            click.echo(f"{_CLEAR}{doing} … {passed_s:.0f} s{told[0]}", nl=False, err=True)
+            with _LAST_LINE:
+                click.echo(f"{_CLEAR}{doing} … {passed_s:.0f} s{told[0]}", nl=False, err=True)
             passed_s += _EVERY_S
         if passed_s > _SHOWN_AFTER_S:
             click.echo(_CLEAR, nl=False, err=True)

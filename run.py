@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 try:
     import click
+    from click.shell_completion import CompletionItem, ShellComplete
 
     from compose.deployment import open_deployment, run_worker
 except ModuleNotFoundError as missing:
@@ -70,35 +74,65 @@ def cli() -> None:
     """Tidemark, the sync engine: devices push, everybody else of the tenant sees it."""
 
 
-@click.command(
-    "bench",
-    short_help="Measure a server under load.",
-    context_settings={"ignore_unknown_options": True},
-    add_help_option=False,
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def bench(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Hand everything to the benchmark, which is a client and loaded only for this."""
-    from bench.cli import bench as measured  # noqa: PLC0415  # no other command pays for it
+class _Forwarding(click.Command):
+    """Hands its words to a command that is a client, and loaded only for this; also to complete them."""
 
-    measured.main(list(arguments), prog_name=context.command_path)
+    def __init__(
+        self, name: str, load: Callable[[], click.Command], short_help: str, obj: Any = None
+    ) -> None:
+        words = click.Argument(
+            ["words"],
+            nargs=-1,
+            type=click.UNPROCESSED,
+            shell_complete=lambda context, _, begun: self.shell_complete(context, begun),
+        )
+        super().__init__(
+            name,
+            callback=self._run,
+            params=[words],
+            context_settings={"ignore_unknown_options": True},
+            add_help_option=False,
+            short_help=short_help,
+        )
+        self._load = load
+        self._obj = obj
+
+    def _run(self, words: tuple[str, ...]) -> None:
+        self._load().main(list(words), prog_name=click.get_current_context().command_path, obj=self._obj)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a word as the other command does."""
+        words = list(ctx.params.get("words") or ())
+        return ShellComplete(self._load(), {}, ctx.command_path, "").get_completions(words, incomplete)
 
 
-@device.command(
-    "simulate",
-    short_help="Have devices work offline and online until all agree.",
-    context_settings={"ignore_unknown_options": True},
-    add_help_option=False,
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def simulate(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Hand everything to the reference device, which is a client as the benchmark is."""
-    from bench.client.simulate import simulate as simulated  # noqa: PLC0415  # as bench
+def _bench() -> click.Command:
+    from bench.cli import bench  # noqa: PLC0415  # no other command pays for it
+
+    return bench
+
+
+def _simulate() -> click.Command:
+    from bench.client.simulate import simulate  # noqa: PLC0415  # as bench
+
+    return simulate
+
+
+def _open_access(config: Path | None, data_dir: str | None) -> Any:
     from compose.simulation import open_access  # noqa: PLC0415  # as bench
 
-    simulated.main(list(arguments), prog_name=context.command_path, obj=open_access)
+    return open_access(config, data_dir)
+
+
+bench = _Forwarding("bench", load=_bench, short_help="Measure a server under load.")
+device.add_command(
+    _Forwarding(
+        "simulate",
+        load=_simulate,
+        obj=_open_access,
+        short_help="Have devices work offline and online until all agree.",
+    )
+)
 
 
 @click.command("worker", hidden=True)

@@ -105,6 +105,13 @@ def test_command_words_are_completed(name: str) -> None:
             )
 
 
+def test_command_words_of_bench_and_simulate_are_completed() -> None:
+    complete = BashComplete(cli, {}, "tidemark", "_TIDEMARK_COMPLETE").get_completions
+    assert [one.value for one in complete(["bench"], "--sce")] == ["--scenario"]
+    assert [one.value for one in complete(["bench", "--scenario"], "conc")] == ["concurrent"]
+    assert [one.value for one in complete(["device", "simulate"], "--devices")] == ["--devices"]
+
+
 @pytest.fixture
 async def stored(serve: Serve) -> dict[str, str]:
     """Fill tables with long names; return the ids."""

@@ -1,0 +1,32 @@
+"""What the tool for the job ``aggregate`` writes is one hour that is due, of every tenant."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bench.harness.stage import add_tenants
+from bench.tools.aggregation import fill
+from engine.operate.aggregation import Aggregation
+from storage.postgres.pool import Database
+from storage.stores.monitoring.aggregation import PostgresAggregation
+from storage.stores.monitoring.voice import PostgresVoice
+from tests.harness.services import rows
+from tests.harness.upload_stack import job_run, now_us
+
+
+async def _aggregated(dsn: str) -> object:
+    run, database = job_run(now_us()), Database(dsn, 1)
+    await Aggregation(PostgresAggregation(database), PostgresVoice(database), 0)(run)
+    await database.close()
+    return run.counts
+
+
+def test_aggregation_tool_leaves_one_hour_of_each_tenant_due(dsn: str) -> None:
+    add_tenants(dsn, ["a", "b"])
+    sizes = fill(dsn, 2)
+    assert [row[:2] for row in sizes[:1]] == [["sync_analytics_snapshot", str(2 * 2 * 24)]]
+    assert asyncio.run(_aggregated(dsn)) == {"snapshots": 2}
+    latest = (
+        "SELECT succeeded, sync_requests, items FROM sync_analytics_snapshot ORDER BY hour_start DESC LIMIT 2"
+    )
+    assert rows(dsn, latest) == [(540, 540, 5400), (540, 540, 5400)]

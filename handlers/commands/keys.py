@@ -9,7 +9,7 @@ import msgspec
 
 from engine.operate.rows import KeyStatus, TenantKeyState
 from engine.seal.sealer import MOST_SEALS
-from handlers.commands.deployment import Deployment, as_json, with_deployment
+from handlers.commands.deployment import Deployment, as_json, opened, with_deployment
 from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
@@ -47,9 +47,8 @@ async def status(deployment: Deployment, *, json_: bool) -> None:
 
     SEALED is the part of the 2^32 values that one key may seal; a key that is used up is replaced by itself.
     """
-    async with deployment.sealing_keys() as opened:
-        with progress("reading"):
-            found = await opened.status()
+    async with opened("reading", deployment.sealing_keys()) as admin:
+        found = await admin.status()
     if json_:
         as_json(found)
         return
@@ -72,9 +71,9 @@ async def rotate_master(deployment: Deployment, *, json_: bool) -> None:
     sealing.master_key_file (or where the master key comes from) on every host first. If this is killed, run
     it again.
     """
-    async with deployment.sealing_keys() as opened:
-        with progress("rotating") as tell:
-            done = await opened.rotate_master(tell)
+    with progress("rotating") as tell:
+        async with deployment.sealing_keys() as admin:
+            done = await admin.rotate_master(tell)
     if json_:
         as_json(done)
         return
@@ -89,8 +88,8 @@ async def rotate_master(deployment: Deployment, *, json_: bool) -> None:
 @with_deployment(changes=True)
 async def rotate_tenant(deployment: Deployment, *, tenant: str, json_: bool) -> None:
     """Make a new key for a tenant. What the old ones sealed is sealed again by the job reseal."""
-    async with deployment.sealing_keys() as opened:
-        number = await opened.rotate_tenant(tenant)
+    async with opened("rotating", deployment.sealing_keys()) as admin:
+        number = await admin.rotate_tenant(tenant)
     if json_:
         as_json(TenantRotation(tenant, number))
         return
@@ -108,8 +107,8 @@ async def seal_domain(deployment: Deployment, *, domain: str, json_: bool) -> No
     It refuses while a server of an older version runs, which could not read sealed data. No such server can
     start afterwards.
     """
-    async with deployment.sealing_keys() as opened:
-        since = await opened.seal_domain(domain)
+    async with opened("sealing", deployment.sealing_keys()) as admin:
+        since = await admin.seal_domain(domain)
     if json_:
         as_json(DomainSealing(domain, since))
         return

@@ -35,6 +35,7 @@ TABLES: dict[str, list[str]] = {
     "conflicts list --settled": [],
     "conflicts show": ["CONFLICT"],
     "quarantine list": [],
+    "keys status": [],
     "job list": [],
     "job cleanup": [],
     "monitor": [],
@@ -45,7 +46,16 @@ TABLES: dict[str, list[str]] = {
     "settings": [],
 }
 #: Lines that are no table: sentences, which the terminal wraps.
-_SENTENCES = ("conflict  ", "server    ", "client    ", "run.py ", "settings file: ", "no room for ", "  ")
+_SENTENCES = (
+    "conflict  ",
+    "server    ",
+    "client    ",
+    "run.py ",
+    "settings file: ",
+    "no room for ",
+    "sealed domains: ",
+    "  ",
+)
 #: Commands that do not say that they go on, and why.
 WITHOUT_PROGRESS = {
     "serve": "it logs",

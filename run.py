@@ -19,6 +19,7 @@ except ModuleNotFoundError as missing:
     sys.exit(3 if "monitor" in sys.argv[1:] else 1)  # 1 of the monitor would read as degraded
 
 from compose.metrics import release
+from compose.sealing.core_dumps import forbid_core_dumps
 from handlers.commands.analytics import analytics
 from handlers.commands.audit import audit
 from handlers.commands.completion import completion
@@ -168,4 +169,5 @@ for command in (
 
 
 if __name__ == "__main__":
+    forbid_core_dumps()
     cli(obj=open_deployment)

@@ -23,7 +23,7 @@ class ConflictAdmin(PostgresConflicts):
     """``engine.operate.ports.ConflictAdmin``."""
 
     def __init__(self, database: Database, committer: WorkCommitter) -> None:
-        super().__init__(database)
+        super().__init__(database, committer.sealing)
         self._committer = committer
 
     async def settle(
@@ -59,7 +59,7 @@ class QuarantineAdmin(PostgresQuarantine):
     """``engine.operate.ports.QuarantineAdmin``."""
 
     def __init__(self, database: Database, committer: WorkCommitter) -> None:
-        super().__init__(database)
+        super().__init__(database, committer.sealing)
         self._committer = committer
 
     async def retry(self, case: QuarantineCase, data: bytes | None, *, hold: bool = False) -> Recovered:

@@ -22,6 +22,7 @@ from engine.plan.work import Outcome, Work
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
 
 #: Is called with the tenants whose feeds a command advanced.
@@ -36,13 +37,17 @@ class WorkCommitter:
     Args:
         dsn: The database.
         settings: Those of a server.
+        sealing: Seals what is written.
         on_feeds_advanced: Called after a commit, so that servers are told.
     """
 
-    def __init__(self, dsn: str, settings: Settings, on_feeds_advanced: OnFeedsAdvanced) -> None:
+    def __init__(
+        self, dsn: str, settings: Settings, sealing: Sealing, on_feeds_advanced: OnFeedsAdvanced
+    ) -> None:
         self.validator = MessageValidator(Domains(dict(settings.domains)), settings.limits.items)
         self._dsn = dsn
         self._settings = settings
+        self.sealing = sealing
         self._on_feeds_advanced = on_feeds_advanced
         self._clock = SystemClock()
 
@@ -75,8 +80,10 @@ class WorkCommitter:
             found = await PostgresTenants(database).find(tenant)
             if found is None or found.tenant.tenant_id != work.tenant_id:
                 raise RefusedError(f"there is no tenant {tenant} any more")
-            store = wrap(PostgresStore(database, self._settings.idempotency.lifetime_h))
-            committer = command_committer(store, self._settings, found.own, advanced, held_domain)
+            store = wrap(PostgresStore(database, self._settings.idempotency.lifetime_h, self.sealing))
+            committer = command_committer(
+                store, self._settings, self.sealing, found.own, advanced, held_domain
+            )
             outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
             committer.submit(work, outcome.set_result)
             async with anyio.create_task_group() as group:
@@ -93,6 +100,7 @@ class WorkCommitter:
 def command_committer(
     store: Store,
     settings: Settings,
+    sealing: Sealing,
     own: Mapping[str, DomainPolicy],
     advanced: set[int],
     held_domain: str | None = None,
@@ -102,6 +110,7 @@ def command_committer(
     Args:
         store: Where it commits.
         settings: Those of a server.
+        sealing: Seals what the store writes.
         own: The tenant's own policies, by domain.
         advanced: The ids of tenants whose feeds it advances are added to this set.
         held_domain: A conflict in this domain is left to a person, whatever the policy.
@@ -117,6 +126,7 @@ def command_committer(
         settings.limits.record_bytes,
         settings.limits.answer_data_bytes,
         settings.records.tombstone_data_h > 0,
+        unsealed_domains=sealing.unsealed_domains,
     )
     return Committer(
         store,

@@ -26,6 +26,7 @@ from compose.processes.supervisor import WorkersFailedError
 from compose.processes.workers import check_bus, supervise, work
 from compose.sealing.admin import KeyAdmin
 from compose.sealing.start import check_master_keys
+from compose.sealing.stores import open_sealing
 from compose.server import SystemClock
 from compose.signing import signed_for_device
 from engine.model.audit import AuditRow
@@ -231,16 +232,17 @@ class Deployment:
     async def conflicts(self) -> AsyncIterator[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
         async with self._administered() as (database, dsn):
-            yield ConflictAdmin(database, self._committer(dsn))
+            yield ConflictAdmin(database, self._committer(database, dsn))
 
     @asynccontextmanager
     async def quarantine(self) -> AsyncIterator[QuarantineAdmin]:
         """Open the items that were rejected."""
         async with self._administered() as (database, dsn):
-            yield QuarantineAdmin(database, self._committer(dsn))
+            yield QuarantineAdmin(database, self._committer(database, dsn))
 
-    def _committer(self, dsn: str) -> WorkCommitter:
-        return WorkCommitter(dsn, self.settings, self._advanced_tenants.update)
+    def _committer(self, database: Database, dsn: str) -> WorkCommitter:
+        sealing = open_sealing(self.settings, database)
+        return WorkCommitter(dsn, self.settings, sealing, self._advanced_tenants.update)
 
     @asynccontextmanager
     async def jobs(self, *, files: bool) -> AsyncIterator[JobAdmin]:
@@ -293,13 +295,14 @@ class Deployment:
     async def analytics(self) -> AsyncIterator[tuple[PostgresAnalytics, PostgresVoice, PostgresTelemetry]]:
         """Open the figures of tenants, the log of voice verifications, and telemetry."""
         async with self._administered() as (database, _):
-            yield PostgresAnalytics(database), PostgresVoice(database), PostgresTelemetry(database)
+            sealing = open_sealing(self.settings, database)
+            yield PostgresAnalytics(database), PostgresVoice(database, sealing), PostgresTelemetry(database)
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:
         """Open the exports."""
         async with self._administered() as (database, _):
-            yield PostgresExport(database, self.settings.domains)
+            yield PostgresExport(database, self.settings.domains, open_sealing(self.settings, database))
 
     @contextmanager
     def epoch(self) -> Iterator[PostgresEpoch]:

@@ -12,6 +12,7 @@ from compose.alerts import Alerts, receivers
 from compose.command_commit import OnFeedsAdvanced, command_committer
 from compose.jobs import job_bodies, schedules
 from compose.monitoring import health_job
+from compose.sealing.stores import open_sealing
 from compose.server import SystemClock
 from compose.uploads import cleanup_job, open_blobs
 from engine.cache.minutes import Minutes
@@ -92,7 +93,8 @@ class JobAdmin:
         clock = SystemClock()
         alerts = Alerts(receivers(self._settings), database, clock)
         health = health_job(self._settings, database, clock, alerts)
-        body = job_bodies(self._settings, self._dsn, database, cleanup, health)[job]
+        sealing = open_sealing(self._settings, database)
+        body = job_bodies(self._settings, self._dsn, database, sealing, cleanup, health)[job]
         begun = await self._store.begin(job, None)
         if begun is None:
             raise RefusedError(
@@ -112,8 +114,9 @@ class JobAdmin:
         database, writes = Database(self._dsn, 1), Database(self._dsn, 1)
         blobs = open_blobs(settings)
         tenants: set[int] = set()
-        store = PostgresStore(writes, settings.idempotency.lifetime_h)
-        committer = command_committer(store, settings, {}, tenants)
+        sealing = open_sealing(settings, database)
+        store = PostgresStore(writes, settings.idempotency.lifetime_h, sealing)
+        committer = command_committer(store, settings, sealing, {}, tenants)
         minutes = Minutes(PostgresMinutes(database), SystemClock(), lambda: uuid.uuid4().hex)
         committing = asyncio.create_task(committer.run())
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -31,6 +31,7 @@ from storage.stores.jobs.runs import PostgresJobs
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.monitoring.voice import PostgresVoice
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
 
@@ -45,9 +46,9 @@ class Jobs:
         settings: All settings.
         dsn: The database, for blocking work.
         database: The database, for all else; its connections are for jobs alone.
+        sealing: Opens voice events, and seals their log.
         uploads: The clean-up of uploads.
-        tenants: The tenants in memory.
-        devices: The devices in memory.
+        warm: Reads what this process keeps in memory.
         clock: For rests.
         alerts: Are told each judgement.
     """
@@ -57,22 +58,19 @@ class Jobs:
         settings: Settings,
         dsn: str,
         database: Database,
+        sealing: Sealing,
         uploads: CleanupJob,
-        tenants: TenantCache,
-        devices: DeviceCache,
+        warm: Callable[[], Awaitable[None]],
         clock: Clock,
         alerts: Alerts,
     ) -> None:
-        async def warm() -> None:
-            await tenants.preload(await devices.preload(_WARMED_DEVICES))
-
         self._health = health = health_job(settings, database, clock, alerts)
 
         async def judged() -> None:
             alerts.check_seen(self._scheduler.last_success_us("monitor"))
             await health.follow()
 
-        bodies = job_bodies(settings, dsn, database, uploads, health)
+        bodies = job_bodies(settings, dsn, database, sealing, uploads, health)
         times = schedules(settings)
         kinds = [JobKind(name, times[name], body) for name, body in bodies.items()]
         self._alerts = alerts
@@ -108,8 +106,18 @@ def schedules(settings: Settings) -> dict[str, Schedule]:
     return {name: Schedule(chosen[name], settings.jobs.timezone) for name in JOBS}
 
 
+async def warm(tenants: TenantCache, devices: DeviceCache) -> None:
+    """Read policies, and the devices that synced last. Raises StoreError."""
+    await tenants.preload(await devices.preload(_WARMED_DEVICES))
+
+
 def job_bodies(
-    settings: Settings, dsn: str, database: Database, uploads: CleanupJob, health: HealthJob
+    settings: Settings,
+    dsn: str,
+    database: Database,
+    sealing: Sealing,
+    uploads: CleanupJob,
+    health: HealthJob,
 ) -> Mapping[str, JobBody]:
     """Return the work of each job.
 
@@ -117,6 +125,7 @@ def job_bodies(
         settings: All settings.
         dsn: The database, for blocking work.
         database: The database, for all else.
+        sealing: Opens voice events, and seals their log.
         uploads: The clean-up of uploads.
         health: The judgement.
     """
@@ -142,7 +151,7 @@ def job_bodies(
             await run.pages("telemetry", partial(store.delete, before_us))
             await run.pages("telemetry_names", partial(store.delete_names, before_us))
 
-    async def warm(_: JobRun) -> None:
+    async def read_again(_: JobRun) -> None:
         await PostgresTenants(database).have_read_again()
 
     return {
@@ -156,7 +165,7 @@ def job_bodies(
             forget_telemetry,
             in_thread(lambda: {"tenants_counted": recount(dsn)}),
         ),
-        "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database), events_d),
-        "warm": warm,
+        "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database, sealing), events_d),
+        "warm": read_again,
         "monitor": health,
     }

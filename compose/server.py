@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 import anyio
@@ -20,11 +21,12 @@ from anyio.abc import TaskStatus
 from compose.alerts import Alerts, receivers
 from compose.capacity_watch import CapacityWatch
 from compose.edge import Edge, Engine
-from compose.jobs import Jobs
+from compose.jobs import Jobs, warm
 from compose.metrics import ProcessMetrics
 from compose.monitoring import health_check
 from compose.pools import pools
 from compose.sealing.master_key import MasterKeySource
+from compose.sealing.stores import open_sealing
 from compose.uploads import UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.minutes import Minutes
@@ -91,8 +93,7 @@ class Server:
         self, settings: Settings, at: Services, keys: KeySet, worker: int = 0, secret: str = ""
     ) -> None:
         self._settings = settings
-        port, host = settings.server.port, settings.server.host
-        count = settings.server.workers
+        port, host, count = settings.server.port, settings.server.host, settings.server.workers
         several = worker > 0 and count > 1
         self._supervised = worker > 0
         self._own_port = port + worker if several else None
@@ -107,9 +108,10 @@ class Server:
         # Of several connections one is left to what the process itself reads.
         read_limiter = ReadLimiter(max(1, settings.postgres.read_connections - 1))
         domains = Domains(dict(settings.domains))
+        sealing = open_sealing(settings, reads)
         limits, server = settings.limits, settings.server
         feed = self._feed = Feed(
-            PostgresFeed(reads),
+            PostgresFeed(reads, sealing),
             clock,
             FeedLimits(
                 settings.feed.page_bytes,
@@ -158,10 +160,11 @@ class Server:
             settings.records.tombstone_data_h > 0,
             room.bounds,
             lambda: room.full,
+            unsealed_domains=sealing.unsealed_domains,
         )
         shares = LoopShares()
         committer = Committer(
-            PostgresStore(databases.commit, settings.idempotency.lifetime_h),
+            PostgresStore(databases.commit, settings.idempotency.lifetime_h, sealing),
             context,
             clock,
             committed,
@@ -182,7 +185,7 @@ class Server:
             lambda: uuid.uuid4().hex,
             by_tenant.begin if settings.metrics.tenants else lambda _: None,
         )
-        files = self._files = UploadComponents(settings, databases, committer, bus, clock, minutes)
+        files = self._files = UploadComponents(settings, databases, sealing, committer, bus, clock, minutes)
         self._devices = DeviceCache(
             device_store,
             clock,
@@ -192,7 +195,8 @@ class Server:
         )
         alerts = Alerts(receivers(settings), reads, clock)
         self._jobs = Jobs(
-            settings, dsn, databases.jobs, files.cleanup_job, tenants, self._devices, clock, alerts
+            *(settings, dsn, databases.jobs, sealing, files.cleanup_job),
+            *(partial(warm, tenants, self._devices), clock, alerts),
         )
         self._bus = bus
         sources: list[MetricSource] = [
@@ -220,7 +224,7 @@ class Server:
                     lambda: room.full,
                 ),
                 revocations=self._revocations,
-                conflicts=PostgresConflicts(reads),
+                conflicts=PostgresConflicts(reads, sealing),
                 read_limiter=read_limiter,
                 shares=shares,
                 bus=bus,

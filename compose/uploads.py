@@ -36,6 +36,7 @@ from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_reads import PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 
@@ -47,6 +48,7 @@ class UploadComponents:
         self,
         settings: Settings,
         databases: Pools,
+        sealing: Sealing,
         committer: Committer,
         bus: Bus,
         clock: Clock,
@@ -54,11 +56,12 @@ class UploadComponents:
     ) -> None:
         self._settings = settings
         self._reads = databases.reads
+        self._sealing = sealing
         chosen = settings.uploads
         expire_s = chosen.expire_h * 3600
         self._types = FileTypes(chosen)
         self._blobs = open_blobs(settings)
-        store = PostgresUploads(databases.uploads)
+        store = PostgresUploads(databases.uploads, sealing)
         finisher = UploadFinisher(store, self._blobs, self._types, committer, clock)
         self.locks = UploadLocks(store, self._blobs, bus, clock, expire_s)
         self.service = UploadService(
@@ -76,7 +79,9 @@ class UploadComponents:
             ),
             minutes,
         )
-        self.pending_attachments = PendingAttachments(PostgresPending(databases.reads), clock, committer)
+        self.pending_attachments = PendingAttachments(
+            PostgresPending(databases.reads, sealing), clock, committer
+        )
         self.cleanup_job = cleanup_job(settings, databases.jobs, self._blobs, committer, minutes)
 
     def routes(
@@ -92,7 +97,7 @@ class UploadComponents:
             networks(self._settings.server.trusted_proxies),
             self._settings.uploads.idle_s,
         )
-        files = Downloads(gate, read_limiter, PostgresFiles(self._reads), self._blobs)
+        files = Downloads(gate, read_limiter, PostgresFiles(self._reads, self._sealing), self._blobs)
         return [*UploadRoutes(context).routes(), *files.routes()]
 
     def services(self) -> list[Service]:

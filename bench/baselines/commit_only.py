@@ -28,6 +28,7 @@ from engine.plan.work import Change, Outcome, Push, PushAnswer
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
+from storage.stores.sealed.sealing import Sealing
 
 _WARMUP_S: Final = 1.0
 
@@ -120,7 +121,7 @@ async def _measure(task: Task, _: Lines) -> None:
     policies = domains.default_policies
     database = Database(task.dsn, commit.lanes)
     committer = Committer(
-        PostgresStore(database, task.settings.idempotency.lifetime_h),
+        PostgresStore(database, task.settings.idempotency.lifetime_h, Sealing()),
         PlanContext(domains, lambda _: policies, _new_id, limits.record_bytes, limits.answer_data_bytes),
         _Clock(),
         lambda _: None,

@@ -97,7 +97,7 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
     ),
     "data_shown": EventRule(
         "the conflict or the rejected item",
-        "`domain`, `record_id`",
+        "`domain`, `record_id`, `revealed`: personal fields were shown, too",
         "A command showed data of a record. It is written before them",
     ),
     "epoch_renewed": EventRule("the new epoch", "", "The database was declared restored"),

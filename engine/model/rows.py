@@ -126,7 +126,8 @@ class Event(msgspec.Struct, frozen=True):
 class IdempotencyRecord(msgspec.Struct, frozen=True):
     """The stored answer of one message. ``results`` is the JSON array of its results.
 
-    ``age_s`` is its age when it was read.
+    ``age_s`` is its age when it was read. ``personal``: an item may be of a domain with personal data, so the
+    answer is stored sealed.
     """
 
     tenant_id: int
@@ -134,6 +135,7 @@ class IdempotencyRecord(msgspec.Struct, frozen=True):
     request_sha256: str
     results: bytes
     age_s: int = 0
+    personal: bool = False
 
 
 class HeldChange(msgspec.Struct, frozen=True):

@@ -52,9 +52,9 @@ def instant(text: Any) -> str | None:
     return None if text is None else to_text(text)
 
 
-def compact(text: str) -> msgspec.Raw:
+def compact(text: bytes) -> msgspec.Raw:
     """Return a text of JSON on one line: a device may have written it on several."""
-    return msgspec.Raw(msgspec.json.format(text.encode(), indent=-1))
+    return msgspec.Raw(msgspec.json.format(text, indent=-1))
 
 
 def json_line(row: Row) -> bytes:

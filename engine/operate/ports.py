@@ -207,8 +207,13 @@ class ConflictAdmin(Protocol):
     async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict. Raises RefusedError if there is none, or if several tenants have that id."""
 
-    async def note_shown(self, case: ConflictCase) -> None:
-        """Write the event of data that a person is about to see. Raises StoreError."""
+    async def note_shown(self, case: ConflictCase, *, revealed: bool) -> None:
+        """Write the event of data that a person is about to see. Raises StoreError.
+
+        Args:
+            case: The conflict.
+            revealed: Personal fields are shown, too.
+        """
 
     async def settle(
         self,
@@ -242,8 +247,13 @@ class QuarantineAdmin(Protocol):
     async def find(self, quarantine_id: str, tenant: str | None) -> QuarantineCase:
         """Find an item. Raises RefusedError if there is none, or if several tenants have that id."""
 
-    async def note_shown(self, case: QuarantineCase) -> None:
-        """Write the event of data that a person is about to see. Raises StoreError."""
+    async def note_shown(self, case: QuarantineCase, *, revealed: bool) -> None:
+        """Write the event of data that a person is about to see. Raises StoreError.
+
+        Args:
+            case: The item.
+            revealed: Personal fields are shown, too.
+        """
 
     async def behind(self, row: Quarantined) -> list[Quarantined]:
         """List the items that were rejected because of this one. Raises StoreError."""

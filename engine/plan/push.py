@@ -201,7 +201,11 @@ def _store_answer(
         results = limit_sent_data(results, context.answer_data_bytes)
     encoded = _encode(results)
     row = encoded if plain else limit_kept_data(results, encoded, context.kept_data_bytes)
-    unit.put_answer(ref, IdempotencyRecord(push.tenant_id, push.key_hash, push.request_sha256, row))
+    personal = context.is_personal(push.items)
+    unit.put_answer(
+        ref,
+        IdempotencyRecord(push.tenant_id, push.key_hash, push.request_sha256, row, personal=personal),
+    )
     if undo is not None and undo.usage is not None:
         bound = capacity.exceeded(push, undo.usage, unit.usage[push.tenant_id])
         if bound is not None:

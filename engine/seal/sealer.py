@@ -16,11 +16,14 @@ the value, so that no value opens in another place than its own.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 FORMAT: Final = 1
 KEY_BYTES: Final = 32
@@ -66,7 +69,17 @@ class TenantKeys:
         seals: How many values this object has sealed. Its maker keeps the sum of a key below ``MOST_SEALS``.
     """
 
-    __slots__ = ("_encrypt", "_head", "_openers", "_random_bytes", "_tenant", "active", "seals")
+    __slots__ = (
+        "_encrypt",
+        "_hash_key",
+        "_head",
+        "_oldest",
+        "_openers",
+        "_random_bytes",
+        "_tenant",
+        "active",
+        "seals",
+    )
 
     def __init__(
         self, tenant: bytes, keys: Mapping[int, bytes], active: int, random_bytes: Callable[[int], bytes]
@@ -76,6 +89,8 @@ class TenantKeys:
         ciphers = {number: AESGCM(key) for number, key in keys.items()}
         self.active = active
         self.seals = 0
+        self._oldest = keys[min(keys)]
+        self._hash_key: bytes | None = None
         self._tenant = tenant
         self._random_bytes = random_bytes
         self._encrypt = ciphers[active].encrypt
@@ -116,6 +131,19 @@ class TenantKeys:
         except (InvalidTag, ValueError):
             raise BrokenSealError(f"a value of {table} was changed, or is of another row or tenant") from None
         return padded[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(padded[:LENGTH_BYTES], "big")]
+
+    def keyed_hash(self, table: str, plain: bytes) -> bytes:
+        """Return a hash of 32 bytes that nobody can guess a value by without the keys.
+
+        It is of the oldest key, so that a value has the same hash after a rotation.
+
+        Args:
+            table: As of ``seal``: the same value has another hash elsewhere.
+            plain: The value.
+        """
+        if self._hash_key is None:
+            self._hash_key = HKDFExpand(SHA256(), KEY_BYTES, b"keyed hash").derive(self._oldest)
+        return hmac.digest(self._hash_key, table.encode() + b"\0" + plain, "sha256")
 
 
 def key_number(sealed: bytes) -> int:

@@ -75,7 +75,7 @@ class UploadFinisher:
             lock.released = True
             raise
         await self._blobs.publish(drafts, ref)
-        stored = await self._stored.submit(StoredFile(ref, content.sha256, content_type))
+        stored = await self._stored.submit(StoredFile(ref, upload.domain, content.sha256, content_type))
         lock.released = True
         if not stored:
             raise SyncError("upload_gone", "this upload has ended")

@@ -71,9 +71,10 @@ class NewUpload(msgspec.Struct, frozen=True):
 
 
 class StoredFile(msgspec.Struct, frozen=True):
-    """An upload whose bytes are a file now; the hash is in hex digits."""
+    """An upload whose bytes are a file now; the hash is in hex digits. ``domain`` is that of its record."""
 
     ref: UploadRef
+    domain: str | None
     sha256: str
     content_type: str
 

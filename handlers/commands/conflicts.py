@@ -9,8 +9,9 @@ import msgspec
 from msgspec import UNSET
 
 from engine.operate.conflict_view import ClientView, ConflictView, Difference, RecordView, conflict_view
+from engine.operate.masking import Mask
 from engine.wire.messages import Choice
-from handlers.commands.deployment import Deployment, as_json, of_tenant, opened, with_deployment
+from handlers.commands.deployment import Deployment, as_json, may_reveal, of_tenant, opened, with_deployment
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
@@ -80,14 +81,19 @@ async def list_(
 @conflicts.command("show", epilog="Example: run.py conflicts show 4f0c6d2e8b1a4c7f9e3d5a6b7c8d9e0f")
 @click.argument("conflict_id", metavar="ID")
 @of_tenant
+@may_reveal
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-async def show(deployment: Deployment, *, conflict_id: str, tenant: str | None, json_: bool) -> None:
-    """Show both sides of a conflict, the record, and what differs."""
+async def show(
+    deployment: Deployment, *, conflict_id: str, tenant: str | None, reveal: bool, json_: bool
+) -> None:
+    """Show both sides of a conflict, the record, and what differs. Personal fields are masked."""
     async with opened("reading", deployment.conflicts()) as admin:
         case = await admin.find(conflict_id, tenant)
-        await admin.note_shown(case)
+        await admin.note_shown(case, revealed=reveal)
     shown = conflict_view(case)
+    if not reveal:
+        shown = Mask(deployment.settings.domains, shown.domain).conflict(shown)
     if json_:
         as_json(shown)
     else:

@@ -243,6 +243,9 @@ def checked_device(_: click.Context, __: click.Parameter, device_id: str | None)
     return device_id
 
 
+may_reveal = click.option(
+    "--reveal", is_flag=True, help="Show personal fields, too; the audit log says who did."
+)
 of_tenant = click.option("--tenant", metavar="T", help="Of this tenant alone.")
 
 

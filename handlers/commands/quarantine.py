@@ -9,13 +9,22 @@ import click
 import msgspec
 
 from engine.operate.conflict_view import RetryView, retry_view
+from engine.operate.masking import Mask
 from engine.operate.quarantine_retry import stays
 from engine.operate.rows import QuarantineCase, Retried
 from engine.wire.floats import json_decoder
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
 from handlers.commands.conflicts import show_client, show_differences, show_server
-from handlers.commands.deployment import Deployment, as_json, confirm, of_tenant, opened, with_deployment
+from handlers.commands.deployment import (
+    Deployment,
+    as_json,
+    confirm,
+    may_reveal,
+    of_tenant,
+    opened,
+    with_deployment,
+)
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import json_text, plain, say
 
@@ -74,14 +83,22 @@ class _Shown(msgspec.Struct):
 @quarantine.command("show", epilog="Example: run.py quarantine show 4f0c6d2e8b1a4c7f9e3d5a6b7c8d9e0f")
 @click.argument("quarantine_id", metavar="ID")
 @of_tenant
+@may_reveal
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
-async def show(deployment: Deployment, *, quarantine_id: str, tenant: str | None, json_: bool) -> None:
-    """Show a rejected item as it was sent, and why it was rejected."""
+async def show(
+    deployment: Deployment, *, quarantine_id: str, tenant: str | None, reveal: bool, json_: bool
+) -> None:
+    """Show a rejected item as it was sent, and why it was rejected.
+
+    Personal fields are masked, and all data of an item whose domain is not known.
+    """
     async with opened("reading", deployment.quarantine()) as admin:
         case = await admin.find(quarantine_id, tenant)
-        await admin.note_shown(case)
+        await admin.note_shown(case, revealed=reveal)
     shown = _shown(case)
+    if not reveal:
+        shown.item = Mask(deployment.settings.domains, shown.domain).item(shown.item)
     if json_:
         as_json(shown)
         return
@@ -139,6 +156,7 @@ class _RetriedItems(msgspec.Struct):
 @click.option(
     "--hold", is_flag=True, help="Leave a conflict to a person, whatever the policy; see run.py conflicts."
 )
+@may_reveal
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment(changes=True)
 async def retry(
@@ -148,6 +166,7 @@ async def retry(
     tenant: str | None,
     data: BinaryIO | None,
     hold: bool,
+    reveal: bool,
     json_: bool,
 ) -> None:
     """Send a rejected item again as its device did. It keeps its id and its time, and the same rules apply.
@@ -163,9 +182,11 @@ async def retry(
         quarantine_id = case.row.quarantine_id
         recovered = await admin.retry(case, given, hold=hold)
         if recovered.record is not None:  # both sides are shown
-            await admin.note_shown(case)
+            await admin.note_shown(case, revealed=reveal)
     item, record = recovered.item, recovered.record
     view = None if record is None else retry_view(case.row, given, record)
+    if view is not None and not reveal:
+        view = Mask(deployment.settings.domains, case.row.domain).retry(view)
     if json_:
         as_json(_RetriedItems(quarantine_id, item, recovered.behind, view))
         staying = sum(map(stays, (item, *recovered.behind.values())))

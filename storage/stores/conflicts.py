@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from engine.model.rows import Conflict, RecordKey
+from engine.model.rows import Conflict, Record, RecordKey
 from engine.operate.conflicts import ConflictPage, ConflictWithRecord
 from engine.operate.rows import ConflictCase, ConflictSummary
 from engine.wire.timestamps import to_text
@@ -13,6 +14,7 @@ from storage.postgres.pool import Database
 from storage.stores.admin_reads import OF_TENANT, find_one, list_of_tenant
 from storage.stores.audit import by_account
 from storage.stores.record_rows import RECORD_COLUMNS, record_of
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.stored_conflict import decode_conflict
 
 _NEXT: Final = (
@@ -85,8 +87,9 @@ _CONFLICT: Final = (
 class PostgresConflicts:
     """``engine.operate.conflicts.ConflictStore``, and the reads of ``engine.operate.ports.ConflictAdmin``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealing: Sealing) -> None:
         self._database = database
+        self._sealing = sealing
 
     async def open_conflicts(
         self, tenant_id: int, device_id: str | None, after: str | None, limit: int, max_bytes: int
@@ -102,12 +105,10 @@ class PostgresConflicts:
             "limit": limit,
             "bytes": max_bytes,
         }
-        found: list[ConflictWithRecord] = []
         rows = await self._database.query(statement, values)
-        for text, *columns, _ in rows:
-            conflict = decode_conflict(text)
-            key = RecordKey(tenant_id, conflict.domain, conflict.record_id)
-            found.append(ConflictWithRecord(conflict, record_of(key, columns)))
+        found = await self._sealing.opened(
+            rows, lambda row: ConflictWithRecord(*self._with_record(row[0], row[1:-1]))
+        )
         return ConflictPage(found, bool(rows) and rows[-1][-1])
 
     async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
@@ -117,7 +118,8 @@ class PostgresConflicts:
             " WHERE tenant_id = %(tenant)s AND conflict_id = %(conflict)s",
             {"tenant": tenant_id, "conflict": conflict_id},
         )
-        return decode_conflict(rows[0][0]) if rows else None
+        found = await self._sealing.opened(rows, lambda row: decode_conflict(row[0], self._sealing))
+        return found[0] if found else None
 
     async def list_open(self, tenant: str | None) -> list[ConflictSummary]:
         """List open conflicts by tenant, oldest first."""
@@ -131,15 +133,21 @@ class PostgresConflicts:
 
     async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict, settled or not, with its record as it stands now."""
-        name, text, *columns = await find_one(self._database, _CONFLICT, conflict_id, tenant, "conflict")
-        conflict = decode_conflict(text)
-        key = RecordKey(conflict.tenant_id, conflict.domain, conflict.record_id)
-        return ConflictCase(name, conflict, record_of(key, columns))
+        row = await find_one(self._database, _CONFLICT, conflict_id, tenant, "conflict")
+        (case,) = await self._sealing.opened(
+            [row], lambda row: ConflictCase(row[0], *self._with_record(row[1], row[2:]))
+        )
+        return case
 
-    async def note_shown(self, case: ConflictCase) -> None:
+    def _with_record(self, text: str, columns: Sequence[Any]) -> tuple[Conflict, Record | None]:
+        conflict = decode_conflict(text, self._sealing)
+        key = RecordKey(conflict.tenant_id, conflict.domain, conflict.record_id)
+        return conflict, record_of(key, columns, self._sealing)
+
+    async def note_shown(self, case: ConflictCase, *, revealed: bool) -> None:
         """Write the event of a conflict that is shown."""
         one = case.conflict
-        details = {"domain": one.domain, "record_id": one.record_id}
+        details = {"domain": one.domain, "record_id": one.record_id, "revealed": revealed}
         async with self._database.transaction() as transaction:
             await transaction.note(
                 by_account("data_shown", one.conflict_id, case.tenant, one.tenant_id, details)

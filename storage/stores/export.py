@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from engine.model.domains import Domain
+from engine.model.rows import NO_FILES
 from engine.operate.export import Row, compact, instant
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
@@ -13,6 +15,7 @@ from storage.postgres import driver
 from storage.postgres.partitions.bounds import event_days
 from storage.postgres.pool import Database
 from storage.stores.audit import by_account
+from storage.stores.sealed.sealing import EVENT_DATA, RECORD_DATA, RECORD_FILES, Sealing
 from storage.stores.tenant_rows import tenant_id_of
 
 #: The memory of a page, estimated by the page before, and its rows: at first, and at most.
@@ -47,9 +50,10 @@ _LATEST_US: Final = (1 << 63) - 1
 class PostgresExport:
     """``engine.operate.export.ExportStore``; ``domains`` are those of the settings."""
 
-    def __init__(self, database: Database, domains: Mapping[str, Domain]) -> None:
+    def __init__(self, database: Database, domains: Mapping[str, Domain], sealing: Sealing) -> None:
         self._database = database
         self._domains = domains
+        self._sealing = sealing
 
     async def pages(
         self, tenant: str, domain: str, from_us: int | None, to_us: int | None
@@ -67,34 +71,27 @@ class PostgresExport:
             await transaction.note(by_account("data_exported", domain, tenant, tenant_id, bounds))
         if self._domains[domain].kind == "record":
             async for page in _records(database, values | {"from": begins_us, "to": ends_us}):
-                yield page
+                yield await self._sealing.opened(page, partial(_record, self._sealing, tenant_id, domain))
             return
         for day_us, next_us in await event_days(database):
             first_us, last_us = max(begins_us, day_us), min(ends_us, next_us)
             if first_us < last_us:
                 async for page in _events(database, values | {"from": first_us, "to": last_us}):
-                    yield page
+                    yield await self._sealing.opened(page, partial(_event, self._sealing, tenant_id, domain))
         await event_days(database)  # raises if the last partition was detached while pages were read
 
 
-async def _records(database: Database, values: dict[str, Any]) -> AsyncIterator[list[Row]]:
+async def _records(database: Database, values: dict[str, Any]) -> AsyncIterator[list[driver.Row]]:
     values = values | {"after": ""}
     async for page in _paged(database, _RECORDS, values):
         values["after"] = page[-1][0]
-        yield [_record(*row) for row in page if row[1]]
+        yield [row for row in page if row[1]]
 
 
-def _record(
-    record_id: str,
-    _: bool,  # noqa: FBT001  # a column
-    version: int,
-    seq: int,
-    at_us: int,
-    sent_at_us: int | None,
-    device_id: str | None,
-    data: str | None,
-    attachments: str | None,
-) -> Row:
+def _record(sealing: Sealing, tenant_id: int, domain: str, row: driver.Row) -> Row:
+    record_id, _, version, seq, at_us, sent_at_us, device_id, stored, stored_files = row
+    data = sealing.open(RECORD_DATA, tenant_id, domain, record_id, version, stored)
+    files = sealing.open(RECORD_FILES, tenant_id, domain, record_id, version, stored_files)
     fixed = {
         "id": record_id,
         "version": version,
@@ -104,19 +101,22 @@ def _record(
         "sent_at": None if sent_at_us == EARLIEST_US else instant(sent_at_us),
         "device_id": device_id,
         "deleted": data is None,
-        "attachments": compact(attachments or "[]"),
+        "attachments": compact(files or NO_FILES),
     }
     return Row(fixed, None if data is None else compact(data))
 
 
-async def _events(database: Database, values: dict[str, Any]) -> AsyncIterator[list[Row]]:
+async def _events(database: Database, values: dict[str, Any]) -> AsyncIterator[list[driver.Row]]:
     values = values | {"after": "", "sent": _EARLIEST_US}
     async for page in _paged(database, _EVENTS, values):
         values["after"], values["sent"] = page[-1][:2]
-        yield [_event(*row) for row in page]
+        yield page
 
 
-def _event(event_id: str, sent_at_us: int, at_us: int, received_us: int, device_id: str, data: str) -> Row:
+def _event(sealing: Sealing, tenant_id: int, domain: str, row: driver.Row) -> Row:
+    event_id, sent_at_us, at_us, received_us, device_id, stored = row
+    data = sealing.open(EVENT_DATA, tenant_id, domain, event_id, sent_at_us, stored)
+    assert data is not None
     fixed = {
         "id": event_id,
         "at": instant(at_us),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Final
@@ -14,6 +15,7 @@ from storage.postgres.arrays import int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.stores.sealed.sealing import RECORD_DATA, RECORD_FILES, Sealing
 
 #: The most rows that one read by domain looks at; this takes about 5 ms.
 PIECE_ROWS: Final = 5000
@@ -75,8 +77,9 @@ _NEWS: Final = Statement(
 class PostgresFeed:
     """``engine.feed.ports.FeedStore``, on the primary."""
 
-    def __init__(self, database: Database, piece_rows: int = PIECE_ROWS) -> None:
+    def __init__(self, database: Database, sealing: Sealing, piece_rows: int = PIECE_ROWS) -> None:
         self._database = database
+        self._sealing = sealing
         self._piece_rows = piece_rows
 
     async def epoch(self) -> str:
@@ -107,7 +110,7 @@ class PostgresFeed:
         if domains is not None:
             values |= {"domains": text_array(domains), "rows": self._piece_rows}
         rows = await self._database.query(_ALL if domains is None else _SOME, values)
-        page, read_to = _page(tenant_id, rows), rows[0][-1]
+        page, read_to = await self._page(tenant_id, rows), rows[0][-1]
         if page.more or read_to is None or read_to == page.high_seq:
             return page
         return Page(page.records, page.high_seq, more=False, read_to=read_to)
@@ -127,7 +130,7 @@ class PostgresFeed:
         rows = await self._database.query(_FEW, values)
         if rows[0][-1] > self._piece_rows:
             return None
-        return _page(tenant_id, rows)
+        return await self._page(tenant_id, rows)
 
     async def pages_after(self, afters: Mapping[int, int], limit: int, max_bytes: int) -> dict[int, Page]:
         """Read a page of each tenant; see the port."""
@@ -141,19 +144,22 @@ class PostgresFeed:
         rows = await self._database.query(_NEWS, values)
         for tenant_id, own in groupby(rows, key=itemgetter(0)):
             found = list(own)
-            records = [_record(tenant_id, row[1:]) for row in found if row[2] is not None]
+            rest = [row[1:] for row in found if row[2] is not None]
+            records = await self._records(tenant_id, rest)
             more = bool(records) and found[0][2] > len(records)
             pages[tenant_id] = Page(records, found[0][1], more=more)
         return pages
 
+    async def _page(self, tenant_id: int, rows: list[Row]) -> Page:
+        high_seq, found = rows[0][:2]
+        records = [] if found is None else await self._records(tenant_id, [row[:-1] for row in rows])
+        return Page(records, high_seq, more=bool(records) and found > len(records))
 
-def _page(tenant_id: int, rows: list[Row]) -> Page:
-    high_seq, found = rows[0][:2]
-    records = [] if found is None else [_record(tenant_id, row[:-1]) for row in rows]
-    return Page(records, high_seq, more=bool(records) and found > len(records))
+    async def _records(self, tenant_id: int, rows: list[Row]) -> list[Record]:
+        return await self._sealing.opened(rows, partial(_record, self._sealing, tenant_id))
 
 
-def _record(tenant_id: int, row: Row) -> Record:
+def _record(sealing: Sealing, tenant_id: int, row: Row) -> Record:
     _, _, domain, record_id, version, seq, at_us, device_id, chain_from, data, files = row
     return Record(
         tenant_id,
@@ -164,6 +170,6 @@ def _record(tenant_id: int, row: Row) -> Record:
         at_us,
         device_id,
         chain_from,
-        None if data is None else data.encode(),
-        attachments=None if files is None else files.encode(),
+        sealing.open(RECORD_DATA, tenant_id, domain, record_id, version, data),
+        attachments=sealing.open(RECORD_FILES, tenant_id, domain, record_id, version, files),
     )

@@ -10,10 +10,12 @@ from engine.operate.ports import RefusedError
 from engine.operate.rows import QuarantineCase, QuarantineSummary
 from engine.wire.messages import ItemError
 from engine.wire.timestamps import to_text
+from storage.postgres.plain_bytes import plain_bytes
 from storage.postgres.pool import Database
 from storage.stores.admin_reads import OF_TENANT, find_one, list_of_tenant
 from storage.stores.audit import by_account
 from storage.stores.record_rows import RECORD_COLUMNS, record_of
+from storage.stores.sealed.sealing import QUARANTINED, Sealing
 
 _ITEMS: Final = (
     "SELECT t.name, q.quarantine_id, q.device_id, q.domain, q.record_id, q.code, q.message, q.at_us"
@@ -43,7 +45,7 @@ _RETRIED: Final = (
 )
 _DROP: Final = (
     "DELETE FROM quarantine WHERE tenant_id = %(tenant)s AND quarantine_id = %(id)s"
-    " RETURNING octet_length(item)"
+    f" RETURNING {plain_bytes('item')}"
 )
 _RECORD: Final = (
     f"SELECT {RECORD_COLUMNS} FROM records AS r"
@@ -54,8 +56,9 @@ _RECORD: Final = (
 class PostgresQuarantine:
     """What ``engine.operate.ports.QuarantineAdmin`` reads and writes, but for retries."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealing: Sealing) -> None:
         self._database = database
+        self._sealing = sealing
 
     async def items(self, tenant: str | None) -> list[QuarantineSummary]:
         """List items by tenant, oldest first."""
@@ -66,7 +69,8 @@ class PostgresQuarantine:
         """Find an item."""
         what = "item in the quarantine"
         name, *columns, retried_at = await find_one(self._database, _ITEM, quarantine_id, tenant, what)
-        return QuarantineCase(name, _quarantined(columns), retried_at)
+        (row,) = await self._sealing.opened([columns], self._quarantined)
+        return QuarantineCase(name, row, retried_at)
 
     async def behind(self, row: Quarantined) -> list[Quarantined]:
         """List the items that were rejected because this one was, in the order in which they came."""
@@ -79,7 +83,7 @@ class PostgresQuarantine:
             "record": row.record_id,
             "id": row.quarantine_id,
         }
-        return [_quarantined(columns) for columns in await self._database.query(_BEHIND, values)]
+        return await self._sealing.opened(await self._database.query(_BEHIND, values), self._quarantined)
 
     async def record(self, row: Quarantined) -> Record | None:
         """Find the record of an item as it stands now."""
@@ -88,7 +92,8 @@ class PostgresQuarantine:
         key = RecordKey(row.tenant_id, row.domain, row.record_id)
         values = {"tenant": key.tenant_id, "domain": key.domain, "id": key.id}
         found = await self._database.query(_RECORD, values)
-        return record_of(key, found[0]) if found else None
+        rows = await self._sealing.opened(found, lambda columns: record_of(key, columns, self._sealing))
+        return rows[0] if rows else None
 
     async def note_retry(self, item: QuarantineRef, error: ItemError, *, corrected: bool) -> None:
         """Note that a retry was rejected just now, and why.
@@ -105,10 +110,10 @@ class PostgresQuarantine:
         }
         await self._database.execute(_RETRIED, values)
 
-    async def note_shown(self, case: QuarantineCase) -> None:
+    async def note_shown(self, case: QuarantineCase, *, revealed: bool) -> None:
         """Write the event of an item that is shown."""
         row = case.row
-        details = {"domain": row.domain, "record_id": row.record_id}
+        details = {"domain": row.domain, "record_id": row.record_id, "revealed": revealed}
         async with self._database.transaction() as transaction:
             await transaction.note(
                 by_account("data_shown", row.quarantine_id, case.tenant, row.tenant_id, details)
@@ -137,7 +142,10 @@ class PostgresQuarantine:
                 by_account("quarantine_dropped", row.quarantine_id, case.tenant, row.tenant_id, details)
             )
 
-
-def _quarantined(columns: Iterable[Any]) -> Quarantined:
-    named = dict(zip(_ITEM_FIELDS, columns, strict=True))
-    return Quarantined(**(named | {"item": named["item"].encode()}))
+    def _quarantined(self, columns: Iterable[Any]) -> Quarantined:
+        named = dict(zip(_ITEM_FIELDS, columns, strict=True))
+        item = self._sealing.open_text(
+            QUARANTINED, named["tenant_id"], named["domain"], named["quarantine_id"], 0, named["item"]
+        )
+        assert item is not None
+        return Quarantined(**(named | {"item": item.encode()}))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from engine.model.rows import Record, RecordKey
+from storage.stores.sealed.sealing import RECORD_DATA, RECORD_LAST_DATA, Sealing
 
 #: In the order of ``record_of``, of ``records AS r``.
 RECORD_COLUMNS: Final = (
@@ -13,8 +14,11 @@ RECORD_COLUMNS: Final = (
 )
 
 
-def record_of(key: RecordKey, columns: Sequence[Any]) -> Record | None:
-    """Return the record of ``RECORD_COLUMNS``; None where an outer join found no row."""
+def record_of(key: RecordKey, columns: Sequence[Any], sealing: Sealing) -> Record | None:
+    """Return the record of ``RECORD_COLUMNS``; None where an outer join found no row.
+
+    Raises as ``Sealing.open``.
+    """
     version, seq, at_us, device_id, chain_from, data, last_data = columns
     if version is None:
         return None
@@ -25,6 +29,6 @@ def record_of(key: RecordKey, columns: Sequence[Any]) -> Record | None:
         at_us,
         device_id,
         chain_from,
-        None if data is None else data.encode(),
-        last_data=None if last_data is None else last_data.encode(),
+        sealing.open(RECORD_DATA, *key, version, data),
+        last_data=sealing.open(RECORD_LAST_DATA, *key, version, last_data),
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from engine.model.rows import Conflict
-from storage.stores.held_changes import StoredChange
+from storage.stores.held_changes import StoredChange, decode_changes
+from storage.stores.sealed.sealing import CONFLICT_CLIENT, CONFLICT_DECISION, CONFLICT_SERVER, Sealing
+
+_NULL: Final = b"null"
 
 
 class StoredConflict(msgspec.Struct):
@@ -35,23 +40,30 @@ class StoredConflict(msgspec.Struct):
     settled_version: int | None
     settled_seq: int | None
 
-    def conflict(self) -> Conflict:
-        """Return the engine's form of it."""
+    def conflict(self, sealing: Sealing) -> Conflict:
+        """Return the engine's form of it. Raises as ``Sealing.open``."""
+
+        def opened(place: str, raw: msgspec.Raw) -> bytes | None:
+            plain = bytes(raw)
+            if plain[:1] == b'"':
+                return sealing.open(place, *own, self.server_version, plain.decode())
+            return None if plain == _NULL else plain
+
+        own = self.tenant_id, self.domain, self.conflict_id
         fields = msgspec.structs.asdict(self)
-        for name in ("server_data", "client_data"):
-            fields[name] = _bytes(fields[name])
+        fields["server_data"] = opened(CONFLICT_SERVER, self.server_data)
+        fields["client_data"] = opened(CONFLICT_CLIENT, self.client_data)
+        fields["settled_sha256"] = sealing.open_text(
+            CONFLICT_DECISION, *own, self.server_version, self.settled_sha256
+        )
         if self.client_changes is not None:
-            fields["client_changes"] = tuple([one.change() for one in self.client_changes])
+            fields["client_changes"] = decode_changes(self.client_changes, sealing, own)
         return Conflict(**fields)
-
-
-def _bytes(raw: msgspec.Raw) -> bytes | None:
-    return None if bytes(raw) == b"null" else bytes(raw)
 
 
 _decode_stored = msgspec.json.Decoder(StoredConflict).decode
 
 
-def decode_conflict(text: str) -> Conflict:
-    """Decode a row of the log from JSON."""
-    return _decode_stored(text).conflict()
+def decode_conflict(text: str, sealing: Sealing) -> Conflict:
+    """Decode a row of the log from JSON. Raises KeysMissingError, and StoreError if it cannot be opened."""
+    return _decode_stored(text).conflict(sealing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from engine.model.uploads import Upload
@@ -10,6 +11,8 @@ from engine.uploads.blobs import PendingFile
 from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
+from storage.stores.sealed.same_file import may_be_same
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_states import DUPLICATE, IN_ENTRY, IS_FILE, STORED
 from storage.stores.uploads import COLUMNS, decode_upload
 
@@ -35,19 +38,20 @@ _PENDING: Final = Statement(
 )
 _FILE: Final = Statement(
     f"SELECT {COLUMNS.format('u')} FROM upload_session AS u WHERE u.tenant_id = %(tenant)s::int"
-    f" AND u.upload_id = %(id)s::uuid AND u.state IN {IS_FILE}"
+    f" AND u.upload_id = %(id)s::uuid AND (u.state IN {IS_FILE} OR u.state = {DUPLICATE})"
     f" UNION ALL SELECT {COLUMNS.format('o')} FROM upload_session AS u JOIN upload_session AS o"
     " ON o.tenant_id = u.tenant_id AND o.domain = u.domain AND o.record_id = u.record_id"
-    f" AND o.sha256 = u.sha256 AND o.file_name = u.file_name AND o.state IN {IN_ENTRY}"
-    f" WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.state = {DUPLICATE} LIMIT 1"
+    f" AND {may_be_same('o', 'u')} AND o.state IN {IN_ENTRY}"
+    f" WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.state = {DUPLICATE}"
 )
 
 
 class PostgresPending:
     """``engine.uploads.blobs.PendingStore``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealing: Sealing) -> None:
         self._database = database
+        self._sealing = sealing
 
     async def tenants(self, after: int, limit: int) -> list[int]:
         """List tenants with pending files."""
@@ -64,18 +68,25 @@ class PostgresPending:
             "ids": hex_array([_NOBODY if one is None else one.ref.upload_id for one in last]),
             "limit": str(limit),
         }
-        return [
-            PendingFile(decode_upload(row), row[-1]) for row in await self._database.query(_PENDING, values)
-        ]
+        return await self._sealing.opened(
+            await self._database.query(_PENDING, values),
+            lambda row: PendingFile(decode_upload(self._sealing, row), row[-1]),
+        )
 
 
 class PostgresFiles:
     """``engine.uploads.blobs.FileStore``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealing: Sealing) -> None:
         self._database = database
+        self._sealing = sealing
 
     async def file(self, tenant_id: int, file_id: str) -> Upload | None:
         """Return a file, or the one that stands for a duplicate."""
         rows = await self._database.query(_FILE, {"tenant": str(tenant_id), "id": file_id})
-        return decode_upload(rows[0]) if rows else None
+        found = await self._sealing.opened(rows, partial(decode_upload, self._sealing))
+        own = next((one for one in found if one.ref.upload_id == file_id), None)
+        if own is None or own.state != "duplicate":
+            return own
+        same = own.sha256, own.file_name
+        return next((one for one in found if one is not own and (one.sha256, one.file_name) == same), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, Literal
 
 from engine.model.uploads import Upload, UploadRef
@@ -26,6 +27,13 @@ from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction, transaction_settings
+from storage.stores.sealed.sealing import (
+    FILE_METADATA,
+    FILE_NAME,
+    FILE_SHA256,
+    FILE_WANTED_SHA256,
+    Sealing,
+)
 from storage.stores.upload_states import (
     CONCATENATED,
     COUNTS_FOR_QUOTA,
@@ -172,22 +180,27 @@ _DISCARD: Final = Statement(
 class PostgresUploads:
     """``engine.uploads.ports.UploadStore``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealing: Sealing) -> None:
         self._database = database
+        self._sealing = sealing
 
     async def create(self, uploads: Sequence[NewUpload], expire_s: float) -> list[Created]:
         """Insert new uploads, each if there is room."""
         # Every process locks the tenants' reservations in ascending order, so that none waits in a circle.
         order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
         outcomes: dict[int, Created] = {}
+        await self._sealing.load_missing({one.upload.ref.tenant_id for one in uploads})
         async with self._database.transaction() as transaction:
             for index in order:
-                outcomes[index] = await _create(transaction, uploads[index], expire_s)
+                new = uploads[index]
+                values = _insert_values(new, expire_s, self._sealing)
+                outcomes[index] = await _create(transaction, values)
         return [outcomes[index] for index in range(len(uploads))]
 
     async def concatenate(self, upload: NewUpload, expire_s: float) -> Concatenated:
         """Insert a final upload and mark its parts as used."""
-        values = _insert_values(upload, expire_s) | {
+        await self._sealing.load_missing([upload.upload.ref.tenant_id])
+        values = _insert_values(upload, expire_s, self._sealing) | {
             "parts_used": hex_array(upload.upload.parts),
             "open": _NO_BOUND,
         }
@@ -209,7 +222,11 @@ class PostgresUploads:
     async def find(self, ref: UploadRef) -> Upload | None:
         """Read an upload in any state."""
         rows = await self._database.query(_FIND, {"tenant": str(ref.tenant_id), "id": ref.upload_id})
-        return decode_upload(rows[0]) if rows else None
+        return await self._first(rows)
+
+    async def _first(self, rows: list[Row]) -> Upload | None:
+        found = await self._sealing.opened(rows, partial(decode_upload, self._sealing))
+        return found[0] if found else None
 
     async def claim(self, claims: Sequence[Claim]) -> list[Claimed | None]:
         """Lock uploads that are open and unlocked."""
@@ -220,7 +237,8 @@ class PostgresUploads:
             "holders": hex_array(one.lock_owner for one in claims),
         }
         rows = await self._database.execute(_CLAIM, values, _CLAIM_SETTINGS)
-        found = {upload.ref: upload for upload in map(decode_upload, rows)}
+        uploads = await self._sealing.opened(rows, partial(decode_upload, self._sealing))
+        found = {upload.ref: upload for upload in uploads}
         return [
             None if upload is None else Claimed(upload, upload.locked and upload.lock_owner == one.lock_owner)
             for one in claims
@@ -231,7 +249,7 @@ class PostgresUploads:
         """Take a lock from any owner."""
         values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.lock_owner}
         rows = await self._database.execute(_STEAL, values)
-        return decode_upload(rows[0]) if rows else None
+        return await self._first(rows)
 
     async def save_offsets(self, updates: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
         """Save offsets; of two updates of one upload the last counts."""
@@ -254,9 +272,13 @@ class PostgresUploads:
     async def mark_stored(self, files: Sequence[StoredFile]) -> list[bool]:
         """Record that uploads are files."""
         done = {}
+        await self._sealing.load_missing({one.ref.tenant_id for one in files})
         async with self._database.transaction() as transaction:
             for one in sorted(files, key=lambda one: one.ref.tenant_id):
-                values = _named(one.ref) | {"sha256": one.sha256, "type": one.content_type}
+                sha256 = self._sealing.seal_text(
+                    FILE_SHA256, one.ref.tenant_id, one.domain, one.ref.upload_id, 0, one.sha256
+                )
+                values = _named(one.ref) | {"sha256": sha256, "type": one.content_type}
                 done[one.ref] = bool(await transaction.run((_MARK_STORED,), values))
         return [done[one.ref] for one in files]
 
@@ -276,8 +298,7 @@ def _named(ref: UploadRef) -> dict[str, object]:
     return {"tenant": str(ref.tenant_id), "id": ref.upload_id}
 
 
-async def _create(transaction: Transaction, new: NewUpload, expire_s: float) -> Created:
-    values = _insert_values(new, expire_s)
+async def _create(transaction: Transaction, values: dict[str, object]) -> Created:
     ((mine, reserved),) = await transaction.run((_RESERVE,), values)
     if mine:
         return "created"
@@ -290,8 +311,12 @@ async def _create(transaction: Transaction, new: NewUpload, expire_s: float) -> 
     return "device_full" if device_is_full else "record_full"
 
 
-def _insert_values(new: NewUpload, expire_s: float) -> dict[str, object]:
+def _insert_values(new: NewUpload, expire_s: float, sealing: Sealing) -> dict[str, object]:
     upload, quota = new.upload, new.quota
+
+    def sealed(place: str, text: str | None) -> str | None:
+        return sealing.seal_text(place, upload.ref.tenant_id, upload.domain, upload.ref.upload_id, 0, text)
+
     return _named(upload.ref) | {
         "quota": str(quota.tenant_bytes),
         "files": str(quota.files_per_record),
@@ -300,31 +325,36 @@ def _insert_values(new: NewUpload, expire_s: float) -> dict[str, object]:
         "user": upload.user,
         "kind": KIND_TEXTS[upload.kind],
         "parts": ",".join(upload.parts),
-        "name": upload.file_name,
+        "name": sealed(FILE_NAME, upload.file_name),
         "type": upload.content_type,
         "domain": upload.domain,
         "record": upload.record_id,
-        "metadata": upload.metadata,
+        "metadata": sealed(FILE_METADATA, upload.metadata),
         "size": None if upload.size_bytes is None else str(upload.size_bytes),
         "reserved": str(upload.reserved_bytes),
         "offset": str(upload.offset_bytes),
-        "wanted": upload.expected_sha256,
+        "wanted": sealed(FILE_WANTED_SHA256, upload.expected_sha256),
         "expire": str(expire_s),
     }
 
 
-def decode_upload(row: Row) -> Upload:
-    """Make an upload of a row of ``COLUMNS``."""
+def decode_upload(sealing: Sealing, row: Row) -> Upload:
+    """Make an upload of a row of ``COLUMNS``. Raises as ``Sealing.open``."""
+    ref = UploadRef(row[0], row[1].replace("-", ""))
+
+    def opened(place: str, text: str | None) -> str | None:
+        return sealing.open_text(place, ref.tenant_id, row[7], ref.upload_id, 0, text)
+
     return Upload(
-        ref=UploadRef(row[0], row[1].replace("-", "")),
+        ref=ref,
         device_id=row[2],
         user=row[3],
         kind=KINDS_BY_TEXT[row[4]],
-        file_name=row[5],
+        file_name=opened(FILE_NAME, row[5]),
         content_type=row[6],
         domain=row[7],
         record_id=row[8],
-        metadata=row[9],
+        metadata=opened(FILE_METADATA, row[9]) or "",
         size_bytes=row[10],
         reserved_bytes=row[11],
         offset_bytes=row[12],
@@ -335,8 +365,8 @@ def decode_upload(row: Row) -> Upload:
         lock_owner=row[17],
         locked=row[18],
         lock_expired=row[19],
-        expected_sha256=row[20],
-        sha256=row[21],
+        expected_sha256=opened(FILE_WANTED_SHA256, row[20]),
+        sha256=opened(FILE_SHA256, row[21]),
         state=STATES_BY_TEXT[row[22]],
         created_at_us=row[23],
         expires_at_us=row[24],

@@ -17,6 +17,7 @@ from engine.operate.rows import TenantUsageSummary
 from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
 from storage.postgres.partitions.daily_usage import DROPPING, add
+from storage.postgres.plain_bytes import CHANGE_DATA, plain_bytes
 from storage.postgres.pool import Database
 
 if TYPE_CHECKING:
@@ -40,31 +41,33 @@ class _Kind(NamedTuple):
 _KINDS: Final = (
     _Kind(
         ("record_rows", "record_bytes"),
-        "SELECT count(*), coalesce(sum(octet_length(data::text)), 0)"
-        " + coalesce(sum(octet_length(fields::text)), 0) + coalesce(sum(octet_length(last_data::text)), 0)"
+        f"SELECT count(*), coalesce(sum({plain_bytes('data::text')}), 0)"
+        " + coalesce(sum(octet_length(fields::text)), 0)"
+        f" + coalesce(sum({plain_bytes('last_data::text')}), 0)"
         " FROM records WHERE tenant_id = %(tenant)s",
     ),
     _Kind(
         ("conflict_rows", "conflict_bytes"),
-        "SELECT count(*), coalesce(sum(octet_length(server_data::text)), 0)"
-        " + coalesce(sum(octet_length(client_data::text)), 0)"
-        " + coalesce(sum((SELECT sum(octet_length((change->'data')::text))"
+        f"SELECT count(*), coalesce(sum({plain_bytes('server_data::text')}), 0)"
+        f" + coalesce(sum({plain_bytes('client_data::text')}), 0)"
+        f" + coalesce(sum((SELECT sum({plain_bytes(CHANGE_DATA)})"
         " FROM json_array_elements(client_changes) AS change"
         " WHERE json_typeof(change->'data') <> 'null')), 0)"
         " FROM conflict_resolution_log WHERE tenant_id = %(tenant)s",
     ),
     _Kind(
         ("quarantine_rows", "quarantine_bytes"),
-        "SELECT count(*), coalesce(sum(octet_length(item)), 0) FROM quarantine WHERE tenant_id = %(tenant)s",
+        f"SELECT count(*), coalesce(sum({plain_bytes('item')}), 0) FROM quarantine"
+        " WHERE tenant_id = %(tenant)s",
     ),
     _Kind(
         ("event_rows", "event_bytes"),
-        "SELECT count(*), coalesce(sum(octet_length(data::text)), 0) FROM events"
+        f"SELECT count(*), coalesce(sum({plain_bytes('data::text')}), 0) FROM events"
         " WHERE tenant_id = %(tenant)s",
     ),
     _Kind(
         ("answer_rows", "answer_bytes"),
-        "SELECT count(*), coalesce(sum(octet_length(results::text)), 0) FROM sync_idempotency_record"
+        f"SELECT count(*), coalesce(sum({plain_bytes('results::text')}), 0) FROM sync_idempotency_record"
         " WHERE tenant_id = %(tenant)s",
     ),
 )

@@ -41,6 +41,7 @@ from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_states import STATES_BY_TEXT
 from storage.stores.uploads import PostgresUploads
 from tests.engine.cache.test_minutes import counted_minutes
@@ -90,8 +91,10 @@ class UploadStack:
         self.database = Database(dsn, 2)
         self._writes = Database(dsn, 1)
         self.blobs = DirectoryBlobs(directory / "uploads", 2)
-        self.store = PostgresUploads(self.database)
-        self.committer: Committer = command_committer(PostgresStore(self._writes, 24), SETTINGS, {}, set())
+        self.store = PostgresUploads(self.database, Sealing())
+        self.committer: Committer = command_committer(
+            PostgresStore(self._writes, 24, Sealing()), SETTINGS, Sealing(), {}, set()
+        )
         types = FileTypes(SETTINGS.uploads)
         self.locks = UploadLocks(self.store, self.blobs, FakeBus([]), clock, EXPIRE_S)
         finisher = UploadFinisher(self.store, self.blobs, types, self.committer, clock)

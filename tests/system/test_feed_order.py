@@ -12,6 +12,7 @@ from typing import NamedTuple
 from engine.model.rows import ReadSet, Record, WriteSet
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.admin import ensure_tenant
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import deadlocks
@@ -182,7 +183,7 @@ async def test_writers_of_the_same_tenants_in_any_order_never_deadlock(dsn: str)
     )
     writers, batches = 4, 25
     database = Database(dsn, writers)
-    store = PostgresStore(database, 24)
+    store = PostgresStore(database, 24, Sealing())
 
     async def write(number: int) -> None:
         for turn in range(batches):

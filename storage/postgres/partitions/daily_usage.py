@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal
 
 from storage.postgres.blocking import connected
+from storage.postgres.plain_bytes import plain_bytes
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
@@ -30,7 +31,7 @@ def counted(cursor: Cursor, partition: str, kind: Daily) -> list[tuple[int, int,
     """Return the usage of a day: tenant, rows and bytes."""
     column = "results" if kind == "answer" else "data"
     cursor.execute(
-        f"SELECT tenant_id, count(*), sum(octet_length({column}::text))::bigint FROM {partition}"
+        f"SELECT tenant_id, count(*), sum({plain_bytes(f'{column}::text')})::bigint FROM {partition}"
         " GROUP BY tenant_id"
     )
     return [(int(tenant_id), int(rows), int(size)) for tenant_id, rows, size in cursor.fetchall()]

@@ -35,6 +35,7 @@ from storage.postgres.partitions.bounds import (
     spans_between,
 )
 from storage.postgres.partitions.daily_usage import Daily, counted, dropping, subtract
+from storage.postgres.plain_bytes import plain_bytes
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -61,7 +62,7 @@ _BOUND: Final = "events_later_bound"
 #: Deletes late events of days that were dropped, in batches, each a transaction of its own. Tenants that are
 #: locked by a batch are left for the next run.
 _LATE: Final = (
-    "WITH old AS MATERIALIZED (SELECT ctid AS place, tenant_id AS t, octet_length(data::text) AS b"
+    f"WITH old AS MATERIALIZED (SELECT ctid AS place, tenant_id AS t, {plain_bytes('data::text')} AS b"
     " FROM events_earlier WHERE received_at < %(before)s LIMIT %(rows)s),"
     " held AS MATERIALIZED (SELECT tenant_id FROM tenant_counters"
     " WHERE tenant_id IN (SELECT t FROM old) FOR UPDATE SKIP LOCKED),"

@@ -26,6 +26,7 @@ from storage.stores.commit.rows import (
     number_of,
     select,
 )
+from storage.stores.sealed.same_file import may_be_same
 from storage.stores.upload_states import FILE_OR_DUPLICATE
 
 LOCK: Final = Statement(
@@ -127,12 +128,16 @@ _DUPLICATES: Final = (
         upload_id="replace(w.u::text, '-', '')",
         duplicate_id="replace(f.upload_id::text, '-', '')",
         state="f.state",
+        domain="o.domain",
+        own="concat(o.sha256, ' ', o.file_name)",
+        other="concat(f.sha256, ' ', f.file_name)",
     )
     + " FROM unnest(%(duplicate_tenants)s::int[], %(duplicate_ids)s::uuid[]) AS w(t, u)"
     " CROSS JOIN LATERAL (SELECT domain, record_id, sha256, file_name FROM upload_session"
     " WHERE tenant_id = w.t AND upload_id = w.u LIMIT 1) AS o"
-    " CROSS JOIN LATERAL (SELECT upload_id, state FROM upload_session WHERE tenant_id = w.t"
-    " AND domain = o.domain AND record_id = o.record_id AND sha256 = o.sha256 AND file_name = o.file_name"
+    " CROSS JOIN LATERAL (SELECT upload_id, state, sha256, file_name FROM upload_session AS u"
+    " WHERE tenant_id = w.t AND domain = o.domain AND record_id = o.record_id"
+    f" AND {may_be_same('u', 'o')}"
     f" AND upload_id <> w.u AND state IN {FILE_OR_DUPLICATE} OFFSET 0) AS f"
 )
 #: The first item of each, so that a retry of it knows that none is left before it.

@@ -8,33 +8,50 @@ the order of commits, without gaps, over all processes.
 from __future__ import annotations
 
 from engine.model.rows import ReadSet, Snapshot, WriteSet
-from engine.runtime.ports import StoreRetryError
+from engine.runtime.ports import StoreError, StoreRetryError
+from engine.seal.ports import KeysMissingError
 from storage.postgres.arrays import int_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction
 from storage.stores.commit.reads import LOCK, ReadKinds, kinds_of, reading, values_of
-from storage.stores.commit.rows import StoredSnapshot, snapshot_of
+from storage.stores.commit.rows import StoredSnapshot, snapshot_steps
 from storage.stores.commit.writes import Stored, finish
+from storage.stores.sealed.sealing import RESTORE, Sealing, in_steps
 
 
 class PostgresStore:
     """The only way to write what devices send (``engine.commit.ports.Store``)."""
 
-    def __init__(self, database: Database, lifetime_h: float) -> None:
+    def __init__(self, database: Database, lifetime_h: float, sealing: Sealing) -> None:
         """Make a store.
 
         Args:
             database: The connections.
             lifetime_h: How long an idempotency key is found.
+            sealing: Seals what is written, and opens what is read.
         """
         self._database = database
+        self._sealing = sealing
         self._lifetime_h = lifetime_h
         self._day: int | None = None
         self._statements: dict[ReadKinds, Statement] = {}
 
     async def begin(self, read_set: ReadSet) -> PostgresTransaction:
         """Lock the tenants and read the rows. The port says what it raises."""
+        if self._sealing.on:
+            await self._sealing.load_missing(read_set.tenants)
+        try:
+            return await self._begin(read_set)
+        except KeysMissingError as missing:
+            # Another process has made a key since. Nothing is locked while it is read.
+            await self._sealing.load_again(missing)
+        try:
+            return await self._begin(read_set)
+        except KeysMissingError as missing:
+            raise StoreError(f"{missing}: {RESTORE}") from None
+
+    async def _begin(self, read_set: ReadSet) -> PostgresTransaction:
         transaction = await self._database.begin()
         day = self._day
         try:
@@ -43,7 +60,7 @@ class PostgresStore:
             if statement is None:
                 statement = self._statements[kinds] = reading(kinds, self._lifetime_h, day)
             rows = await transaction.run((LOCK, statement), values_of(read_set, kinds))
-            snapshot = snapshot_of(rows)
+            snapshot = await in_steps(snapshot_steps(rows, self._sealing))
             if len(snapshot.seqs) != len(read_set.tenants):
                 await transaction.rollback()
                 await self._create_counters(read_set.tenants)
@@ -85,6 +102,7 @@ class PostgresTransaction:
 
     def __init__(self, transaction: Transaction, snapshot: StoredSnapshot) -> None:
         self._transaction = transaction
+        self._sealing = snapshot.sealing
         self.snapshot = snapshot
         self._stored = Stored(
             frozenset(snapshot.records), snapshot.tombstones, snapshot.hour, snapshot.counted
@@ -93,7 +111,7 @@ class PostgresTransaction:
     async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit. The port says what it raises."""
         try:
-            statements, values = finish(writes, self._stored)
+            statements, values = finish(writes, self._stored, self._sealing)
         except BaseException:
             await self._transaction.rollback()
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from engine.model.commit_counts import decode_counts, encode_counts
 from engine.model.rows import (
@@ -30,7 +30,18 @@ from storage.postgres.arrays import (
 )
 from storage.postgres.connection import Statement
 from storage.postgres.transactions import AUDIT, audit_values
-from storage.stores.held_changes import encode_changes
+from storage.stores.commit.sealed_values import (
+    answers,
+    changes,
+    decision,
+    event_data,
+    last_data,
+    record_data,
+    record_files,
+    side,
+    stored_item,
+)
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_states import COUNTS_FOR_QUOTA, STATE_TEXTS
 
 
@@ -195,19 +206,20 @@ class Stored(NamedTuple):
     counted: Mapping[int, tuple[int, str]]
 
 
-def finish(writes: WriteSet, stored: Stored) -> tuple[list[Statement], Values]:
+def finish(writes: WriteSet, stored: Stored, sealing: Sealing) -> tuple[list[Statement], Values]:
     """Return the statements and their values.
 
     Args:
         writes: The rows to write.
         stored: What the tables have.
+        sealing: Seals values of some domains.
     """
     statements: list[Statement] = []
     values: Values = {}
     if writes.seqs or writes.usage:
         _counters(writes, stored, statements, values)
     if writes.records:
-        _sorted_records(writes.records, stored.existing, stored.tombstones, statements, values)
+        _sorted_records(writes.records, stored, sealing, statements, values)
     if writes.events:
         statements.append(_EVENTS)
         events = writes.events
@@ -217,16 +229,16 @@ def finish(writes: WriteSet, stored: Stored) -> tuple[list[Statement], Values]:
         values["e_sent"] = int_array([event.sent_at_us for event in events])
         values["e_ats"] = int_array([event.at_us for event in events])
         values["e_devices"] = control_joined([event.device_id for event in events])
-        values["e_data"] = control_joined_or_null([event.data for event in events])
+        values["e_data"] = control_joined_or_null(event_data(events, sealing))
     if writes.keys:
         statements.append(_KEYS)
-        _keys(writes.keys, values)
+        _keys(writes.keys, sealing, values)
     if writes.conflicts:
         statements.append(_CONFLICTS)
-        _conflicts(writes.conflicts, values)
+        _conflicts(writes.conflicts, sealing, values)
     if writes.quarantine:
         statements.append(_QUARANTINE)
-        _quarantine(writes.quarantine, values)
+        _quarantine(writes.quarantine, sealing, values)
     if writes.recovered:
         statements.append(_RECOVERED)
         tenants, ids = zip(*writes.recovered, strict=True)
@@ -287,11 +299,12 @@ def _counts(
 
 def _sorted_records(
     records: list[Record],
-    existing: Collection[RecordKey],
-    tombstones: Collection[RecordKey],
+    stored: Stored,
+    sealing: Sealing,
     statements: list[Statement],
     values: Values,
 ) -> None:
+    existing, tombstones = stored.existing, stored.tombstones
     new: list[Record] = []
     changed: list[Record] = []
     with_files: list[Record] = []
@@ -308,22 +321,22 @@ def _sorted_records(
             new.append(record)
     if new:
         statements.append(_NEW_RECORDS)
-        _records(new, "n_", values)
+        _records(new, "n_", sealing, values)
     if changed:
         statements.append(_NEW_VERSIONS)
-        _records(changed, "v_", values)
+        _records(changed, "v_", sealing, values)
     if with_files:
         statements.append(_WITH_FILES)
-        _records(with_files, "f_", values)
-        values["f_attachments"] = control_joined_or_null([record.attachments for record in with_files])
+        _records(with_files, "f_", sealing, values)
+        values["f_attachments"] = control_joined_or_null(record_files(with_files, sealing))
     if gone:
         statements.append(_GONE)
-        _records(gone, "g_", values)
-        values["g_attachments"] = control_joined_or_null([record.attachments for record in gone])
-        values["g_last"] = control_joined_or_null([record.last_data for record in gone])
+        _records(gone, "g_", sealing, values)
+        values["g_attachments"] = control_joined_or_null(record_files(gone, sealing))
+        values["g_last"] = control_joined_or_null(last_data(gone, sealing))
 
 
-def _records(records: list[Record], prefix: str, values: Values) -> None:
+def _records(records: list[Record], prefix: str, sealing: Sealing, values: Values) -> None:
     values[prefix + "tenants"] = int_array([record.tenant_id for record in records])
     values[prefix + "domains"] = control_joined([record.domain for record in records])
     values[prefix + "ids"] = control_joined([record.id for record in records])
@@ -332,36 +345,41 @@ def _records(records: list[Record], prefix: str, values: Values) -> None:
     values[prefix + "ats"] = int_array([record.at_us for record in records])
     values[prefix + "devices"] = control_joined_texts_or_null([record.device_id for record in records])
     values[prefix + "chains"] = int_array([record.chain_from for record in records])
-    values[prefix + "data"] = control_joined_or_null([record.data for record in records])
+    values[prefix + "data"] = control_joined_or_null(record_data(records, sealing))
     values[prefix + "fields"] = control_joined_or_null([record.fields for record in records])
     values[prefix + "sents"] = number_array_or_null([record.sent_at_us for record in records])
 
 
-def _keys(keys: list[IdempotencyRecord], values: Values) -> None:
+def _keys(keys: list[IdempotencyRecord], sealing: Sealing, values: Values) -> None:
     values["k_tenants"] = int_array([key.tenant_id for key in keys])
     values["k_hashes"] = hex_array([key.key_hash for key in keys])
-    values["k_requests"] = control_joined([key.request_sha256 for key in keys])
-    values["k_results"] = control_joined_or_null([key.results for key in keys])
+    requests, results = answers(keys, sealing)
+    values["k_requests"] = control_joined(requests)
+    values["k_results"] = control_joined_or_null(results)
 
 
-def _conflicts(conflicts: list[Conflict], values: Values) -> None:
+def _conflicts(conflicts: list[Conflict], sealing: Sealing, values: Values) -> None:
+    column: list[Any]
     for name, kind in _CONFLICT_COLUMNS:
-        column = [getattr(conflict, name) for conflict in conflicts]
         if name == "client_changes":
-            column = [None if changes is None else encode_changes(changes).decode() for changes in column]
+            column = [changes(conflict, sealing) for conflict in conflicts]
         elif kind == "json":
-            column = [_text(data) for data in column]
+            column = [_text(side(name, conflict, sealing)) for conflict in conflicts]
+        elif name == "settled_sha256":
+            column = [decision(conflict, sealing) for conflict in conflicts]
+        else:
+            column = [getattr(conflict, name) for conflict in conflicts]
         as_text = kind in ("text", "json")
         values["c_" + name] = text_array_or_null(column) if as_text else number_array_or_null(column)
 
 
-def _quarantine(rows: list[Quarantined], values: Values) -> None:
+def _quarantine(rows: list[Quarantined], sealing: Sealing, values: Values) -> None:
     values["q_tenants"] = int_array([row.tenant_id for row in rows])
     values["q_ids"] = text_array([row.quarantine_id for row in rows])
     values["q_devices"] = text_array([row.device_id for row in rows])
     values["q_domains"] = text_array_or_null([row.domain for row in rows])
     values["q_records"] = text_array_or_null([row.record_id for row in rows])
-    values["q_items"] = text_array([row.item.decode() for row in rows])
+    values["q_items"] = text_array_or_null([stored_item(row, sealing) for row in rows])
     values["q_codes"] = text_array([row.code for row in rows])
     values["q_messages"] = text_array([row.message for row in rows])
     values["q_ats"] = int_array([row.at_us for row in rows])

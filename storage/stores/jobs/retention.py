@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.operate.retention import Page, Position
+from storage.postgres.plain_bytes import CHANGE_DATA, plain_bytes
 from storage.postgres.pool import Database
 from storage.postgres.transactions import transaction_settings
 
@@ -15,7 +16,7 @@ _FROM: Final = "CASE WHEN t.tenant_id = %(tenant)s::int THEN %(at)s::bigint ELSE
 #: No batch can change a tombstone of the other tenants, and one whose last data changed has a later time.
 _DROP_LAST_DATA: Final = (
     "WITH old AS MATERIALIZED (SELECT tenant_id AS t, domain AS d, id AS i,"
-    " octet_length(last_data::text) AS b, (extract(epoch FROM last_data_at) * 1000000)::bigint AS at"
+    f" {plain_bytes('last_data::text')} AS b, (extract(epoch FROM last_data_at) * 1000000)::bigint AS at"
     f" FROM records WHERE last_data IS NOT NULL AND last_data_at < {_NOW}"
     " AND last_data_at >= to_timestamp(%(at)s::float8 / 1000000)"
     " ORDER BY last_data_at LIMIT %(limit)s::int),"
@@ -46,9 +47,9 @@ _OLD: Final = (
 )
 #: Changes that a conflict held are deleted with it. The time of a settled conflict counts from its settling.
 _CONFLICTS: Final = _OLD.format(
-    found="SELECT c.tenant_id AS t, c.conflict_id AS i, coalesce(octet_length(c.server_data::text), 0)"
-    " + coalesce(octet_length(c.client_data::text), 0)"
-    " + coalesce((SELECT sum(octet_length((change->'data')::text))"
+    found=f"SELECT c.tenant_id AS t, c.conflict_id AS i, coalesce({plain_bytes('c.server_data::text')}, 0)"
+    f" + coalesce({plain_bytes('c.client_data::text')}, 0)"
+    f" + coalesce((SELECT sum({plain_bytes(CHANGE_DATA)})"
     " FROM json_array_elements(c.client_changes) AS change"
     " WHERE json_typeof(change->'data') <> 'null'), 0) AS b, coalesce(c.settled_at_us, c.opened_at_us) AS at"
     " FROM conflict_resolution_log AS c WHERE c.tenant_id = t.tenant_id"
@@ -62,7 +63,7 @@ _CONFLICTS: Final = _OLD.format(
     kind="conflict",
 )
 _QUARANTINED: Final = _OLD.format(
-    found="SELECT q.tenant_id AS t, q.quarantine_id AS i, octet_length(q.item) AS b, q.at_us AS at"
+    found=f"SELECT q.tenant_id AS t, q.quarantine_id AS i, {plain_bytes('q.item')} AS b, q.at_us AS at"
     f" FROM quarantine AS q WHERE q.tenant_id = t.tenant_id AND q.at_us > 0 AND q.at_us >= {_FROM}"
     " AND q.at_us < %(now)s::bigint ORDER BY q.at_us",
     table="quarantine",

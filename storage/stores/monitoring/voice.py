@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from engine.model.commit_counts import HOUR_US
 from engine.operate.voice import VOICE, LoggedResult, Result, Verification, VoiceEvent
 from storage.postgres.arrays import int_array, text_array, text_array_or_null
+from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.stores.monitoring.hours import span
+from storage.stores.sealed.sealing import EVENT_DATA, VOICE_ID, VOICE_RESULT, Sealing
 from storage.stores.tenant_rows import tenant_id_of
 
 #: The counts of an hour name the domains of its items.
@@ -65,11 +67,20 @@ _LOGGED: Final = (
 _decode: Final = msgspec.json.Decoder(Result).decode
 
 
+class _Stored(NamedTuple):
+    """The columns of a verification that may be sealed."""
+
+    verification_id: str
+    user_id: str | None
+    result: str
+
+
 class PostgresVoice:
     """``engine.operate.voice.VoiceStore`` and ``VoiceReads``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sealing: Sealing) -> None:
         self._database = database
+        self._sealing = sealing
 
     async def hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> list[tuple[int, int]]:
         """Return the tenants and hours that have events."""
@@ -89,21 +100,41 @@ class PostgresVoice:
             "after_sent": 0 if after is None else after.sent_at_us,
             "limit": limit,
         }
-        return [VoiceEvent(*row) for row in await self._database.query(_EVENTS, values)]
+
+        def event(row: Row) -> VoiceEvent:
+            event_id, sent_at_us, received_us, at_us, device_id, stored = row
+            data = self._sealing.open(EVENT_DATA, tenant_id, VOICE, event_id, sent_at_us, stored)
+            assert data is not None
+            return VoiceEvent(event_id, sent_at_us, received_us, at_us, device_id, data.decode())
+
+        return await self._sealing.opened(await self._database.query(_EVENTS, values), event)
 
     async def put(self, tenant_id: int, rows: Sequence[Verification]) -> int:
         """Add to the log."""
         if not rows:
             return 0
+        await self._sealing.load_missing([tenant_id])
+        stored = [self._stored(tenant_id, row) for row in rows]
         values = {
             "tenant": tenant_id,
-            "ids": text_array(row.verification_id for row in rows),
+            "ids": text_array(row.verification_id for row in stored),
             "devices": text_array(row.device_id for row in rows),
-            "users": text_array_or_null(row.user_id for row in rows),
+            "users": text_array_or_null(row.user_id for row in stored),
             "times": int_array(row.occurred_at_us for row in rows),
-            "results": text_array(msgspec.json.encode(row.result).decode() for row in rows),
+            "results": text_array(row.result for row in stored),
         }
         return len(await self._database.execute(_PUT, values))
+
+    def _stored(self, tenant_id: int, row: Verification) -> _Stored:
+        """Return the columns of a row. If it is sealed, the person and the id are in the result, too."""
+        if not self._sealing.covers(VOICE):
+            return _Stored(row.verification_id, row.user_id, msgspec.json.encode(row.result).decode())
+        found = self._sealing.keyed_hash(VOICE_ID, tenant_id, VOICE, row.verification_id)
+        named = {"verification_id": row.verification_id, "user_id": row.user_id}
+        plain = msgspec.json.encode(named | msgspec.structs.asdict(row.result))
+        sealed = self._sealing.seal(VOICE_RESULT, tenant_id, VOICE, found, 0, plain)
+        assert sealed is not None
+        return _Stored(found, None, sealed.decode())
 
     async def delete(self, before_us: int, limit: int) -> int:
         """Delete rows, each tenant's oldest first."""
@@ -115,10 +146,15 @@ class PostgresVoice:
         tenant_id = await tenant_id_of(self._database, tenant)
         values: dict[str, object] = {"tenant": tenant_id, "until": until_us}
         values |= {"after_us": since_us, "after_id": ""}
+
+        def logged_result(row: Row) -> LoggedResult:
+            device_id, at_us, stored, found = row
+            result = self._sealing.open(VOICE_RESULT, tenant_id, VOICE, found, 0, stored)
+            assert result is not None
+            return LoggedResult(device_id, at_us, _decode(result))
+
         logged: list[LoggedResult] = []
         while rows := await self._database.query(_LOGGED, values):
-            logged += [
-                LoggedResult(device_id, at_us, _decode(result)) for device_id, at_us, result, _ in rows
-            ]
+            logged += await self._sealing.opened(rows, logged_result)
             values |= {"after_us": rows[-1][1], "after_id": rows[-1][3]}
         return logged

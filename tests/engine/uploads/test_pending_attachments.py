@@ -20,6 +20,7 @@ from engine.uploads.blobs import PendingFile
 from engine.uploads.pending_attachments import PendingAttachments
 from storage.postgres.pool import Database
 from storage.postgres.transactions import READ_PREPARED
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_reads import _PENDING, _TENANTS, PostgresFiles, PostgresPending
 from tests.harness.services import execute
 from tests.harness.stored_files import keep, upload
@@ -234,7 +235,7 @@ async def test_pending_store_lists_files_with_due(database: Database, dsn: str) 
     )
     _recorded(dsn, 1, "there", "'{}'")
     _recorded(dsn, 1, "deleted", "NULL")
-    store = PostgresPending(database)
+    store = PostgresPending(database, Sealing())
     assert await store.tenants(0, 10) == [1, 2]
     assert await store.tenants(0, 1) == [1]
     assert await store.tenants(1, 10) == [2]
@@ -259,10 +260,10 @@ async def test_file_store_finds_files_of_the_tenant_alone(database: Database, ds
         ("open", "stored", "attached", "retained", "refused", "cancelled", "expired", "concatenated", "freed")
     ):
         keep(dsn, upload(number, state=state))
-        found = await PostgresFiles(database).file(1, upload(number).ref.upload_id)
+        found = await PostgresFiles(database, Sealing()).file(1, upload(number).ref.upload_id)
         assert (found is not None) is (state in ("stored", "attached", "retained"))
-    assert await PostgresFiles(database).file(2, upload(2).ref.upload_id) is None
-    assert await PostgresFiles(database).file(1, "f" * 32) is None
+    assert await PostgresFiles(database, Sealing()).file(2, upload(2).ref.upload_id) is None
+    assert await PostgresFiles(database, Sealing()).file(1, "f" * 32) is None
 
 
 async def test_file_store_duplicate_gives_the_file_that_stands_for_it(database: Database, dsn: str) -> None:
@@ -278,7 +279,7 @@ async def test_file_store_duplicate_gives_the_file_that_stands_for_it(database: 
         upload(7, state="retained", **same | {"record_id": "d"}),
         upload(8, state="duplicate", **same | {"record_id": "d"}),
     )
-    files = PostgresFiles(database)
+    files = PostgresFiles(database, Sealing())
     assert await files.file(1, upload(2).ref.upload_id) == upload(1, state="attached", **same)
     assert await files.file(1, upload(6).ref.upload_id) is None
     lent = upload(7, state="retained", **same | {"record_id": "d"})

@@ -33,6 +33,7 @@ from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
 from storage.postgres.pool import Database
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.uploads import PostgresUploads
 from tests.engine.cache.test_minutes import counted_minutes
 from tests.harness.admin import add_tenants
@@ -86,7 +87,7 @@ class Process:
         clock = SystemClock()
         self.database = Database(dsn, 2)
         self.blobs = DirectoryBlobs(directory, 2)
-        store = PostgresUploads(self.database)
+        store = PostgresUploads(self.database, Sealing())
         self.locks = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)
         finisher = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
         limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
@@ -353,7 +354,7 @@ async def test_append_long_request_acknowledges_on_its_way(site: Site) -> None:
         first.service.append(SESSION, upload.ref.upload_id, Append(0, len(content)), body)
     )
     await body.stalled.wait()
-    found = await PostgresUploads(second.database).find(upload.ref)
+    found = await PostgresUploads(second.database, Sealing()).find(upload.ref)
     assert found is not None
     assert found.locked, "the request goes on"
     assert 2_000_000 <= found.offset_bytes <= 2_500_000
@@ -398,7 +399,7 @@ async def test_append_with_checksum_writes_before_the_end(
     await body.stalled.wait()
     (draft,) = [one async for some in first.blobs.list_stored(1 << 62) for one in some]
     assert draft.size_bytes > 0
-    found = await PostgresUploads(second.database).find(upload.ref)
+    found = await PostgresUploads(second.database, Sealing()).find(upload.ref)
     assert found is not None
     assert found.offset_bytes == 0, "what is not known to be right is not acknowledged"
     body.cut()

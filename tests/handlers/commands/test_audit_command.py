@@ -175,8 +175,8 @@ async def test_audit_data_that_are_shown_are_told(command: Run, serve: Serve) ->
     ):
         assert (await command(*arguments)).status == 0
     assert what(await entries(command)) == [
-        ("data_shown", "acme", held["conflict_id"], {"domain": "note", "record_id": "n1"}),
-        ("data_shown", "acme", str(rejected), {"domain": "note", "record_id": "n2"}),
+        ("data_shown", "acme", held["conflict_id"], {"domain": "note", "record_id": "n1", "revealed": False}),
+        ("data_shown", "acme", str(rejected), {"domain": "note", "record_id": "n2", "revealed": False}),
     ]
 
 

@@ -22,6 +22,7 @@ from engine.wire.timestamps import EARLIEST_US
 from handlers.commands import export as command_module
 from storage.postgres.commands import command_database
 from storage.stores import export as store_module
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
 from tests.harness.services import Databases, execute, rows
@@ -189,9 +190,9 @@ async def test_export_pages_are_transactions_of_their_own(filled: str) -> None:
 
     async with command_database(filled) as opened:
         with pytest.raises(RefusedError):
-            await anext(store_module.PostgresExport(opened, {}).pages("acme", "task", None, None))
+            await anext(store_module.PostgresExport(opened, {}, Sealing()).pages("acme", "task", None, None))
         domains = settings(layers(None, {}, of_system=False)).domains
-        pages = store_module.PostgresExport(opened, domains).pages("acme", "task", None, None)
+        pages = store_module.PostgresExport(opened, domains, Sealing()).pages("acme", "task", None, None)
         assert len(await anext(pages)) == 200
         idle = "SELECT state FROM pg_stat_activity"
         idle += " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -232,7 +233,7 @@ _JSON = st.recursive(
 @given(st.lists(st.none() | st.dictionaries(_TEXT, _JSON), max_size=4))
 def test_export_csv_reads_back_as_the_same_values(datas: list[dict[str, object] | None]) -> None:
     written = [
-        json_line(Row({"id": str(n)}, None if data is None else compact(json.dumps(data, indent=1))))
+        json_line(Row({"id": str(n)}, None if data is None else compact(json.dumps(data, indent=1).encode())))
         for n, data in enumerate(datas)
     ]
     assert all(line.count(b"\n") == 1 for line in written)

@@ -16,6 +16,7 @@ from engine.runtime.settings import Settings
 from storage.postgres.commands import command_database
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresTransaction
+from storage.stores.sealed.sealing import Sealing
 from tests.handlers.commands.test_quarantine_command import GOOD, LEFT, RECORDS, chosen, good, run, server
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running
@@ -99,7 +100,7 @@ async def test_quarantine_item_that_was_recovered_with_its_creation_is_not_store
     server: Running, opened: Database, chosen: Settings
 ) -> None:
     creation, first, *_ = await behind(server, *EDITS)
-    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, Sealing(), lambda _: None))
     late = await admin.find(first, None)
     await admin.retry(await admin.find(creation, None), GOOD)
     stored = rows(server.dsn, RECORDS)
@@ -126,7 +127,7 @@ async def test_quarantine_crash_before_the_commit_leaves_a_creation_and_those_be
     server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = await behind(server, *EDITS)
-    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, Sealing(), lambda _: None))
     case = await admin.find(ids[0], None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:

@@ -20,6 +20,7 @@ from engine.runtime.settings import Settings
 from storage.postgres.commands import command_database
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresTransaction
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running, Serve, settings_with
 from tests.harness.services import execute, rows
@@ -259,7 +260,7 @@ async def test_quarantine_crash_before_the_commit_leaves_everything_as_it_was(
     server: Running, opened: Database, chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quarantine_id = await rejected(server)
-    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, Sealing(), lambda _: None))
     case = await admin.find(quarantine_id, None)
 
     async def crash(self: PostgresTransaction, writes: WriteSet) -> None:
@@ -282,7 +283,7 @@ async def test_quarantine_commit_whose_answer_is_lost_stored_it_once(
 ) -> None:
     quarantine_id = await rejected(server)
     moved: list[set[int]] = []
-    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, moved.append))
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, Sealing(), moved.append))
     case = await admin.find(quarantine_id, None)
     commit = PostgresTransaction.commit
     failures = [failure]
@@ -312,7 +313,7 @@ async def test_quarantine_retry_that_fails_keeps_the_item(
     quarantine_id = await rejected(server)
     phone = await server.device("phone")
     await phone.sync(f"quarantine:{quarantine_id}", item("put", "task", "t1", data={}))
-    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, Sealing(), lambda _: None))
     with pytest.raises(RefusedError):
         await admin.retry(await admin.find(quarantine_id, None), GOOD)
     assert rows(server.dsn, LEFT) == [(quarantine_id, False)]
@@ -323,7 +324,7 @@ async def test_quarantine_two_retries_at_once_store_it_once(
     server: Running, opened: Database, chosen: Settings, other: bytes
 ) -> None:
     quarantine_id = await rejected(server)
-    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, Sealing(), lambda _: None))
     case = await admin.find(quarantine_id, None)
     ended = await asyncio.gather(
         admin.retry(case, GOOD),
@@ -462,7 +463,7 @@ async def test_quarantine_drop_of_an_item_recovered_since_changes_nothing(
     server: Running, opened: Database, chosen: Settings
 ) -> None:
     quarantine_id = await rejected(server)
-    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, lambda _: None))
+    admin = QuarantineAdmin(opened, WorkCommitter(server.dsn, chosen, Sealing(), lambda _: None))
     case = await admin.find(quarantine_id, None)
     await admin.retry(case, GOOD)
     with pytest.raises(RefusedError, match="left the quarantine just now"):

@@ -16,6 +16,7 @@ from storage.postgres.partitions import maintenance
 from storage.postgres.partitions.maintenance import drop_expired, ensure_partitions, maintain
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.services import execute, rows
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ async def _found(dsn: str, keys: list[EventKey]) -> set[EventKey]:
     """Look for events as a batch does."""
     database = Database(dsn, 1)
     try:
-        transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], [], keys, [], []))
+        transaction = await PostgresStore(database, 24, Sealing()).begin(ReadSet([1], [], [], keys, [], []))
         await transaction.rollback()
         return set(transaction.snapshot.events)
     finally:

@@ -14,6 +14,7 @@ from storage.postgres.pool import Database
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.minutes import PostgresMinutes
 from storage.stores.monitoring.voice import PostgresVoice
+from storage.stores.sealed.sealing import Sealing
 from tests.engine.cache.test_devices import Clock
 from tests.harness.services import execute, rows
 
@@ -43,7 +44,7 @@ class World:
     async def run(self) -> dict[str, float | None]:
         """Run the job."""
         run = JobRun(Begun("aggregate", self.now_us, 1, self.now_us), Clock())
-        await Aggregation(self.store, PostgresVoice(self.database), 0)(run)
+        await Aggregation(self.store, PostgresVoice(self.database, Sealing()), 0)(run)
         return run.counts
 
     def snapshots(self, columns: str = "sync_requests") -> list[tuple[object, ...]]:

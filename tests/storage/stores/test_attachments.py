@@ -16,6 +16,7 @@ from engine.model.uploads import UploadRef
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.feed import PostgresFeed
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.services import execute, rows
 from tests.harness.stored_files import keep, upload
 
@@ -49,7 +50,7 @@ def _record(seq: int, **fields: object) -> Record:
 
 async def _commit(database: Database, *records: Record, seq: int) -> None:
     keys = [RecordKey(row.tenant_id, row.domain, row.id) for row in records]
-    transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], keys, [], [], []))
+    transaction = await PostgresStore(database, 24, Sealing()).begin(ReadSet([1], [], keys, [], [], []))
     await transaction.commit(WriteSet({1: seq}, list(records), [], [], [], []))
 
 
@@ -62,10 +63,10 @@ async def test_attachments_kept_with_records_and_read_everywhere(database: Datab
     ]
     await _commit(database, *changed, seq=6)
     keys = [RecordKey(1, "task", name) for name in ("r1", "r2", "r3")]
-    transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], keys, [], [], []))
+    transaction = await PostgresStore(database, 24, Sealing()).begin(ReadSet([1], [], keys, [], [], []))
     await transaction.rollback()
     assert transaction.snapshot.records == dict(zip(keys, changed, strict=True))
-    feed = PostgresFeed(database)
+    feed = PostgresFeed(database, Sealing())
     shown = [msgspec.structs.replace(one, fields=None) for one in changed]
     assert (await feed.page(1, 0, None, 10, 1 << 20)).records == shown
     assert (await feed.page(1, 0, ["task"], 10, 1 << 20)).records == shown
@@ -76,14 +77,14 @@ async def test_feed_page_ends_where_attachments_fill_it(database: Database) -> N
     large = b'["%s"]' % (b"x" * 1000)
     records = [_record(seq, attachments=large) for seq in (1, 2, 3)]
     await _commit(database, *records, seq=3)
-    feed = PostgresFeed(database)
+    feed = PostgresFeed(database, Sealing())
     for page in (await feed.page(1, 0, None, 10, 1100), (await feed.pages_after({1: 0}, 10, 1100))[1]):
         assert [row.seq for row in page.records] == [1, 2]
         assert page.more
 
 
 async def test_upload_state_read_and_written_with_the_batch(database: Database, dsn: str) -> None:
-    store = PostgresStore(database, 24)
+    store = PostgresStore(database, 24, Sealing())
     asked = [ONE, TWO, UploadRef(2, ONE.upload_id)]
     wanted = ReadSet([1, 2], [], [], [], [], [], asked)
     transaction = await store.begin(wanted)
@@ -112,7 +113,7 @@ async def test_duplicates_same_record_name_and_content(database: Database, dsn: 
     )
     asked, lone = UploadRef(1, f"{12:032x}"), UploadRef(1, f"{23:032x}")
     wanted = ReadSet([1, 2], [], [], [], [], [], [asked], [asked, lone, UploadRef(2, asked.upload_id)])
-    transaction = await PostgresStore(database, 24).begin(wanted)
+    transaction = await PostgresStore(database, 24, Sealing()).begin(wanted)
     await transaction.rollback()
     duplicates = {UploadRef(1, f"{number:032x}"): states[number - 10] for number in (11, 13, 14)}
     found = transaction.snapshot.duplicates
@@ -123,7 +124,7 @@ async def test_duplicates_same_record_name_and_content(database: Database, dsn: 
 
 async def test_upload_row_locked_while_a_batch_decides(database: Database, dsn: str) -> None:
     """What is cancelled needs no tenant's lock, so that the row itself has to be held."""
-    transaction = await PostgresStore(database, 24).begin(ReadSet([1], [], [], [], [], [], [ONE]))
+    transaction = await PostgresStore(database, 24, Sealing()).begin(ReadSet([1], [], [], [], [], [], [ONE]))
     cancel = "SELECT FROM upload_session FOR UPDATE NOWAIT"
     with pytest.raises(psycopg2.errors.LockNotAvailable):
         await asyncio.to_thread(execute, dsn, cancel)

@@ -37,6 +37,7 @@ from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.memory_store import MemoryStore
 from tests.harness.services import execute, rows
 
@@ -68,7 +69,9 @@ async def postgres(dsn: str) -> AsyncIterator[Subject]:
         "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
     )
     writes, reads = Database(dsn, 4), Database(dsn, 2)
-    yield Subject(PostgresStore(writes, 720), PostgresFeed(reads), PostgresConflicts(reads), dsn)
+    sealing = Sealing()
+    store, feed = PostgresStore(writes, 720, sealing), PostgresFeed(reads, sealing)
+    yield Subject(store, feed, PostgresConflicts(reads, sealing), dsn)
     await writes.close()
     await reads.close()
 
@@ -407,7 +410,7 @@ async def test_page_by_domain_looks_at_a_bounded_number_of_rows(subject: Subject
         feed: FeedStore = subject.feed
     else:
         assert isinstance(subject.feed, PostgresFeed)
-        feed = PostgresFeed(subject.feed._database, 5)
+        feed = PostgresFeed(subject.feed._database, Sealing(), 5)
 
     async def read(after: int, domains: list[str] | None, limit: int = 10) -> object:
         page = await feed.page(1, after, domains, limit, 1 << 20)

@@ -20,6 +20,7 @@ from storage.embedded.servers import Services
 from storage.postgres.partitions.maintenance import ensure_partitions
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import (
     HOLDS,
@@ -256,7 +257,7 @@ async def test_a_deadlock_is_run_again(serve: Serve, dsn: str, monkeypatch: pyte
 async def test_the_settings_of_a_batch_end_with_it(dsn: str) -> None:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('acme')", "INSERT INTO tenant_counters VALUES (1)")
     database = Database(dsn, 1)
-    store = PostgresStore(database, 24)
+    store = PostgresStore(database, 24, Sealing())
     wanted = ReadSet([1], [], [], [], [], [])
 
     async def settings() -> list[tuple[object, ...]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine.wire.steps import run_steps
 from storage.stores.commit import rows
 from storage.stores.commit.rows import (
     AnswerRow,
@@ -14,8 +15,9 @@ from storage.stores.commit.rows import (
     RecordRow,
     TombstoneRow,
     select,
-    snapshot_of,
+    snapshot_steps,
 )
+from storage.stores.sealed.sealing import Sealing
 
 _KINDS = [kind for kind, _ in rows._KINDS]
 
@@ -54,24 +56,35 @@ def test_snapshot_of_rows_of_several_kinds_reads_each_by_name() -> None:
         "chain_from": 2,
         "data": "{}",
     }
-    found = snapshot_of(
-        [
-            _row(CounterRow, tenant_id=1, seq=9, hour=480_000, counted_hour=479_999, usage=None, counts="[]"),
-            _row(RecordRow, **record, id="a", device_id="phone", sent_at_us=11),
-            _row(TombstoneRow, **record, id="b"),
-            _row(
-                EventRow,
-                tenant_id=1,
-                domain="log",
-                id="e",
-                sent_at_us=5,
-                at_us=6,
-                device_id="phone",
-                data="[]",
-            ),
-            _row(AnswerRow, tenant_id=1, key_hash="00-1f", request_sha256="ab", age_s=7, results="[1]"),
-            _row(AnswerRow, tenant_id=1, key_hash="00-1f", request_sha256="cd", age_s=3, results="[2]"),
-        ]
+    found = run_steps(
+        snapshot_steps(
+            [
+                _row(
+                    CounterRow,
+                    tenant_id=1,
+                    seq=9,
+                    hour=480_000,
+                    counted_hour=479_999,
+                    usage=None,
+                    counts="[]",
+                ),
+                _row(RecordRow, **record, id="a", device_id="phone", sent_at_us=11),
+                _row(TombstoneRow, **record, id="b"),
+                _row(
+                    EventRow,
+                    tenant_id=1,
+                    domain="log",
+                    id="e",
+                    sent_at_us=5,
+                    at_us=6,
+                    device_id="phone",
+                    data="[]",
+                ),
+                _row(AnswerRow, tenant_id=1, key_hash="00-1f", request_sha256="ab", age_s=7, results="[1]"),
+                _row(AnswerRow, tenant_id=1, key_hash="00-1f", request_sha256="cd", age_s=3, results="[2]"),
+            ],
+            Sealing(),
+        )
     )
     assert (found.seqs, found.hour, found.counted) == ({1: 9}, 480_000, {1: (479_999, "[]")})
     (alive, dead) = found.records.values()

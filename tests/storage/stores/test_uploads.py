@@ -15,6 +15,7 @@ from engine.model.uploads import State, Upload, UploadRef
 from engine.uploads.ports import Claim, Created, NewUpload, OffsetUpdate, Quota, StoredFile
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.uploads import PostgresUploads
 from tests.harness.admin import add_tenants
 from tests.harness.services import execute, rows
@@ -28,7 +29,7 @@ async def store(dsn: str) -> AsyncIterator[PostgresUploads]:
     for name in ("acme", "umbra"):
         add_tenants(dsn, name)
     database = Database(dsn, 4)
-    yield PostgresUploads(database)
+    yield PostgresUploads(database, Sealing())
     await database.close()
 
 
@@ -75,7 +76,7 @@ async def held(store: PostgresUploads, upload: Upload, holder: str = "h1") -> No
 
 
 async def stored(store: PostgresUploads, ref: UploadRef, content_type: str = "image/jpeg") -> bool:
-    (done,) = await store.mark_stored([StoredFile(ref, "ab" * 32, content_type)])
+    (done,) = await store.mark_stored([StoredFile(ref, "task", "ab" * 32, content_type)])
     return done
 
 
@@ -243,7 +244,7 @@ async def test_freed_file_returns_its_reservation_once(store: PostgresUploads, d
         assert await store.save_offsets([advance(one, one.reserved_bytes, release=False)], EXPIRE_S) == [True]
         assert await stored(store, one.ref)
     database = Database(dsn, 1)
-    commits = PostgresStore(database, 24)
+    commits = PostgresStore(database, 24, Sealing())
     first, second, third = (one.ref for one in uploads)
     moves: list[list[tuple[UploadRef, State]]] = [
         [(first, "attached"), (second, "duplicate")],

@@ -1,0 +1,1 @@
+"""Sealed values in columns: written sealed, read plain, and counted by their plain bytes."""

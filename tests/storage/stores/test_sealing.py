@@ -1,0 +1,244 @@
+"""Sealed values in the tables: nobody can read them there, and readers get them as they were written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from engine.model.rows import (
+    Conflict,
+    ConflictRef,
+    Event,
+    EventKey,
+    HeldChange,
+    IdempotencyKey,
+    IdempotencyRecord,
+    OpenConflictRef,
+    Quarantined,
+    ReadSet,
+    Record,
+    RecordKey,
+    WriteSet,
+)
+from engine.runtime.ports import StoreError
+from storage.postgres.pool import Database
+from storage.stores.commit.store import PostgresStore
+from storage.stores.conflicts import PostgresConflicts
+from storage.stores.feed import PostgresFeed
+from storage.stores.quarantine import PostgresQuarantine
+from storage.stores.sealed.sealing import SLICE_CHARS, Sealing
+from tests.harness.key_ring import MadeUpRing, sealing_of
+from tests.harness.services import execute, rows
+
+AT_US = 1_767_323_045_000_000
+#: Is in every value that has to be sealed, and in nothing else.
+SECRET = "voiceprint"
+HASH = "5e" * 32
+KEY_HASH = "0f" * 16
+FILES = b'[{"file_id":"f1","filename":"%s.pdf"}]' % SECRET.encode()
+
+RECORD = Record(
+    1, "patient", "r1", 2, 1, AT_US, "phone", 1, b'{"name":"%s"}' % SECRET.encode(), None, FILES, 7
+)
+GONE = msgspec.structs.replace(
+    RECORD, id="r2", seq=2, data=None, attachments=b"[]", last_data=b'{"last":"%s"}' % SECRET.encode()
+)
+TASK = msgspec.structs.replace(
+    RECORD, domain="task", id="r3", seq=3, data=b'{"title":"paint"}', attachments=None
+)
+EVENT = Event(1, "voice", "e1", AT_US, AT_US + 1, "phone", b'{"verified":"%s"}' % SECRET.encode())
+ANSWER = IdempotencyRecord(1, KEY_HASH, HASH, b'[{"data":"%s"}]' % SECRET.encode(), personal=True)
+CONFLICT = Conflict(
+    tenant_id=1,
+    conflict_id="c1",
+    domain="patient",
+    record_id="r1",
+    device_id="phone",
+    policy="manual",
+    outcome="open",
+    server_version=2,
+    server_data=b'{"server":"%s"}' % SECRET.encode(),
+    client_base=1,
+    client_op="put",
+    client_at_us=AT_US,
+    client_data=b'{"client":"%s"}' % SECRET.encode(),
+    client_sent_at_us=AT_US,
+    client_changes=(
+        HeldChange("put", 1, AT_US, AT_US, b'{"held":"%s"}' % SECRET.encode()),
+        HeldChange("delete", 1, AT_US, AT_US, None),
+    ),
+    client_count=2,
+    opened_at_us=AT_US,
+    settled_sha256=HASH,
+)
+REJECTED = Quarantined(
+    tenant_id=1,
+    quarantine_id="q1",
+    device_id="phone",
+    domain="patiant",
+    record_id="r9",
+    item=b'{"domain":"patiant","data":"%s"}' % SECRET.encode(),
+    code="unknown_domain",
+    message="no such domain",
+    at_us=AT_US,
+)
+TABLES = (
+    "records",
+    "events",
+    "sync_idempotency_record",
+    "conflict_resolution_log",
+    "quarantine",
+)
+WANTED = ReadSet(
+    [1],
+    [IdempotencyKey(1, KEY_HASH)],
+    [RecordKey(1, "patient", "r1"), RecordKey(1, "patient", "r2"), RecordKey(1, "task", "r3")],
+    [EventKey(1, "voice", "e1", AT_US)],
+    [OpenConflictRef(1, "phone", "patient", "r1")],
+    [ConflictRef(1, "c1")],
+)
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    execute(dsn, "INSERT INTO tenants (name) VALUES ('one')", "INSERT INTO tenant_counters VALUES (1)")
+    database = Database(dsn, 2)
+    yield database
+    await database.close()
+
+
+def _sealing(ring: MadeUpRing | None = None) -> Sealing:
+    """Of these tests' domains all but task name personal data."""
+    return sealing_of("patient", "voice", others=["task"], ring=ring)
+
+
+async def _write(database: Database, sealing: Sealing, *records: Record) -> None:
+    """Write records, or one row of each kind."""
+    transaction = await PostgresStore(database, 24, sealing).begin(ReadSet([1], [], [], [], [], []))
+    writes = WriteSet({1: 9}, list(records), [], [], [], [])
+    if not records:
+        writes = WriteSet({1: 9}, [RECORD, GONE, TASK], [EVENT], [ANSWER], [CONFLICT], [REJECTED])
+    await transaction.commit(writes)
+
+
+def _dump(dsn: str) -> str:
+    return "\n".join(str(row) for table in TABLES for row in rows(dsn, f"SELECT t::text FROM {table} AS t"))
+
+
+async def test_sealing_every_kind_of_row_hides_it_in_the_tables_and_reads_it_back(
+    dsn: str, database: Database
+) -> None:
+    sealing = _sealing()
+    await _write(database, sealing)
+
+    found = _dump(dsn)
+    assert SECRET not in found
+    assert HASH not in found
+    assert "paint" in found, "a domain without personal data is not sealed"
+
+    transaction = await PostgresStore(database, 24, sealing).begin(WANTED)
+    await transaction.rollback()
+    read = transaction.snapshot
+    assert list(read.records.values()) == [RECORD, GONE, TASK]
+    assert list(read.events.values()) == [EVENT]
+    answer = read.keys[IdempotencyKey(1, KEY_HASH)]
+    assert (answer.request_sha256, answer.results) == (HASH, ANSWER.results)
+    assert list(read.open_conflicts.values()) == list(read.conflicts.values()) == [CONFLICT]
+
+    page = await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
+    assert [(one.data, one.attachments) for one in page.records] == [
+        (RECORD.data, FILES),
+        (None, b"[]"),
+        (TASK.data, None),
+    ]
+    news = await PostgresFeed(database, sealing).pages_after({1: 0}, 10, 1 << 20)
+    assert news[1].records == page.records
+    conflicts = PostgresConflicts(database, sealing)
+    assert await conflicts.conflict(1, "c1") == CONFLICT
+    (listed,) = (await conflicts.open_conflicts(1, "phone", None, 10, 1 << 20)).found
+    assert listed.record is not None
+    assert (listed.conflict, listed.record.data) == (CONFLICT, RECORD.data)
+    assert (await conflicts.find("c1", "one")).conflict == CONFLICT
+    assert (await PostgresQuarantine(database, sealing).find("q1", "one")).row == REJECTED
+
+
+async def test_sealing_off_leaves_every_kind_of_row_readable(dsn: str, database: Database) -> None:
+    await _write(database, Sealing())
+    found = _dump(dsn)
+    assert found.count(SECRET) == 9
+    assert HASH in found
+
+
+async def test_sealed_rows_written_before_it_was_on_are_read(database: Database) -> None:
+    await _write(database, Sealing())
+    transaction = await PostgresStore(database, 24, _sealing()).begin(WANTED)
+    await transaction.rollback()
+    assert list(transaction.snapshot.records.values()) == [RECORD, GONE, TASK]
+    assert list(transaction.snapshot.conflicts.values()) == [CONFLICT]
+
+
+async def test_open_a_newer_key_of_another_process_reads_the_keys_once(database: Database) -> None:
+    await _write(database, _sealing(MadeUpRing(newest=2)))
+    ring = MadeUpRing(newest=1)
+    sealing = _sealing(ring)
+    await sealing.load_missing([1])
+    ring.newest = 2
+    page = await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
+    assert page.records[0].data == RECORD.data
+    assert ring.loads == [{1}, {1}]
+
+    behind = MadeUpRing(newest=1)
+    sealing = _sealing(behind)
+    await sealing.load_missing([1])
+    behind.newest = 2
+    transaction = await PostgresStore(database, 24, sealing).begin(WANTED)
+    await transaction.rollback()
+    assert transaction.snapshot.records[RecordKey(1, "patient", "r1")] == RECORD
+    assert behind.loads == [{1}, {1}]
+
+
+@pytest.mark.parametrize("ring", [None, MadeUpRing(newest=1)])
+async def test_open_without_the_key_is_an_error_and_no_empty_read(
+    database: Database, ring: MadeUpRing | None
+) -> None:
+    await _write(database, _sealing(MadeUpRing(newest=2)))
+    sealing = Sealing() if ring is None else _sealing(ring)
+    with pytest.raises(StoreError, match="master key"):
+        await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
+    with pytest.raises(StoreError, match="master key"):
+        await PostgresStore(database, 24, sealing).begin(WANTED)
+
+
+async def test_open_a_value_moved_to_another_row_is_an_error(dsn: str, database: Database) -> None:
+    sealing = _sealing()
+    await _write(database, sealing)
+    execute(dsn, "UPDATE records SET data = (SELECT data FROM records WHERE id = 'r1') WHERE id = 'r2'")
+    with pytest.raises(StoreError, match="another row"):
+        await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
+
+
+async def test_page_of_large_sealed_records_gives_the_loop_back_between_slices(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealing = _sealing()
+    data = b'{"name":"%s"}' % (b"x" * (SLICE_CHARS // 2))
+    await _write(
+        database,
+        sealing,
+        *[
+            msgspec.structs.replace(RECORD, id=f"l{n}", seq=n, data=data, attachments=None)
+            for n in range(1, 7)
+        ],
+    )
+    given_back = 0
+
+    async def count(_: float) -> None:
+        nonlocal given_back
+        given_back += 1
+
+    monkeypatch.setattr("storage.stores.sealed.sealing.asyncio.sleep", count)
+    page = await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 30)
+    assert [record.data for record in page.records] == [data] * 6
+    assert given_back == 3

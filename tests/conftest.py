@@ -21,8 +21,8 @@ pytest_plugins = [
     "tests.harness.services",
     "tests.harness.in_process_server",
     "tests.harness.fronted",
-    "tests.harness.own_redis",
-    "tests.harness.own_s3",
+    "tests.harness.servers.own_redis",
+    "tests.harness.servers.own_s3",
     "tests.harness.supervised",
     "tests.harness.tus_js",
 ]

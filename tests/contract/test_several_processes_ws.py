@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from storage.embedded.servers import Services
 from tests.harness.in_process_server import Reply, Running, Serve
-from tests.harness.own_redis import OwnRedis
+from tests.harness.servers.own_redis import OwnRedis
 from tests.harness.services import execute
 from tests.harness.ws_device import Device, Json, put
 

@@ -31,8 +31,8 @@ from storage.postgres.connection import NoAnswerError
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from tests.harness.in_process_server import Serve
-from tests.harness.network_hosts import network
 from tests.harness.server_process import ServerProcess
+from tests.harness.servers.network_hosts import network
 from tests.harness.services import cluster, execute
 from tests.harness.supervised import Supervise
 from tests.harness.ws_device import put

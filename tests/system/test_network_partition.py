@@ -24,9 +24,9 @@ from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
 from storage.postgres.migrate import migrate
 from tests.harness.admin import ensure_tenant
-from tests.harness.network_hosts import Network, network
 from tests.harness.numbered_edits import TENANTS, Editor, audit, editors_of, progressed
-from tests.harness.redis_nodes import RedisNode
+from tests.harness.servers.network_hosts import Network, network
+from tests.harness.servers.redis_nodes import RedisNode
 from tests.harness.services import cluster
 from tests.harness.ws_device import SECRET, Closed, Json, connected, token
 

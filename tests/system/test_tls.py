@@ -26,9 +26,9 @@ from storage.embedded.account import Account, account_for
 from storage.embedded.process import wait_until
 from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
-from tests.harness.certificates import Certificates, certificates
 from tests.harness.in_process_server import Serve
-from tests.harness.redis_nodes import RedisNode
+from tests.harness.servers.certificates import Certificates, certificates
+from tests.harness.servers.redis_nodes import RedisNode
 from tests.harness.ws_device import put
 from tests.storage.bus.test_bus import BusProcess, changes
 

@@ -28,7 +28,7 @@ from tests.handlers.commands.test_commands import Ended as EndedProcess
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Serve
-from tests.harness.own_redis import OwnRedis, _own_redis, own_redis
+from tests.harness.servers.own_redis import OwnRedis, _own_redis, own_redis
 from tests.harness.services import data_dir, execute, rows
 
 __all__ = ["_own_redis", "command", "own_redis"]

@@ -31,7 +31,7 @@ from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
 from tests.harness.admin import add_tenants
-from tests.harness.own_redis import OwnRedis
+from tests.harness.servers.own_redis import OwnRedis
 from tests.harness.services import Databases, execute, rows
 
 Heard = tuple[Any, ...]

@@ -25,7 +25,7 @@ from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
 from storage.embedded.process import wait_until
 from storage.postgres.pool import Database
-from tests.harness.redis_nodes import RedisNode
+from tests.harness.servers.redis_nodes import RedisNode
 from tests.harness.services import rows
 from tests.storage.bus.test_bus import BusProcess, changes
 

@@ -113,8 +113,8 @@ def _running(home: Path) -> Iterator[int]:
     with ExitStack() as held:
         ports = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in _KINDS]
     subprocess.run(
-        [sys.executable, "-m", "tests.harness.s3_rings", home, *map(str, ports[:-1])],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-m", "tests.harness.servers.s3_rings", home, *map(str, ports[:-1])],
+        cwd=Path(__file__).parents[3],
         check=True,
     )
     with ExitStack() as running:

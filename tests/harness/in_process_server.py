@@ -190,7 +190,7 @@ async def _stopped(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-def _new_tenants(*names: str) -> str:
+def new_tenants(*names: str) -> str:
     """Give the statement that adds tenants."""
     values = ", ".join(f"('{name}')" for name in names)
     return (
@@ -208,7 +208,7 @@ async def serve(services: Services, dsn: str, tmp_path: Path) -> AsyncIterator[S
 
     They meet on the tests' Redis, or on that of ``redis_url``; ``at`` is another way to the database.
     """
-    execute(dsn, _new_tenants("acme", "globex"))
+    execute(dsn, new_tenants("acme", "globex"))
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -250,6 +250,6 @@ async def shared(_shared: Running, _shared_database: Connection) -> AsyncIterato
     ``pytestmark = ON_SHARED``.
     """
     suffix = f"-{uuid.uuid4().hex}"
-    run(_shared_database, _new_tenants(f"acme{suffix}", f"globex{suffix}"))
+    run(_shared_database, new_tenants(f"acme{suffix}", f"globex{suffix}"))
     async with AsyncExitStack() as stack:
         yield Running(_shared.dsn, _shared.url, _shared.task, stack, suffix)

@@ -232,16 +232,16 @@ class Deployment:
     async def conflicts(self) -> AsyncIterator[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
         async with self._administered() as (database, dsn):
-            yield ConflictAdmin(database, self._committer(database, dsn))
+            yield ConflictAdmin(database, await self._committer(database, dsn))
 
     @asynccontextmanager
     async def quarantine(self) -> AsyncIterator[QuarantineAdmin]:
         """Open the items that were rejected."""
         async with self._administered() as (database, dsn):
-            yield QuarantineAdmin(database, self._committer(database, dsn))
+            yield QuarantineAdmin(database, await self._committer(database, dsn))
 
-    def _committer(self, database: Database, dsn: str) -> WorkCommitter:
-        sealing = open_sealing(self.settings, database)
+    async def _committer(self, database: Database, dsn: str) -> WorkCommitter:
+        sealing = await open_sealing(self.settings, database)
         return WorkCommitter(dsn, self.settings, sealing, self._advanced_tenants.update)
 
     @asynccontextmanager
@@ -295,14 +295,15 @@ class Deployment:
     async def analytics(self) -> AsyncIterator[tuple[PostgresAnalytics, PostgresVoice, PostgresTelemetry]]:
         """Open the figures of tenants, the log of voice verifications, and telemetry."""
         async with self._administered() as (database, _):
-            sealing = open_sealing(self.settings, database)
+            sealing = await open_sealing(self.settings, database)
             yield PostgresAnalytics(database), PostgresVoice(database, sealing), PostgresTelemetry(database)
 
     @asynccontextmanager
     async def exports(self) -> AsyncIterator[PostgresExport]:
         """Open the exports."""
         async with self._administered() as (database, _):
-            yield PostgresExport(database, self.settings.domains, open_sealing(self.settings, database))
+            sealing = await open_sealing(self.settings, database)
+            yield PostgresExport(database, self.settings.domains, sealing)
 
     @contextmanager
     def epoch(self) -> Iterator[PostgresEpoch]:

@@ -93,7 +93,7 @@ class JobAdmin:
         clock = SystemClock()
         alerts = Alerts(receivers(self._settings), database, clock)
         health = health_job(self._settings, database, clock, alerts)
-        sealing = open_sealing(self._settings, database)
+        sealing = await open_sealing(self._settings, database)
         body = job_bodies(self._settings, self._dsn, database, sealing, cleanup, health)[job]
         begun = await self._store.begin(job, None)
         if begun is None:
@@ -114,7 +114,7 @@ class JobAdmin:
         database, writes = Database(self._dsn, 1), Database(self._dsn, 1)
         blobs = open_blobs(settings)
         tenants: set[int] = set()
-        sealing = open_sealing(settings, database)
+        sealing = await open_sealing(settings, database)
         store = PostgresStore(writes, settings.idempotency.lifetime_h, sealing)
         committer = command_committer(store, settings, sealing, {}, tenants)
         minutes = Minutes(PostgresMinutes(database), SystemClock(), lambda: uuid.uuid4().hex)

@@ -10,12 +10,14 @@ import msgspec
 
 from compose.alerts import Alerts
 from compose.monitoring import health_job
+from compose.sealing.stores import FollowedSealing
 from engine.cache.devices import DeviceCache
 from engine.cache.tenants import TenantCache
 from engine.cluster.job_scheduler import JobScheduler
 from engine.cluster.jobs import JOBS, JobBody, JobKind, JobRun, in_sequence, in_thread
 from engine.operate.aggregation import Aggregation
 from engine.operate.health_job import HealthJob
+from engine.operate.reseal import Reseal
 from engine.operate.retention import KeptFor, Retention
 from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock
@@ -28,10 +30,10 @@ from storage.postgres.pool import Database
 from storage.stores.audit import PostgresAudit
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.runs import PostgresJobs
+from storage.stores.keys.reseal import PostgresReseal
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.monitoring.voice import PostgresVoice
-from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
 
@@ -58,7 +60,7 @@ class Jobs:
         settings: Settings,
         dsn: str,
         database: Database,
-        sealing: Sealing,
+        sealing: FollowedSealing,
         uploads: CleanupJob,
         warm: Callable[[], Awaitable[None]],
         clock: Clock,
@@ -115,7 +117,7 @@ def job_bodies(
     settings: Settings,
     dsn: str,
     database: Database,
-    sealing: Sealing,
+    sealing: FollowedSealing,
     uploads: CleanupJob,
     health: HealthJob,
 ) -> Mapping[str, JobBody]:
@@ -168,4 +170,5 @@ def job_bodies(
         "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database, sealing), events_d),
         "warm": read_again,
         "monitor": health,
+        "reseal": Reseal(PostgresReseal(database, sealing, sealing.refresh)),
     }

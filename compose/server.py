@@ -26,7 +26,7 @@ from compose.metrics import ProcessMetrics
 from compose.monitoring import health_check
 from compose.pools import pools
 from compose.sealing.master_key import MasterKeySource
-from compose.sealing.stores import open_sealing
+from compose.sealing.stores import server_sealing
 from compose.uploads import UploadComponents
 from engine.cache.devices import DeviceCache, DeviceLimits
 from engine.cache.minutes import Minutes
@@ -108,7 +108,8 @@ class Server:
         # Of several connections one is left to what the process itself reads.
         read_limiter = ReadLimiter(max(1, settings.postgres.read_connections - 1))
         domains = Domains(dict(settings.domains))
-        sealing = open_sealing(settings, reads)
+        master_keys = MasterKeySource(settings)
+        sealing = self._sealing = server_sealing(settings, reads, master_keys)
         limits, server = settings.limits, settings.server
         feed = self._feed = Feed(
             PostgresFeed(reads, sealing),
@@ -238,9 +239,7 @@ class Server:
             workers,
             sources,
         )
-        self._server_process = ServerProcess(
-            reads, port, worker, alerts.recorded, MasterKeySource(settings).ids
-        )
+        self._server_process = ServerProcess(reads, port, worker, alerts.recorded, master_keys.ids)
         self._cluster_listener = ClusterListener(bus, feed, tenants, self._connections, files.locks)
 
     async def run(self, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -321,6 +320,7 @@ class Server:
     async def _renew(self) -> None:
         """Read again what commands change. Raises StoreError."""
         await self._feed.refresh_epoch()
+        await self._sealing.refresh()
         if await self._revocations.refresh():
             await self._connections.revoked()
 

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import os
+
+from compose.sealing.master_key import MasterKeySource
+from engine.cache.key_ring import COMMAND_SEALS, SERVER_SEALS, TenantKeyRing
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
+from storage.stores.keys.admin import PostgresKeyAdmin
+from storage.stores.keys.wrapped import PostgresTenantKeys
 from storage.stores.sealed.sealing import Sealing
 
 
-def open_sealing(settings: Settings, database: Database) -> Sealing:  # noqa: ARG001  # for the ring
-    """Return it; ``database`` has the keys of tenants."""
-    return Sealing(None, settings.domains)
+class FollowedSealing(Sealing):
+    """Sealing by the keys of the database, of the domains that are sealed there."""
+
+    def __init__(self, settings: Settings, database: Database, source: MasterKeySource, seals: int) -> None:
+        self._keys = TenantKeyRing(PostgresTenantKeys(database), source, os.urandom, seals)
+        self._store = PostgresKeyAdmin(database)
+        super().__init__(self._keys, settings.domains)
+
+    async def refresh(self) -> None:
+        """Read again which domains are sealed, and the keys that are in memory. Raises StoreError."""
+        self.follow([one.domain for one in await self._store.sealed_domains()])
+        await self._keys.refresh()
+
+
+def server_sealing(settings: Settings, database: Database, source: MasterKeySource) -> FollowedSealing:
+    """Return the sealing of a server, which ``refresh`` has follow the database."""
+    return FollowedSealing(settings, database, source, SERVER_SEALS)
+
+
+async def open_sealing(settings: Settings, database: Database) -> FollowedSealing:
+    """Return the sealing of a command, as of now. Raises StoreError."""
+    sealing = FollowedSealing(settings, database, MasterKeySource(settings), COMMAND_SEALS)
+    await sealing.refresh()
+    return sealing

@@ -108,8 +108,11 @@ class TenantKeyRing:
             await self._provide(tenant_id)
 
     async def refresh(self) -> None:
-        """Read again the keys that are in memory, because they may have changed. Raises StoreError."""
-        await self._read(list(self._rings))
+        """Read again the keys that are in memory, because they may have changed. Raises StoreError.
+
+        Keys that cannot be opened are dropped: ``load`` says why, and other tenants go on.
+        """
+        await self._read(list(self._rings), drop=True)
 
     async def rotate(self, tenant_id: int) -> int:
         """Make a new key that seals, in place of the one that does; return its number.
@@ -128,7 +131,7 @@ class TenantKeyRing:
                 return number
         raise StoreUnavailableError("other processes rotate the key of this tenant: try again")
 
-    async def _read(self, tenant_ids: Collection[int]) -> None:
+    async def _read(self, tenant_ids: Collection[int], *, drop: bool = False) -> None:
         wanted = list(tenant_ids)
         for start in range(0, len(wanted), _READ_TENANTS):
             part = wanted[start : start + _READ_TENANTS]
@@ -140,8 +143,14 @@ class TenantKeyRing:
                     continue
                 if not any(not key.retired for key in stored.keys):
                     stored = await self._first(stored)
-                if stored is not None:
+                if stored is None:
+                    continue
+                try:
                     await self._note(stored)
+                except KeysUnavailableError:
+                    self._rings.pop(tenant_id, None)
+                    if not drop:
+                        raise
 
     async def _first(self, stored: StoredKeys) -> StoredKeys | None:
         """Make the first key of a tenant, unless another process did. Returns None if the tenant is gone."""

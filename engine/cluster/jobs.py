@@ -44,6 +44,7 @@ JOBS: Final[Mapping[str, str]] = {
     "aggregate": "sums up each tenant's last hours in snapshots",
     "warm": "has every server read policies, and the devices that synced last",
     "monitor": "judges the health of every tenant, and alerts",
+    "reseal": "seals again what is stored, after a key was rotated or a domain was sealed",
 }
 
 #: What a run counted, by name; a ratio may be None, without data.

@@ -218,6 +218,7 @@ class Jobs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     aggregate: Text
     warm: Text
     monitor: Text
+    reseal: Text
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

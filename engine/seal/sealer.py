@@ -94,8 +94,8 @@ class TenantKeys:
         self._tenant = tenant
         self._random_bytes = random_bytes
         self._encrypt = ciphers[active].encrypt
-        self._head = _head(active)
-        self._openers = {_head(number): cipher.decrypt for number, cipher in ciphers.items()}
+        self._head = head_of(active)
+        self._openers = {head_of(number): cipher.decrypt for number, cipher in ciphers.items()}
 
     def seal(self, table: str, domain: str, value_id: str, version: int, plain: bytes) -> bytes:
         """Seal a value for one place. The same value gives other bytes each time.
@@ -153,7 +153,8 @@ def key_number(sealed: bytes) -> int:
     return int.from_bytes(sealed[1:_HEAD_BYTES], "big")
 
 
-def _head(number: int) -> bytes:
+def head_of(number: int) -> bytes:
+    """Return the bytes with which values begin that a key sealed."""
     return bytes([FORMAT]) + number.to_bytes(4, "big")
 
 

@@ -25,6 +25,13 @@ from handlers.operate.printing import say
 _PROGRESS_S: Final = 1.0
 
 
+#: What sealing again does not reach.
+_STAYS: Final = (
+    "what these values were before stays in dead rows until VACUUM FULL of the tables, in archives of the WAL"
+    " and in backups until they expire"
+)
+
+
 class JobDone(msgspec.Struct, frozen=True):
     """A run that a command did."""
 
@@ -91,6 +98,8 @@ def _command(name: str, does: str) -> Command:
             as_json(done)
         else:
             say(f"{name}: succeeded in {_duration(done.duration_s)}{_counted(counts)}")
+        if counts and name == "reseal":
+            say(_STAYS, err=True)
 
     run.__doc__ = f"Run the job {name} now: it {does}."
     return run

@@ -17,7 +17,7 @@ import msgspec
 from engine.model.rows import IdempotencyKey, IdempotencyRecord
 from engine.runtime.ports import StoreError, StoreRetryError
 from engine.seal.ports import KeyRing, KeysMissingError
-from engine.seal.sealer import BrokenSealError, TenantKeys, UnknownKeyError
+from engine.seal.sealer import BrokenSealError, TenantKeys, UnknownKeyError, head_of
 from storage.postgres.plain_bytes import TEXT_MARK
 
 #: What the associated data call the place of a value: table and column.
@@ -101,6 +101,15 @@ class Sealing:
             missing = [tenant_id for tenant_id in tenant_ids if not self._has_keys(tenant_id)]
             if missing:
                 await self._ring.load(missing)
+
+    async def load_keys(self, tenant_id: int) -> None:
+        """Have the keys of a tenant in memory, whether anything is sealed now or not. Raises StoreError."""
+        if not self._has_keys(tenant_id):
+            await self.load_again(KeysMissingError(tenant_id))
+
+    def active_head(self, tenant_id: int) -> bytes:
+        """Return the bytes with which a tenant's values begin that are sealed now. Raises as ``seal``."""
+        return head_of(self._keys_to_write(tenant_id).active)
 
     async def load_again(self, missing: KeysMissingError) -> None:
         """Read a tenant's keys again. Raises StoreError."""

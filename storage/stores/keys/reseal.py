@@ -1,0 +1,303 @@
+"""Seals again what tenants have stored: a page of rows at a time, in place, beside running servers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from engine.operate.reseal import Resealed
+from storage.postgres.arrays import text_array_or_null
+from storage.postgres.driver import Row
+from storage.postgres.pool import Database
+from storage.postgres.transactions import transaction_settings
+from storage.stores.held_changes import StoredChange, decode_changes, encode_changes
+from storage.stores.keys.reseal_statements import Statements, statements_of
+from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
+from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing
+
+#: Rows of one page. A tenant is locked while they are written: for 2 to 5 ms.
+PAGE_ROWS: Final = 200
+#: A page is read again so often if others changed rows of it, as syncs do.
+_TRIES: Final = 5
+#: Servers follow a rotation or a sealed domain within a second. What they wrote before is in the pass.
+_FOLLOWED_S: Final = 5
+_HASH_BYTES: Final = 32
+_NEEDED: Final = (
+    "greatest(p.wanted_at, (SELECT max(since) FROM sealed_domains"
+    f" WHERE since + interval '{_FOLLOWED_S} seconds' > t.created_at)) + interval '{_FOLLOWED_S} seconds'"
+)
+_WAIT: Final = (
+    f"SELECT greatest(0, extract(epoch FROM max(at) - now()) + {_FOLLOWED_S})::float8 FROM"
+    " (SELECT max(since) AS at FROM sealed_domains UNION ALL SELECT max(wanted_at) FROM reseal_passes) AS w"
+)
+_NEXT: Final = (
+    f"SELECT t.tenant_id, p.began_at IS NOT NULL AND p.began_at >= {_NEEDED} FROM tenants AS t"
+    " LEFT JOIN reseal_passes AS p ON p.tenant_id = t.tenant_id"
+    f" WHERE t.tenant_id > %(after)s::int AND {_NEEDED} > coalesce(p.done_at, '-infinity')"
+    f" AND {_NEEDED} <= now() ORDER BY t.tenant_id LIMIT 1"
+)
+_BEGIN: Final = (
+    "INSERT INTO reseal_passes AS p (tenant_id, began_at) VALUES (%(tenant)s::int, now())"
+    " ON CONFLICT (tenant_id) DO UPDATE SET began_at = now(), place = NULL, position = NULL, resealed = 0"
+)
+_STATE: Final = (
+    "SELECT p.place, p.position::text, extract(epoch FROM p.began_at)::float8, (SELECT max(since) FROM"
+    f" sealed_domains) IS NOT NULL, extract(epoch FROM (SELECT max(since) FROM sealed_domains))::float8"
+    f" + {_FOLLOWED_S} FROM reseal_passes AS p WHERE p.tenant_id = %(tenant)s::int"
+)
+#: As batches do: the counter before any other row, so that neither waits for the other in a circle.
+_LOCK: Final = "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s::int FOR UPDATE; "
+_MOVE: Final = (
+    "UPDATE reseal_passes SET place = %(place)s, position = %(position)s::json,"
+    " resealed = resealed + %(values)s::int WHERE tenant_id = %(tenant)s::int"
+)
+_END: Final = (
+    "UPDATE reseal_passes SET done_at = began_at, began_at = NULL, place = NULL, position = NULL"
+    " WHERE tenant_id = %(tenant)s::int"
+)
+_DEAD: Final = (
+    "SELECT coalesce(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables"
+    " WHERE schemaname = current_schema() AND relname ~ %(tables)s"
+)
+#: COMMIT does not wait for the disk: a page that a crash takes back is done again, for its position goes with
+#: it. A page is read in the order of an index, whatever the planner makes of a table that grows.
+_SETTINGS: Final = transaction_settings("off", enable_bitmapscan="off", enable_sort="off")
+
+_decode_changes: Final = msgspec.json.Decoder(list[StoredChange]).decode
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_position: Final = msgspec.json.Decoder(list[str]).decode
+_encode: Final = msgspec.json.encode
+_STATEMENTS: Final[tuple[tuple[SealedTable, Statements], ...]] = tuple(
+    (table, statements_of(table)) for table in SEALED_TABLES
+)
+
+
+class _Where(NamedTuple):
+    """How far a pass is: the index of the table, and the key of the last row that was looked at."""
+
+    table: int
+    after: list[str] | None
+
+
+class PostgresReseal:
+    """``engine.operate.reseal.ResealStore``.
+
+    Args:
+        database: The database.
+        sealing: Opens and seals.
+        refresh: Reads again which domains are sealed, and the keys.
+        page_rows: Rows of one step.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        sealing: Sealing,
+        refresh: Callable[[], Awaitable[None]],
+        page_rows: int = PAGE_ROWS,
+    ) -> None:
+        self._database = database
+        self._sealing = sealing
+        self._refresh = refresh
+        self._page_rows = page_rows
+
+    async def wait_s(self) -> float:
+        """Return how long to wait for servers."""
+        ((wait_s,),) = await self._database.query(_WAIT)
+        return float(wait_s or 0)
+
+    async def next_tenant(self, after: int) -> int | None:
+        """Begin or resume a pass."""
+        found = await self._database.query(_NEXT, {"after": after})
+        if not found:
+            return None
+        tenant_id, resumes = found[0]
+        await self._refresh()
+        if not resumes:
+            await self._database.execute(_BEGIN, {"tenant": tenant_id})
+        return int(tenant_id)
+
+    async def step(self, tenant_id: int) -> Resealed | None:
+        """Seal a page of rows again."""
+        state = await self._database.query(_STATE, {"tenant": tenant_id})
+        if not state:
+            return None  # the tenant was removed
+        place, position, _, _, followed_s = state[0]
+        await self._sealing.load_keys(tenant_id)
+        where = _where(place, position)
+        for table in range(where.table, len(_STATEMENTS)):
+            after = where.after if table == where.table else None
+            done = await self._page(tenant_id, _Where(table, after), followed_s or 0.0)
+            if done is not None:
+                return done
+        await self._database.execute(_END, {"tenant": tenant_id})
+        return None
+
+    async def _page(self, tenant_id: int, where: _Where, followed_s: float) -> Resealed | None:
+        """Do a page of one table; None if no row of it is left."""
+        looked = values = missed = 0
+        for _ in range(_TRIES):
+            rows = await self._read(tenant_id, where, followed_s)
+            if not rows:
+                return None
+            looked = rows[0][0]
+            done, missed = await self._write(tenant_id, where, rows)
+            values += done
+            if not missed:
+                break
+        return Resealed(looked, values, missed)
+
+    async def _read(self, tenant_id: int, where: _Where, followed_s: float) -> list[Row]:
+        _, statements = _STATEMENTS[where.table]
+        unsealed = self._sealing.unsealed_domains()
+        values: dict[str, object] = {
+            "tenant": tenant_id,
+            "limit": self._page_rows,
+            "on": unsealed is not None,
+            "unsealed": sorted(unsealed or ()),
+            "head": self._sealing.active_head(tenant_id).hex(),
+            "followed": followed_s,
+        }
+        if where.after is None:
+            return await self._database.query(statements.first_page, values)
+        values |= {f"a{at}": text for at, text in enumerate(where.after)}
+        return await self._database.query(statements.page, values)
+
+    async def _write(self, tenant_id: int, where: _Where, rows: list[Row]) -> tuple[int, int]:
+        """Write the rows that are to be changed, and the position; return values done and rows missed."""
+        table, statements = _STATEMENTS[where.table]
+        keys = len(table.key)
+        last = list(rows[-1][2 : 2 + keys])
+        due = [row for row in rows if any(_flags(table, row))]
+        changed = await self._sealing.opened(due, lambda row: _changed(self._sealing, table, tenant_id, row))
+        values = sum(sum(_flags(table, row)) for row in due)
+        moved: dict[str, object] = {
+            "tenant": tenant_id,
+            "place": table.name,
+            "position": _encode(last).decode(),
+            "values": values,
+        }
+        if not due:
+            await self._database.execute(_MOVE, moved, _SETTINGS)
+            return 0, 0
+        names = [*(f"k{at}" for at in range(keys)), "x"]
+        names += [f"c{at}" for at in range(len(table.columns))]
+        names += [f"m{at}" for at in range(len(table.more))]
+        arrays = {
+            name: text_array_or_null(column)
+            for name, column in zip(names, zip(*changed, strict=True), strict=True)
+        }
+        async with self._database.transaction(_SETTINGS) as transaction:
+            written = await transaction.query(_LOCK + statements.update, {"tenant": tenant_id, **arrays})
+            missed = len(due) - len(written)
+            if not missed:
+                await transaction.query(_MOVE, moved)
+        return (0 if missed else values), missed
+
+    async def dead_rows(self) -> int:
+        """Return the dead rows of the tables."""
+        names = "|".join(sorted({table.name.removesuffix("_later") for table, _ in _STATEMENTS}))
+        ((count,),) = await self._database.query(_DEAD, {"tables": f"^({names})"})
+        return int(count)
+
+
+def _where(place: str | None, position: str | None) -> _Where:
+    for at, (table, _) in enumerate(_STATEMENTS):
+        if table.name == place and position is not None:
+            return _Where(at, _decode_position(position))
+    return _Where(0, None)
+
+
+def _flags(table: SealedTable, row: Row) -> list[bool]:
+    """Return of each column whether it is to be changed."""
+    first = 2 + len(table.key) + 4
+    return [bool(row[first + 2 * at]) for at in range(len(table.columns))]
+
+
+def _changed(sealing: Sealing, table: SealedTable, tenant_id: int, row: Row) -> list[str | None]:
+    """Return the key, xmin, values and further columns of a row as they should be."""
+    keys = len(table.key)
+    domain, value_id, version = row[3 + keys : 6 + keys]
+    own = tenant_id, domain, value_id, version
+    flags, first = _flags(table, row), 7 + keys
+    values: list[str | None] = []
+    more: Sequence[str | None] = row[6 + keys + 2 * len(table.columns) :]
+    for at, column in enumerate(table.columns):
+        stored: str | None = row[first + 2 * at]
+        if flags[at] and stored is not None:
+            if column.form == "voice":
+                stored, more = _voice(sealing, column, own, stored, more)
+            elif column.form == "answer":
+                stored, more = _answer(sealing, column, own, stored, more)
+            else:
+                stored = _value(sealing, column, own, stored)
+        values.append(stored)
+    return [*row[2 : 3 + keys], *values, *more]
+
+
+_Own = tuple[int, str | None, str, int]
+
+
+def _value(sealing: Sealing, column: SealedColumn, own: _Own, stored: str) -> str | None:
+    tenant_id, domain, value_id, version = own
+    if column.form == "text":
+        plain_text = sealing.open_text(column.place, tenant_id, domain, value_id, version, stored)
+        return sealing.seal_text(column.place, tenant_id, domain, value_id, version, plain_text)
+    assert domain is not None
+    if column.form == "changes":
+        of_conflict = tenant_id, domain, value_id
+        changes = decode_changes(_decode_changes(stored), sealing, of_conflict)
+        return encode_changes(changes, sealing, of_conflict).decode()
+    plain = sealing.open(column.place, tenant_id, domain, value_id, version, stored)
+    return _as_stored(sealing, column, (tenant_id, domain, value_id, version), plain)
+
+
+def _as_stored(
+    sealing: Sealing, column: SealedColumn, own: tuple[int, str, str, int], plain: bytes | None
+) -> str | None:
+    tenant_id, domain, value_id, version = own
+    if plain is not None and sealing.covers(domain):
+        plain = sealing.seal(column.place, tenant_id, domain, value_id, version, plain)
+    return None if plain is None else plain.decode()
+
+
+def _answer(
+    sealing: Sealing, column: SealedColumn, own: _Own, stored: str, more: Sequence[str | None]
+) -> tuple[str | None, Sequence[str | None]]:
+    """Return the results, and the hash of the request, which is sealed with them."""
+    tenant_id, domain, value_id, version = own
+    assert domain is not None
+    plain = sealing.open(column.place, tenant_id, domain, value_id, version, stored)
+    assert plain is not None
+    if stored[0] != '"':
+        (request_sha256,) = more
+        plain = bytes.fromhex(request_sha256 or "") + plain
+    if sealing.covers(domain):
+        sealed = sealing.seal(column.place, tenant_id, domain, value_id, version, plain)
+        assert sealed is not None
+        return sealed.decode(), [HASH_IN_RESULTS]
+    return plain[_HASH_BYTES:].decode(), [plain[:_HASH_BYTES].hex()]
+
+
+def _voice(
+    sealing: Sealing, column: SealedColumn, own: _Own, stored: str, more: Sequence[str | None]
+) -> tuple[str | None, Sequence[str | None]]:
+    """Return the result, and the ids of the verification and the person, which are sealed with it."""
+    tenant_id, domain, value_id, version = own
+    assert domain is not None
+    verification_id, user_id = more
+    assert verification_id is not None
+    plain = sealing.open(column.place, tenant_id, domain, value_id, version, stored)
+    assert plain is not None
+    result = _decode(plain)
+    if stored[0] == '"':
+        verification_id, user_id = result.pop("verification_id"), result.pop("user_id")
+    if not sealing.covers(domain):
+        return _encode(result).decode(), [verification_id, user_id]
+    found = sealing.keyed_hash(VOICE_ID, tenant_id, domain, verification_id)
+    named = {"verification_id": verification_id, "user_id": user_id}
+    sealed = sealing.seal(column.place, tenant_id, domain, found, version, _encode(named | result))
+    assert sealed is not None
+    return sealed.decode(), [found, None]

@@ -1,0 +1,129 @@
+"""The statements of the job ``reseal``, made of the table of sealed columns."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from storage.postgres.plain_bytes import TEXT_MARK
+from storage.stores.keys.sealed_columns import SealedColumn, SealedTable
+
+_JSON_MARK: Final = "'\"'"
+_TEXT_MARK: Final = f"E'\\x{ord(TEXT_MARK):02x}'"
+#: Base64 of the head of a sealed value, and of the byte behind it.
+_HEAD_CHARS: Final = 8
+_HEAD_BYTES: Final = 5
+#: How a column takes a text.
+_CAST: Final = {"request_sha256": "decode(w.{}, 'hex')", "verification_id": "w.{}", "user_id": "w.{}"}
+
+
+#: A plain row whose verification was logged again since it is sealed would get the key of that row.
+_DROP_TWINS: Final = (
+    "DELETE FROM voice_verification_log AS r USING unnest({arrays}) AS w({names})"
+    " WHERE r.tenant_id = %(tenant)s::int AND r.verification_id = w.k0 AND w.k0 <> w.m0"
+    " AND EXISTS (SELECT FROM voice_verification_log AS o WHERE o.tenant_id = %(tenant)s::int"
+    " AND o.verification_id = w.m0); "
+)
+
+
+class Statements(NamedTuple):
+    """The statements of one table. ``page`` begins after the key that its values ``a0``, ``a1`` … have."""
+
+    first_page: str
+    page: str
+    update: str
+
+
+def statements_of(table: SealedTable) -> Statements:
+    """Return the statements of a table."""
+    after = ", ".join(f"%(a{at})s::{column.kind}" for at, column in enumerate(table.key))
+    return Statements(_page(table, ""), _page(table, f" AND ({_names(table)}) > ({after})"), _update(table))
+
+
+def _page(table: SealedTable, after: str) -> str:
+    """Return the rows of a page that are not as they should be, and its last row in any case.
+
+    The columns: the number of rows of the page, the key, xmin, domain, id, version, then of each column
+    whether it is to be changed and its value, and the further columns.
+    """
+    keys = [f"{column.name}::text AS k{at}" for at, column in enumerate(table.key)]
+    values = [
+        text
+        for at, column in enumerate(table.columns)
+        for text in (f"{_due(table, column)} AS d{at}", f"{column.name}::text AS c{at}")
+    ]
+    more = [f"{_read(name)} AS m{at}" for at, name in enumerate(table.more)]
+    columns = ", ".join(
+        [
+            *keys,
+            "row_xmin::text AS x",
+            f"{table.domain} AS d",
+            f"{table.value_id} AS i",
+            f"({table.version})::bigint AS v",
+            *values,
+            *more,
+        ]
+    )
+    due = " OR ".join(f"d{at}" for at in range(len(table.columns)))
+    return (
+        f"WITH page AS MATERIALIZED (SELECT r.*, r.xmin AS row_xmin FROM {table.name} AS r"
+        f" WHERE r.tenant_id = %(tenant)s::int{after} ORDER BY {_names(table)} LIMIT %(limit)s::int),"
+        f" judged AS (SELECT count(*) OVER () AS total, row_number() OVER (ORDER BY {_names(table)}) AS n,"
+        f" {columns} FROM page) SELECT * FROM judged WHERE {due} OR n = total ORDER BY n"
+    )
+
+
+def _update(table: SealedTable) -> str:
+    """Return the change of rows that nobody else changed since they were read."""
+    keys = [f"k{at}" for at in range(len(table.key))]
+    names = [*keys, "x", *(f"c{at}" for at in range(len(table.columns)))]
+    names += [f"m{at}" for at in range(len(table.more))]
+    changes = [
+        f"{column.name} = w.c{at}{'' if column.form == 'text' else '::json'}"
+        for at, column in enumerate(table.columns)
+    ]
+    changes += [f"{name} = {_CAST[name].format(f'm{at}')}" for at, name in enumerate(table.more)]
+    where = " AND ".join(f"r.{column.name} = w.k{at}::{column.kind}" for at, column in enumerate(table.key))
+    arrays = ", ".join(f"%({name})s::text[]" for name in names)
+    if table.more[:1] == ("verification_id",):
+        twins = _DROP_TWINS.format(arrays=arrays, names=", ".join(names))
+    else:
+        twins = ""
+    return twins + (
+        f"UPDATE {table.name} AS r SET {', '.join(changes)} FROM unnest({arrays}) AS w({', '.join(names)})"
+        f" WHERE r.tenant_id = %(tenant)s::int AND {where} AND r.xmin = w.x::xid RETURNING 1"
+    )
+
+
+def _due(table: SealedTable, column: SealedColumn) -> str:
+    """Return the condition that a value is plain and should be sealed, or the reverse, or has an old key."""
+    covered = f"(%(on)s::boolean AND ({table.domain} IS NULL OR {table.domain} <> ALL(%(unsealed)s::text[])))"
+    text = f"{column.name}::text"
+    if column.form == "changes":
+        each = _judged("(e->'data')::text", _JSON_MARK, covered, covered)
+        return (
+            f"({column.name} IS NOT NULL AND EXISTS (SELECT FROM json_array_elements({column.name}) AS e"
+            f" WHERE json_typeof(e->'data') <> 'null' AND {each}))"
+        )
+    plain = {
+        "files": f"{covered} AND {text} <> '[]'",
+        # Whether an answer tells of sealed domains is not known later: all from before are sealed.
+        "answer": f"{covered} AND created_at < to_timestamp(%(followed)s::float8)",
+    }.get(column.form, covered)
+    mark = _TEXT_MARK if column.form == "text" else _JSON_MARK
+    return f"({column.name} IS NOT NULL AND {_judged(text, mark, covered, plain)})"
+
+
+def _judged(text: str, mark: str, covered: str, plain: str) -> str:
+    head = f"substring(decode(substr({text}, 2, {_HEAD_CHARS}), 'base64') FROM 1 FOR {_HEAD_BYTES})"
+    return (
+        f"CASE WHEN left({text}, 1) = {mark} THEN NOT {covered} OR {head} <> decode(%(head)s, 'hex')"
+        f" ELSE {plain} END"
+    )
+
+
+def _read(name: str) -> str:
+    return f"encode({name}, 'hex')" if name == "request_sha256" else name
+
+
+def _names(table: SealedTable) -> str:
+    return ", ".join(column.name for column in table.key)

@@ -1,0 +1,251 @@
+"""Sealing again what is stored: nothing but the sealed form of values changes, whatever happens beside it."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.cluster.jobs import Begun, JobRun
+from engine.operate.reseal import Reseal
+from engine.runtime.ports import StoreError
+from engine.seal.sealer import key_number
+from storage.postgres.pool import Database
+from storage.stores.keys import reseal
+from storage.stores.keys.reseal import PostgresReseal
+from storage.stores.keys.sealed_columns import SEALED_TABLES
+from storage.stores.sealed import sealing as places
+from storage.stores.sealed.sealing import Sealing
+from tests.harness.key_ring import MadeUpRing, sealing_of
+from tests.harness.services import execute, rows
+from tests.storage.stores.test_sealing import HASH, RECORD, SECRET, TABLES, _write
+
+ALL = (*TABLES, "upload_session", "voice_verification_log")
+#: Rows that no store of these tests writes.
+_FILES = (
+    "INSERT INTO upload_session (tenant_id, upload_id, device_id, kind, file_name, content_type, domain,"
+    " record_id, metadata, reserved_bytes, wanted_sha256, sha256, expires_at) SELECT 1,"
+    f" ('00000000-0000-0000-0000-00000000000' || n)::uuid, 'phone', 'whole', '{SECRET}.pdf', 'a/b',"
+    f" (ARRAY['patient', 'task', NULL])[n], 'r1', 'filename {SECRET}', 0, '{HASH}', NULL, now()"
+    " FROM generate_series(1, 3) AS n"
+)
+_VOICE = (
+    "INSERT INTO voice_verification_log (tenant_id, verification_id, device_id, user_id, occurred_at, result)"
+    " VALUES (1, '%s', 'phone', %s, 'epoch', '%s')"
+)
+MORE = (
+    _FILES,
+    _VOICE % (f"{SECRET}-1", f"'{SECRET}'", '{"verified":true}'),
+    _VOICE % (f"{SECRET}-2", "NULL", '{"verified":false,"confidence_score":0.5}'),
+)
+DOMAINS = ("patient", "voice")
+#: Sealed long enough ago for servers to follow, and after the tenant was made.
+SEALED = (
+    "UPDATE tenants SET created_at = now() - interval '1 day'",
+    "UPDATE sync_idempotency_record SET created_at = now() - interval '1 hour'",
+    "INSERT INTO sealed_domains SELECT unnest(ARRAY['patient', 'voice']), now() - interval '1 minute'",
+)
+WANTED = (
+    "UPDATE reseal_passes SET wanted_at = now() - interval '6 seconds', done_at = now() - interval '1 hour'"
+)
+
+
+_NEWER = "UPDATE records SET version = 3, seq = 9, data = '{\"name\":\"newer\"}' WHERE id = 'r1'"
+
+
+class _Clock:
+    now_us = staticmethod(lambda: 0)
+    monotonic_s = staticmethod(lambda: 0.0)
+
+
+class World:
+    """A database with a row of each kind, and what seals it again."""
+
+    def __init__(self, dsn: str, database: Database) -> None:
+        self.dsn = dsn
+        self.database = database
+        self.ring = MadeUpRing()
+        self.sealing = sealing_of(*DOMAINS, others=["task"], ring=self.ring)
+
+    async def run(self, page_rows: int = 2) -> dict[str, Any]:
+        """Run the job; return its counts."""
+
+        async def refresh() -> None:
+            await self.ring.load([1])
+
+        run = JobRun(Begun("reseal", 0, 1, 0), _Clock())
+        run.rest = _no_rest  # type: ignore[method-assign]
+        await Reseal(PostgresReseal(self.database, self.sealing, refresh, page_rows))(run)
+        return dict(run.counts)
+
+    def dump(self) -> dict[str, list[str]]:
+        """Every row of every table as text."""
+        return {
+            table: sorted(str(row) for (row,) in rows(self.dsn, f"SELECT t::text FROM {table} AS t"))
+            for table in ALL
+        }
+
+    def key_numbers(self) -> set[int]:
+        """The keys of all sealed values."""
+        return {
+            key_number(b64decode(str(value)))
+            for table in SEALED_TABLES
+            for column in table.columns
+            if column.form != "changes"
+            for (value,) in rows(
+                self.dsn,
+                f"SELECT trim(both '\"' FROM trim(leading E'\\x1e' FROM {column.name}::text))"
+                f" FROM {table.name}"
+                f" WHERE left({column.name}::text, 1) IN ('\"', E'\\x1e')",
+            )
+        }
+
+
+async def _no_rest() -> None:
+    pass
+
+
+@pytest.fixture
+async def world(dsn: str) -> AsyncIterator[World]:
+    execute(dsn, "INSERT INTO tenants (name) VALUES ('one')", "INSERT INTO tenant_counters VALUES (1)")
+    database = Database(dsn, 2)
+    await _write(database, Sealing())
+    execute(dsn, *MORE, *SEALED)
+    yield World(dsn, database)
+    await database.close()
+
+
+def test_sealed_tables_have_each_place_that_stores_seal() -> None:
+    named = {
+        value
+        for value in vars(places).values()
+        if isinstance(value, str) and value.split(".")[0] in ALL and value != places.VOICE_ID
+    }
+    assert {column.place for table in SEALED_TABLES for column in table.columns} == named
+
+
+async def test_reseal_seals_plain_rows_rotates_and_unseals_without_another_change(world: World) -> None:
+    plain = world.dump()
+    counts = await world.run()
+    sealed = world.dump()
+    assert not [line for lines in sealed.values() for line in lines if SECRET in line or HASH in line][1:]
+    assert any("paint" in line for line in sealed["records"])
+    assert world.key_numbers() == {1}
+    assert rows(world.dsn, "SELECT id, version, seq, at_us FROM records ORDER BY id") == [
+        ("r1", 2, 1, RECORD.at_us),
+        ("r2", 2, 2, RECORD.at_us),
+        ("r3", 2, 3, RECORD.at_us),
+    ]
+    assert counts["tenants"] == 1
+    assert counts["values"] == 18
+    assert await world.run() == {}
+
+    world.ring.newest = 2
+    execute(world.dsn, WANTED)
+    assert (await world.run())["values"] == 18
+    assert world.key_numbers() == {2}
+    assert [len(lines) for lines in world.dump().values()] == [len(lines) for lines in sealed.values()]
+
+    world.sealing.follow([])
+    execute(world.dsn, "DELETE FROM sealed_domains", WANTED)
+    await world.run()
+    assert world.dump() == plain
+
+
+async def test_reseal_row_that_changes_between_read_and_write_keeps_the_change(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = reseal._changed
+    newer = msgspec.structs.replace(RECORD, version=3, seq=9, data=b'{"name":"newer"}')
+    done: list[str] = []
+
+    def once(*arguments: Any) -> list[str | None]:
+        if not done:
+            done.append("changed")
+            execute(
+                world.dsn,
+                "UPDATE records SET version = 3, seq = 9, data = '{\"name\":\"newer\"}' WHERE id = 'r1'",
+            )
+        return changed(*arguments)
+
+    monkeypatch.setattr(reseal, "_changed", once)
+    await world.run()
+    ((version, stored),) = rows(world.dsn, "SELECT version, data::text FROM records WHERE id = 'r1'")
+    assert version == 3
+    opened = world.sealing.open(places.RECORD_DATA, 1, "patient", "r1", 3, str(stored))
+    assert opened == newer.data
+    assert SECRET not in str(world.dump()["records"])
+
+
+async def test_reseal_that_fails_midway_goes_on_where_it_was(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = reseal._changed
+    calls: list[object] = []
+
+    def third(*arguments: Any) -> list[str | None]:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise StoreError("cut short")
+        return changed(*arguments)
+
+    monkeypatch.setattr(reseal, "_changed", third)
+    with pytest.raises(StoreError, match="cut short"):
+        await world.run(1)
+    ((place, values),) = rows(world.dsn, "SELECT place, resealed FROM reseal_passes")
+    assert (place, values) == ("events", 4)
+    assert (await world.run(1))["values"] == 14
+    assert world.key_numbers() == {1}
+    assert rows(world.dsn, "SELECT place, resealed, done_at IS NULL FROM reseal_passes") == [
+        (None, 18, False)
+    ]
+
+
+async def test_reseal_waits_until_servers_follow(world: World) -> None:
+    execute(world.dsn, "UPDATE sealed_domains SET since = now()")
+    store = PostgresReseal(world.database, world.sealing, _no_rest)
+    assert 4 < await store.wait_s() <= 5
+    assert await store.next_tenant(0) is None
+    execute(world.dsn, "UPDATE sealed_domains SET since = now() - interval '6 seconds'")
+    assert await store.wait_s() == 0
+    assert await store.next_tenant(0) == 1
+
+
+async def test_reseal_leaves_tenants_that_came_after_the_sealing(world: World) -> None:
+    execute(world.dsn, "UPDATE tenants SET created_at = now()")
+    assert await world.run() == {}
+
+
+async def test_reseal_wanted_again_during_a_pass_begins_another(world: World) -> None:
+    store = PostgresReseal(world.database, world.sealing, _no_rest, 1)
+    assert await store.next_tenant(0) == 1
+    await store.step(1)
+    world.ring.newest = 2
+    await world.ring.load([1])
+    execute(
+        world.dsn,
+        "UPDATE reseal_passes SET wanted_at = now() - interval '5 seconds'",
+        "SELECT pg_sleep(0.001)",
+    )
+    await world.run()
+    assert world.key_numbers() == {2}
+
+
+async def test_reseal_voice_row_logged_again_since_it_is_sealed_is_dropped(world: World) -> None:
+    found = world.sealing
+    await found.load_missing([1])
+    twin = found.keyed_hash(places.VOICE_ID, 1, "voice", f"{SECRET}-1")
+    sealed = found.seal(places.VOICE_RESULT, 1, "voice", twin, 0, b'{"verification_id":"x","user_id":null}')
+    assert sealed is not None
+    values = f"(1, E'{twin}', 'phone', NULL, 'epoch', '{sealed.decode()}')"
+    execute(
+        world.dsn,
+        "INSERT INTO voice_verification_log (tenant_id, verification_id, device_id, user_id, occurred_at,"
+        f" result) VALUES {values}",
+    )
+    await world.run()
+    assert len(world.dump()["voice_verification_log"]) == 2
+    assert SECRET not in str(world.dump()["voice_verification_log"])

@@ -8,7 +8,9 @@ its number: a lost one would leave a gap, one applied twice a version too many.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from aiohttp import ClientError, ClientSession
@@ -17,6 +19,7 @@ from tests.harness.services import rows
 from tests.harness.ws_device import Closed, connected, token
 
 UNDER_WAY = 4
+Opened = Callable[[int, str, int, str], str]
 TENANTS = ("acme", "globex", "initech")
 
 
@@ -126,13 +129,22 @@ def acknowledged(editors: list[Editor]) -> int:
     return sum(len(editor.acknowledged) for editor in editors)
 
 
-def audit(dsn: str, editors: list[Editor]) -> None:
-    """Compare what the devices were told with what PostgreSQL holds."""
+def audit(dsn: str, editors: list[Editor], opened: Opened = lambda _, __, ___, text: text) -> None:
+    """Compare what the devices were told with what PostgreSQL holds.
+
+    Args:
+        dsn: The database.
+        editors: The devices.
+        opened: Opens the data of a record, by its tenant's number, id and version.
+    """
     stored = {
-        (tenant, record_id): (version, number)
-        for tenant, record_id, version, number in rows(
+        (str(tenant), str(record_id)): (
+            version,
+            json.loads(opened(int(str(number)), str(record_id), int(str(version)), str(data)))["number"],
+        )
+        for tenant, number, record_id, version, data in rows(
             dsn,
-            "SELECT t.name, r.id, r.version, (r.data ->> 'number')::int FROM records AS r JOIN tenants AS t"
+            "SELECT t.name, t.tenant_id, r.id, r.version, r.data::text FROM records AS r JOIN tenants AS t"
             " USING (tenant_id)",
         )
     }

@@ -51,6 +51,7 @@ EVENTS_OF: dict[str, set[EventName]] = {
     "job aggregate": {"job_run"},
     "job warm": {"job_run"},
     "job monitor": {"job_run"},
+    "job reseal": {"job_run"},
     "keys rotate-master": {"master_key_rotated"},
     "keys rotate-tenant": {"tenant_key_rotated"},
     "keys seal-domain": {"domain_sealed"},

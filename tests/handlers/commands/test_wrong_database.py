@@ -47,6 +47,7 @@ CHANGING: dict[str, list[str]] = {
     "job aggregate": [],
     "job warm": [],
     "job monitor": [],
+    "job reseal": [],
 }
 #: What only looks.
 READING: dict[str, list[str]] = {

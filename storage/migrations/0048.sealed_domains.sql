@@ -12,9 +12,13 @@ ALTER TABLE server_processes
 
 -- A process of an older version would take sealed values for data of devices. Once a domain is sealed, it cannot say
 -- that it uses the database, and so does not start.
-CREATE FUNCTION server_process_opens_sealed() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+-- What it calls is found in PostgreSQL's own schema, whatever the session of the caller has in its search_path.
+CREATE FUNCTION server_process_opens_sealed() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    sealed boolean;
 BEGIN
-    IF NEW.sealing = 0 AND EXISTS (SELECT FROM sealed_domains) THEN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %I.sealed_domains)', TG_TABLE_SCHEMA) INTO sealed;
+    IF NEW.sealing = 0 AND sealed THEN
         RAISE EXCEPTION 'this database has sealed data, which this version of the server cannot read: use a newer one';
     END IF;
     RETURN NEW;

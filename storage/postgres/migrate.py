@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _FILES: Final = Path(__file__).parent.parent / "migrations"
 #: If a table is locked for longer, the migration fails, so that devices do not wait behind it.
 _LOCK_TIMEOUT_MS: Final = 5000
+#: The migration that brings the sealing of domains. The tables of keys are older.
+_SEALED: Final = "0048.sealed_domains"
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo has no type hints
@@ -110,6 +112,7 @@ def migrate(
         if down:
             _refuse_in_use(connection)
             to = max(standing - 1, 0) if to is None else to
+            _refuse_sealed(connection, to)
         elif to is not None and standing > to:
             raise RefusedError(
                 f"the schema stands at {standing}, past {to}: `run.py migrate --to {to} --down` takes back"
@@ -203,6 +206,23 @@ def _refuse_in_use(connection: Connection) -> None:
         raise RefusedError(
             f"{len(found)} server processes use this database, such as {place}, seen {silent_s:.0f} s ago:"
             f" stop them first (one that was killed counts for {GONE_S:.0f} s)"
+        )
+
+
+def _refuse_sealed(connection: Connection, to: int) -> None:
+    """Refuse to take the keys of sealed data away. A version from before them could not read these data."""
+    if to >= next(number for number, one in _numbered() if str(one.id) == _SEALED):
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('sealed_domains') IS NOT NULL")
+        if cursor.fetchall() == [(False,)]:
+            return
+        cursor.execute("SELECT domain FROM sealed_domains ORDER BY domain")
+        domains = ", ".join(str(domain) for (domain,) in cursor.fetchall())
+    if domains:
+        raise RefusedError(
+            f"data of {domains} are sealed, and no version from before {_SEALED} can read them: restore a"
+            " backup from before they were sealed, or stay at this migration"
         )
 
 

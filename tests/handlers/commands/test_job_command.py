@@ -53,6 +53,7 @@ async def test_job_list_shows_the_last_run_of_each_and_the_next_time(command: Ru
         ["aggregate", "15 * * * *", "never ran"],
         ["warm", "0 2 1 1 *", "2025-12-31 08:00", "15.0 s", "killed, attempt 2"],
         ["monitor", "*/5 * * * *", "never ran"],
+        ["reseal", "*/5 * * * *", "never ran"],
     ]
     assert table[4][-1].endswith("-12-31 20:30"), "two in the morning of a January in India"
     listed = {one["job"]: one for one in json.loads((await command("job", "list", "--json", **settings)).out)}

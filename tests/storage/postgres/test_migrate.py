@@ -253,6 +253,16 @@ def test_migrate_down_while_a_process_runs_is_refused(dsn: str) -> None:
     assert migrate(dsn, down=True) == [_ALL[-1]]
 
 
+def test_migrate_down_of_keys_is_refused_while_a_domain_is_sealed(dsn: str) -> None:
+    execute(dsn, "INSERT INTO sealed_domains VALUES ('voice')")
+    sealed = next(number for number, name in enumerate(_ALL, 1) if name == "0048.sealed_domains")
+    migrate(dsn, sealed, down=True)
+    with pytest.raises(RefusedError, match=r"data of voice are sealed, and no version from before 0048"):
+        migrate(dsn, sealed - 1, down=True)
+    execute(dsn, "DELETE FROM sealed_domains")
+    assert migrate(dsn, sealed - 1, down=True) == [_ALL[sealed - 1]]
+
+
 def test_migrate_to_past_step_without_down_names_the_command(dsn: str) -> None:
     with pytest.raises(RefusedError, match=f"stands at {len(_ALL)}, past 2: `run.py migrate --to 2 --down`"):
         migrate(dsn, 2)

@@ -33,6 +33,9 @@ REFERENCE = {
 
 #: Statements that go over all tenants on purpose, by a part of their text, and why that does no harm.
 OVER_ALL = {
+    ("admin.py", "k.master_key_id <> %(master)s"): "the keys of all tenants are wrapped by one master key",
+    ("admin.py", "WHERE k.master_key_id = m.master_key_id"): "and it is retired when no tenant needs it",
+    ("reseal.py", "SELECT max(wanted_at) FROM reseal_passes"): "a job for all tenants, one after the other",
     ("maintenance.py", "INSERT INTO § SELECT * FROM moved"): "days are cut for all tenants at once",
     ("maintenance.py", "INSERT INTO events SELECT * FROM moved"): "and what they held is moved",
     ("maintenance.py", "INSERT INTO events SELECT * FROM events_interim"): "and what came meanwhile",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from docs.costs.page import with_costs
 from engine.model.audit import EVENTS, EventName, EventRule
 from engine.model.uploads import STATES, State, StateRule
 from engine.wire.errors import ERRORS, ErrorKind
@@ -145,6 +146,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Give each generated page with its text."""
     yield DOCS / "audit-events.md", audit_events_page()
     yield DOCS / "errors.md", errors_page()
+    yield DOCS / "security.md", with_costs((DOCS / "security.md").read_text("utf-8"))
     yield DOCS / "upload-states.md", upload_states_page()
 
 

@@ -22,7 +22,7 @@ _BATCH: Final = 50
 _REST_S: Final = 0.2
 _REST_FACTOR: Final = 3.0
 #: Messages that wait in one process. They take some KB each, and 16 s to store.
-_MOST_WAITING: Final = 4000
+MOST_WAITING: Final = 4000
 
 _REFUSED: Final[dict[TelemetryOutcome, tuple[str, str]]] = {
     "reused": ("idempotency_key_reused", "key: it was used for other telemetry of this hour"),
@@ -69,7 +69,7 @@ class TelemetryIntake:
         """
         if reason := self._full():
             raise self._later("insufficient_storage", reason)
-        if self.waiting >= _MOST_WAITING:
+        if self.waiting >= MOST_WAITING:
             raise self._later("overloaded", "too much telemetry waits to be stored")
         self.waiting += 1
         try:

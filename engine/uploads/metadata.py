@@ -16,7 +16,7 @@ from engine.wire.values import id_fault
 
 MAX_NAME_CHARS: Final = 255
 #: The header is stored as it was sent, and counts against no quota.
-_MOST_CHARS: Final = 4096
+MAX_CHARS: Final = 4096
 _HEADER: Final = "Upload-Metadata"
 #: Control characters, and lone surrogates, which stand for header bytes that are not UTF-8.
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -43,8 +43,8 @@ def parse_metadata(header: str) -> dict[str, str]:
     Raises:
         SyncError: ``invalid_message``.
     """
-    if len(header) > _MOST_CHARS:
-        raise SyncError("invalid_message", f"{_HEADER}: {_MOST_CHARS} characters at most")
+    if len(header) > MAX_CHARS:
+        raise SyncError("invalid_message", f"{_HEADER}: {MAX_CHARS} characters at most")
     values: dict[str, str] = {}
     for pair in header.split(",") if header.strip() else ():
         key, _, coded = pair.strip(" \t").partition(" ")

@@ -28,7 +28,7 @@ Role = Literal["device", "supervisor", "operator", "viewer"]
 
 MIN_SECRET_BYTES: Final = 32
 MIN_RSA_BITS: Final = 2048
-_REMEMBERED_TOKENS: Final = 10_000
+REMEMBERED_TOKENS: Final = 10_000
 #: A longer token is refused unread: checking 30 KB takes 5 ms, and tokens have about 300 bytes.
 MAX_TOKEN_CHARS: Final = 8192
 _BEARER_SUBPROTOCOL: Final = "bearer."
@@ -189,7 +189,7 @@ class Verifier:
         claims = self._verified.get(token)
         if claims is None or claims.expires_at_s <= time.time():
             claims = self._checked(token)
-            if len(self._verified) >= _REMEMBERED_TOKENS:
+            if len(self._verified) >= REMEMBERED_TOKENS:
                 del self._verified[next(iter(self._verified))]
             self._verified[token] = claims
         return claims

@@ -37,7 +37,7 @@ from handlers.operate.printing import plain
 _WAITING_LINES: Final = 10_000
 _FLUSH_S: Final = 2.0
 #: Lines of one event in a minute, in the long run: a flood fills no disk, and the others stay readable.
-_LINES_PER_MINUTE: Final = 120
+LINES_PER_MINUTE: Final = 120
 #: The length of a library's message: enough to recognise it, too little to carry a payload.
 _MESSAGE_CHARACTERS: Final = 200
 #: Messages that any client can cause at any rate: malformed requests and broken connections.
@@ -162,8 +162,8 @@ class _BoundedEvents:
         name, now_s = event["event"], self._clock_s()
         bucket = self._lines.get(name)
         if bucket is None:
-            bucket = self._lines[name] = TokenBucket(float(_LINES_PER_MINUTE), now_s)
-        if bucket.take(_LINES_PER_MINUTE, now_s):
+            bucket = self._lines[name] = TokenBucket(float(LINES_PER_MINUTE), now_s)
+        if bucket.take(LINES_PER_MINUTE, now_s):
             self._left_out[name] += 1
             counters.left_out += 1
             raise structlog.DropEvent

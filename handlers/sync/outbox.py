@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from aiohttp.abc import AbstractStreamWriter
 
 #: Answers are queued even past ``max_bytes``; a client with so many times ``max_bytes`` waiting is cut off.
-_CUT_FROM: Final = 8
+MAX_OUTBOXES: Final = 8
 #: Smaller frames cost more to compress than they save.
 COMPRESS_FROM_BYTES: Final = 1024
 _DEFLATE_TAIL = b"\x00\x00\xff\xff"
@@ -166,7 +166,7 @@ class Outbox:
     def _send(self, frame: bytes) -> None:
         if self._ended:
             return
-        if self._frames and self.queued_bytes + len(frame) > _CUT_FROM * self._max_bytes:
+        if self._frames and self.queued_bytes + len(frame) > MAX_OUTBOXES * self._max_bytes:
             self._cut()
         elif self._frames or self._flow.writing_paused:
             if self._frames is None:

@@ -111,7 +111,7 @@ async def test_intake_message_that_is_not_stored_is_refused_for_good(
 async def test_intake_more_than_may_wait_and_a_full_disk_are_refused_until_later(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "_MOST_WAITING", 2)
+    monkeypatch.setattr(telemetry, "MOST_WAITING", 2)
     world.go.clear()
     waiting = [asyncio.create_task(world.add(number)) for number in range(2)]
     while world.intake.waiting < 2:  # noqa: ASYNC110  # a turn of the loop

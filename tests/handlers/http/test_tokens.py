@@ -651,7 +651,7 @@ def test_token_cached_is_accepted_until_it_expires(
 
 
 def test_token_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.http.tokens._REMEMBERED_TOKENS", 2)
+    monkeypatch.setattr("handlers.http.tokens.REMEMBERED_TOKENS", 2)
     checks = verifier()
     tokens = [signed(payload(jti=str(number))) for number in range(3)]
     first, *_ = [checks.verify(token) for token in tokens]

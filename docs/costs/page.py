@@ -1,0 +1,84 @@
+"""Writes the tables of costs into docs/security.md."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from docs.costs.cost import Cost, Fixed
+from docs.costs.resources import RESOURCES
+from docs.costs.traffic import TRAFFIC
+from engine.wire.close_codes import CloseCode
+from engine.wire.errors import ERRORS
+
+#: Every cost, by the heading of its section.
+COSTS: Final = TRAFFIC | RESOURCES
+BEGIN: Final = "<!-- costs: written by python -m docs.generate -->\n"
+END: Final = "<!-- end of costs -->\n"
+_DEFAULTS: Final = Path(__file__).parents[2] / "config.toml"
+#: What a setting counts, by the end of its name; the others count what the first column names.
+_UNITS: Final = {
+    "bytes": "bytes",
+    "minute": "a minute",
+    "rows": "rows",
+    "items": "items",
+    "s": "s",
+    "h": "hours",
+    "d": "days",
+}
+
+
+def with_costs(text: str) -> str:
+    """Return the page with its tables of costs made anew."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    defaults = tomllib.loads(_DEFAULTS.read_text("utf-8"))
+    sections = [_section(heading, costs, defaults) for heading, costs in COSTS.items()]
+    return head + BEGIN + "\n" + "\n".join(sections) + "\n" + END + tail
+
+
+def _section(heading: str, costs: tuple[Cost, ...], defaults: Mapping[str, Any]) -> str:
+    lines = [
+        f"### {heading}",
+        "",
+        "| what | of one | limit | setting | answer | metric |",
+        "|---|---|---|---|---|---|",
+        *(_row(cost, defaults) for cost in costs),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cost: Cost, defaults: Mapping[str, Any]) -> str:
+    limits = ", ".join(_limit(limit, defaults) for limit in cost.limit)
+    settings = ", ".join(f"`{limit}`" for limit in cost.limit if isinstance(limit, str)) or "fixed"
+    answers = ", ".join(_answer(answer) for answer in cost.answer)
+    metric, _, label = cost.metric.rstrip("}").partition("{")
+    shown = f"`{metric}`" + (f" `{label}`" if label else "")
+    return f"| {cost.taken} | {cost.owner} | {limits} | {settings} | {answers} | {shown} |"
+
+
+def _limit(limit: str | Fixed, defaults: Mapping[str, Any]) -> str:
+    if isinstance(limit, Fixed):
+        return _quantity(limit.value, limit.unit)
+    section, _, key = limit.partition(".")
+    value = defaults[section][key]
+    if not value:
+        return "none"
+    return _quantity(value, _UNITS.get(key.rpartition("_")[2], ""))
+
+
+def _quantity(value: float, unit: str) -> str:
+    if unit == "bytes":
+        for power, name in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+            if value >= 1 << power and value % (1 << power) == 0:
+                return f"{int(value) >> power:,} {name}"
+    joint = "" if unit == "%" else " "
+    return f"{value:,g}{joint}{unit}".strip() if value < 1_000_000 else f"{int(value):,} {unit}".strip()
+
+
+def _answer(answer: str | CloseCode) -> str:
+    if isinstance(answer, CloseCode):
+        return str(int(answer))
+    return f"`{answer}`" if answer in ERRORS else answer

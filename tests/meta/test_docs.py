@@ -160,13 +160,17 @@ def test_page_command_lines_found() -> None:
 def test_dependencies_page_explains_exactly_the_direct_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     page = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
-    run_time, develop = page.split("\n## ")[1:]
+    run_time, develop, stale = page.split("\n## ")[1:]
     for section, wanted in (
         (run_time, project["dependencies"]),
         (develop, project["optional-dependencies"]["dev"]),
     ):
         named = [row[0] for row in table(section, "package")]
         assert {name for cell in named for name in cell.replace(" with ", " ").split(", ")} == _names(wanted)
+    pinned = (ROOT / "deploy" / "requirements-dev.txt").read_text("utf-8")
+    for kept, *_ in table(stale, "kept"):
+        for name in kept.removesuffix(" (development)").split(", "):
+            assert f"\n{name}==" in pinned, f"{name} is not installed any more: take its line out"
 
 
 #: What the extras of our dependencies bring, by the names that people know.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,17 @@ class OwnRedis:
         return int((self._data_dir / "redis" / "redis.pid").read_text())
 
 
-@pytest.fixture(scope="session")
-def _own_redis() -> Iterator[OwnRedis]:
+@contextmanager
+def started_redis() -> Iterator[OwnRedis]:
+    """Run one in a directory of its own."""
     with scratch("tidemark-redis-") as home, embedded(home / "data", postgres=False) as running:
         yield OwnRedis(home / "data", running.redis_url)
+
+
+@pytest.fixture(scope="session")
+def _own_redis() -> Iterator[OwnRedis]:
+    with started_redis() as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import redis
 
 from storage.embedded.account import Account
 from storage.embedded.process import wait_until
 
 _PATIENCE_S = 30.0
+_SYSTEM_SINCE = 7
+
+
+def system_redis() -> Path:
+    """Find the system's Redis, which has sharded channels. Skips without one."""
+    program = shutil.which("redis-server")
+    if program is not None:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        version = re.search(r"v=(\d+)", said)
+        if version is not None and int(version[1]) >= _SYSTEM_SINCE:
+            return Path(program)
+    pytest.skip(f"there is no redis-server {_SYSTEM_SINCE} here: install it (apt-get install redis-server)")
 
 
 class RedisNode:
     """One server; ``settings`` are its command line's, without the dashes. It keeps its files in ``home``.
 
-    With ``tls_port`` it speaks TLS alone.
+    With ``tls_port`` it speaks TLS alone. It has no command of ``withheld``, as a server older than they are.
     """
 
     def __init__(
-        self, binary: Path, account: Account, home: Path, host: str, port: int, **settings: str
+        self,
+        binary: Path,
+        account: Account,
+        home: Path,
+        host: str,
+        port: int,
+        *,
+        withheld: Iterable[str] = (),
+        **settings: str,
     ) -> None:
         self.host = host
         self.port = port
@@ -37,6 +61,7 @@ class RedisNode:
             **{name.replace("_", "-"): value for name, value in settings.items()},
         }
         flags = [part for name, value in told.items() for part in (f"--{name}", value)]
+        flags += [part for name in withheld for part in ("--rename-command", name, "")]
         self._command = [str(binary), *flags]
         self._account = account
         self._process: subprocess.Popen[bytes] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
 from storage.postgres.checkup import FAULT_APART_S
 from storage.postgres.pool import Database
 from tests.harness.admin import add_tenants
-from tests.harness.servers.own_redis import OwnRedis
+from tests.harness.servers.own_redis import OwnRedis, started_redis
+from tests.harness.servers.redis_nodes import system_redis
 from tests.harness.services import Databases, execute, rows
 
 Heard = tuple[Any, ...]
@@ -117,6 +118,17 @@ class BusProcess:
 
 
 Join = Callable[..., Awaitable[BusProcess]]
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def _own_redis(request: pytest.FixtureRequest) -> Iterator[OwnRedis]:
+    """The embedded Valkey, and the system's Redis in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "redis":
+            found = system_redis()
+            patch.setattr("storage.embedded.redis.redis_binary", lambda *_: found)
+        with started_redis() as made:
+            yield made
 
 
 @pytest.fixture

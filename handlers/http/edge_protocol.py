@@ -17,7 +17,6 @@ from typing import Any
 
 from aiohttp import StreamReader, web, web_protocol
 from aiohttp.http import WebSocketReader
-from aiohttp.web_protocol import RequestHandler
 
 from engine.runtime.loop_scheduler import Slot
 from engine.runtime.metered import metered
@@ -26,6 +25,7 @@ from engine.runtime.rate_limit import retry_soon_ms
 from engine.wire.errors import SyncError
 from handlers.http.errors import early_answer
 from handlers.http.loop.metering import Bill, Payer
+from handlers.http.malformed import TypedRefusals
 from handlers.http.read_buffers import BoundedReads, default_read_ahead, discard, limit_read_ahead
 from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections
 
@@ -33,7 +33,7 @@ from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConne
 web_protocol.MAX_MSG_QUEUE_SIZE = 4
 
 
-class EdgeProtocol(RequestHandler):
+class EdgeProtocol(TypedRefusals):
     """aiohttp's protocol, bounded by ``UnauthenticatedConnections``."""
 
     __slots__ = (

@@ -25,7 +25,7 @@ from compose.processes.reload import Reading, Reload, note_reload, note_start
 from compose.processes.supervisor import WorkersFailedError
 from compose.processes.workers import check_bus, supervise, work
 from compose.sealing.admin import KeyAdmin
-from compose.sealing.start import check_master_keys
+from compose.sealing.start import check_master_keys, check_reloaded
 from compose.sealing.stores import open_sealing
 from compose.server import SystemClock
 from compose.signing import signed_for_device
@@ -351,6 +351,7 @@ class Deployment:
     def _read_again(self) -> Reading:
         deployment = self._reopen()
         deployment.keys()
+        check_reloaded(deployment.settings)
         return deployment._reading()  # noqa: SLF001  # another one of this class
 
     def _refuse_restored(self, dsn: str) -> None:

@@ -19,6 +19,7 @@ from compose.alerts import alert_findings
 from compose.configuration import bus_url, database_dsn
 from compose.doctor_secrets import secret_findings
 from compose.pools import connections
+from compose.sealing.start import master_key_finding
 from compose.uploads import open_blobs
 from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
@@ -58,6 +59,7 @@ def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) 
         *_variables(settings),
         *secret_findings(settings, file),
         _keys(keys),
+        master_key_finding(settings),
         *_database(settings),
         *_bus(settings),
         _files(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from compose.sealing.master_key import is_set, made_master_key, make_master_key, master_keys
-from engine.runtime.settings import Settings
+from engine.operate.rows import CheckResult
+from engine.runtime.settings import Settings, SettingsError
 from engine.seal.master_keys import MasterKeyError, missing_sentence
 from storage.postgres.commands import command_database
 from storage.stores.keys.admin import PostgresKeyAdmin
@@ -30,3 +31,26 @@ async def check_master_keys(settings: Settings, dsn: str) -> None:
         given = master_keys(settings)
         if missing := set(in_use) - set(given.ids):
             raise MasterKeyError(missing_sentence(missing, given.ids))
+
+
+def check_reloaded(settings: Settings) -> None:
+    """See that the master keys of new settings can be read. Raises SettingsError."""
+    if is_set(settings.sealing):
+        try:
+            master_keys(settings)
+        except MasterKeyError as error:
+            raise SettingsError(str(error), key="sealing") from None
+
+
+def master_key_finding(settings: Settings) -> CheckResult:
+    """Check the master keys of the settings, for doctor."""
+    made = made_master_key(settings)
+    if not is_set(settings.sealing) and (made is None or not made.exists()):
+        return CheckResult("ok", "master key", "none is set: nothing can be sealed")
+    try:
+        given = master_keys(settings)
+    except MasterKeyError as error:
+        return CheckResult("fault", "master key", str(error), "put that right: sealed data need it")
+    more = len(given.ids) - 1
+    behind = f", and {more} more that only open" if more else ""
+    return CheckResult("ok", "master key", f"{given.active} wraps the keys of tenants{behind}")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from psycopg2.extensions import parse_dsn
 
 from compose.processes.workers import check_bus
 from engine.runtime.settings import S3
+from engine.seal.master_keys import master_key_id
 from handlers.commands.deployment import DeploymentError
 from storage.bus.checkup import bus_findings
 from storage.embedded.servers import Services
@@ -66,6 +68,7 @@ async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) 
         "settings",
         "secrets",
         "keys",
+        "master key",
         "database",
         "rights",
         "clock",
@@ -358,3 +361,21 @@ def test_doctor_redis_that_refuses_the_login_is_not_called_away(own_redis: OwnRe
                 assert "away" not in str(refused.value)
         finally:
             client.config_set("requirepass", "")
+
+
+async def test_doctor_master_key_is_told_by_its_id_and_a_bad_one_is_a_fault(
+    examined: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "master"
+    file.write_text(b64encode(b"1" * 32).decode())
+    file.chmod(0o600)
+    at = {"TIDEMARK__SEALING__MASTER_KEY_FILE": str(file)}
+    whole = found(await examined(**at), "master key")
+    assert whole["level"] == "ok"
+    assert whole["found"] == f"{master_key_id(b'1' * 32)} wraps the keys of tenants"
+    assert found(await examined(), "master key")["found"] == "none is set: nothing can be sealed"
+    file.chmod(0o644)
+    ended = await examined(**at)
+    assert ended.status == 1
+    assert "other accounts may read or write it (mode 0644)" in found(ended, "master key")["found"]
+    assert f"{file} may be read by other accounts" in ended.out

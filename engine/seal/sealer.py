@@ -10,8 +10,9 @@ A sealed value is, in this order:
 | 64 n | AES-256-GCM of the plain bytes: their length in 4 bytes, they, and zeros up to a multiple of 64 |
 | 16 | the tag |
 
-Padding hides lengths: ``true`` and ``false`` look alike. The associated data name the tenant and the place of
-the value, so that no value opens in another place than its own.
+Padding hides lengths: ``true`` and ``false`` look alike. The associated data are the tenant and the place of
+the value: table NUL version NUL length of domain NUL domain id. They are the same for no two places, whatever
+the texts contain, so that no value opens in another place than its own.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class TenantKeys:
         nonce = self._random_bytes(_NONCE_BYTES)
         fill = bytes(-(size_bytes + LENGTH_BYTES) % BLOCK_BYTES)
         padded = size_bytes.to_bytes(LENGTH_BYTES, "big") + plain + fill
-        place = self._tenant + _place(table, domain, value_id, version)
-        return self._head + nonce + self._encrypt(nonce, padded, place)
+        place = f"{table}\0{version}\0{len(domain)}\0{domain}{value_id}"
+        return self._head + nonce + self._encrypt(nonce, padded, self._tenant + place.encode())
 
     def open(self, table: str, domain: str, value_id: str, version: int, sealed: bytes) -> bytes:
         """Open a value; the arguments are those of ``seal``.
@@ -126,8 +127,8 @@ class TenantKeys:
         if decrypt is None:
             raise UnknownKeyError(key_number(sealed))
         try:
-            place = self._tenant + _place(table, domain, value_id, version)
-            padded = decrypt(sealed[_HEAD_BYTES:_BODY], sealed[_BODY:], place)
+            place = f"{table}\0{version}\0{len(domain)}\0{domain}{value_id}"
+            padded = decrypt(sealed[_HEAD_BYTES:_BODY], sealed[_BODY:], self._tenant + place.encode())
         except (InvalidTag, ValueError):
             raise BrokenSealError(f"a value of {table} was changed, or is of another row or tenant") from None
         return padded[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(padded[:LENGTH_BYTES], "big")]
@@ -156,8 +157,3 @@ def key_number(sealed: bytes) -> int:
 def head_of(number: int) -> bytes:
     """Return the bytes with which values begin that a key sealed."""
     return bytes([FORMAT]) + number.to_bytes(4, "big")
-
-
-def _place(table: str, domain: str, value_id: str, version: int) -> bytes:
-    """Return the same bytes for no two places, whatever the texts contain."""
-    return f"{table}\0{version}\0{len(domain)}\0{domain}{value_id}".encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import anyio
 
@@ -22,7 +23,7 @@ from engine.plan.work import Outcome, Work
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
-from storage.stores.sealed.sealing import Sealing
+from storage.stores.sealed.sealing import Sealing, keyed_request
 from storage.stores.tenants import PostgresTenants
 
 #: Is called with the tenants whose feeds a command advanced.
@@ -127,6 +128,7 @@ def command_committer(
         settings.limits.answer_data_bytes,
         settings.records.tombstone_data_h > 0,
         unsealed_domains=sealing.unsealed_domains,
+        keyed_request=partial(keyed_request, sealing),
     )
     return Committer(
         store,

@@ -69,6 +69,7 @@ from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed
 from storage.stores.monitoring.minutes import PostgresMinutes
 from storage.stores.monitoring.telemetry import PostgresTelemetry
+from storage.stores.sealed.sealing import keyed_request
 from storage.stores.tenants import PostgresTenants
 
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times
@@ -162,6 +163,7 @@ class Server:
             room.bounds,
             lambda: room.full,
             unsealed_domains=sealing.unsealed_domains,
+            keyed_request=partial(keyed_request, sealing),
         )
         shares = LoopShares()
         committer = Committer(

@@ -15,6 +15,8 @@ from engine.model.uploads import State as UploadState
 from engine.model.uploads import UploadRef
 from engine.wire.messages import Op
 
+#: The characters of a hash of a request that was made with a key; a plain one has 64.
+KEYED_CHARS: Final = 66
 #: The ``attachments`` of a record that has no files any longer. None means that it never had any.
 NO_FILES: Final = b"[]"
 
@@ -127,7 +129,9 @@ class IdempotencyRecord(msgspec.Struct, frozen=True):
     """The stored answer of one message. ``results`` is the JSON array of its results.
 
     ``age_s`` is its age when it was read. ``personal``: an item may be of a domain with personal data, so the
-    answer is stored sealed.
+    answer is stored sealed. If it is ``bare``, all items were applied or unchanged: it has neither data nor
+    errors, and only the hash tells of the request. Such a hash is read as it is stored, made with a key, in
+    ``KEYED_CHARS`` characters.
     """
 
     tenant_id: int
@@ -136,6 +140,7 @@ class IdempotencyRecord(msgspec.Struct, frozen=True):
     results: bytes
     age_s: int = 0
     personal: bool = False
+    bare: bool = False
 
 
 class HeldChange(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.model.domains import DomainPolicy, Domains
 from engine.model.merge import Fields
-from engine.model.rows import TenantUsage
+from engine.model.rows import KEYED_CHARS, TenantUsage
 from engine.plan.answers import KEPT_DATA_BYTES
 from engine.plan.work import Change, RejectedItem
 
@@ -34,6 +34,8 @@ class PlanContext(msgspec.Struct, frozen=True):
         kept_data_bytes: ``engine.plan.answers.KEPT_DATA_BYTES``.
         unsealed_domains: Returns the domains that are stored plain, None if nothing is sealed. An answer
             to items of other domains is ``personal``.
+        keyed_request: Returns the hash of a request as it is stored with a personal answer of a tenant, None
+            without a key. The tenant's keys are in memory if such an answer was read.
         record_fields: The most top-level fields of a record. A record that had more before this limit can
             still be changed, as long as it does not get more.
     """
@@ -49,11 +51,23 @@ class PlanContext(msgspec.Struct, frozen=True):
     kept_data_bytes: int = KEPT_DATA_BYTES
     record_fields: int = MAX_FIELDS
     unsealed_domains: Callable[[], frozenset[str] | None] = lambda: None
+    keyed_request: Callable[[int, str], str | None] = lambda *_: None
 
     def as_of_now(self, tenants: Iterable[int]) -> PlanContext:
         """Return a context whose policies of some tenants are fixed for the time of a batch."""
         policies = {tenant: self.policies(tenant) for tenant in tenants}
         return msgspec.structs.replace(self, policies=policies.__getitem__)
+
+    def is_same_request(self, tenant_id: int, stored: str, request_sha256: str) -> bool:
+        """Return whether a message is the one whose hash is stored, plain or made with a key.
+
+        Without the key nobody can tell. The key of the message then says that it is: an answer that was given
+        is given again.
+        """
+        if stored == request_sha256 or len(stored) != KEYED_CHARS:
+            return stored == request_sha256
+        keyed = self.keyed_request(tenant_id, request_sha256)
+        return keyed is None or keyed == stored
 
     def is_personal(self, items: Iterable[Change | RejectedItem]) -> bool:
         """Return whether the answer to items is ``personal``."""

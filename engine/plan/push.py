@@ -119,7 +119,7 @@ def _early_outcome(
     """Return the outcome of a push of which nothing is applied, None if its items are to be applied."""
     known = unit.keys.get(ref)
     if known is not None:
-        if known.request_sha256 != push.request_sha256:
+        if not context.is_same_request(push.tenant_id, known.request_sha256, push.request_sha256):
             unit.reused_keys.append((push, known.age_s))
             return SyncError("idempotency_key_reused", "this key was used for other items")
         again = restore_data(known.results, push.tenant_id, unit.records, context.answer_data_bytes)
@@ -204,7 +204,9 @@ def _store_answer(
     personal = context.is_personal(push.items)
     unit.put_answer(
         ref,
-        IdempotencyRecord(push.tenant_id, push.key_hash, push.request_sha256, row, personal=personal),
+        IdempotencyRecord(
+            push.tenant_id, push.key_hash, push.request_sha256, row, personal=personal, bare=plain
+        ),
     )
     if undo is not None and undo.usage is not None:
         bound = capacity.exceeded(push, undo.usage, unit.usage[push.tenant_id])

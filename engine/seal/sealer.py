@@ -11,14 +11,14 @@ A sealed value is, in this order:
 | 16 | the tag |
 
 Padding hides lengths: ``true`` and ``false`` look alike. The associated data are the tenant and the place of
-the value: table NUL version NUL length of domain NUL domain id. They are the same for no two places, whatever
-the texts contain, so that no value opens in another place than its own.
+the value: table NUL length of domain NUL domain NUL version NUL id. They are the same for no two places,
+whatever domain and id contain, so that no value opens in another place than its own.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -35,9 +35,12 @@ OVERHEAD_BYTES: Final = 1 + 4 + 12 + 16
 #: Nonces are 96 random bits: past so many values of one key two may share one (NIST SP 800-38D, 8.3).
 MOST_SEALS: Final = 1 << 32
 
-_NONCE_BYTES: Final = 12
+NONCE_BYTES: Final = 12
 _HEAD_BYTES: Final = 5
-_BODY: Final = _HEAD_BYTES + _NONCE_BYTES
+#: Zeros by their number.
+_FILL: Final = [bytes(size) for size in range(BLOCK_BYTES)]
+_LAST: Final = BLOCK_BYTES - 1
+_BODY: Final = _HEAD_BYTES + NONCE_BYTES
 
 
 class SealError(Exception):
@@ -108,13 +111,25 @@ class TenantKeys:
             version: What tells apart the values that a row has one after the other; 0 for rows with one.
             plain: The value.
         """
-        self.seals += 1
-        size_bytes = len(plain)
-        nonce = self._random_bytes(_NONCE_BYTES)
-        fill = bytes(-(size_bytes + LENGTH_BYTES) % BLOCK_BYTES)
-        padded = size_bytes.to_bytes(LENGTH_BYTES, "big") + plain + fill
-        place = f"{table}\0{version}\0{len(domain)}\0{domain}{value_id}"
-        return self._head + nonce + self._encrypt(nonce, padded, self._tenant + place.encode())
+        return self.sealer(table, domain)(value_id, version, plain, self._random_bytes(NONCE_BYTES))
+
+    def sealer(self, table: str, domain: str) -> Callable[[str, int, bytes, bytes], bytes]:
+        """Return what seals many values of a table and domain in two thirds of the time.
+
+        It takes the id, the version, the value, and a nonce: ``NONCE_BYTES`` random bytes that were used for
+        no other value.
+        """
+        head, encrypt = self._head, self._encrypt
+        place = self._tenant + _place(table, domain)
+
+        def seal(value_id: str, version: int, plain: bytes, nonce: bytes) -> bytes:
+            self.seals += 1
+            size_bytes = len(plain)
+            fill = _FILL[-(size_bytes + LENGTH_BYTES) & _LAST]
+            padded = size_bytes.to_bytes(LENGTH_BYTES, "big") + plain + fill
+            return head + nonce + encrypt(nonce, padded, place + f"\0{version}\0{value_id}".encode())
+
+        return seal
 
     def open(self, table: str, domain: str, value_id: str, version: int, sealed: bytes) -> bytes:
         """Open a value; the arguments are those of ``seal``.
@@ -127,24 +142,28 @@ class TenantKeys:
         if decrypt is None:
             raise UnknownKeyError(key_number(sealed))
         try:
-            place = f"{table}\0{version}\0{len(domain)}\0{domain}{value_id}"
-            padded = decrypt(sealed[_HEAD_BYTES:_BODY], sealed[_BODY:], self._tenant + place.encode())
+            place = f"{table}\0{len(domain)}\0{domain}\0{version}\0{value_id}".encode()
+            padded = decrypt(sealed[_HEAD_BYTES:_BODY], sealed[_BODY:], self._tenant + place)
         except (InvalidTag, ValueError):
             raise BrokenSealError(f"a value of {table} was changed, or is of another row or tenant") from None
         return padded[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(padded[:LENGTH_BYTES], "big")]
 
-    def keyed_hash(self, table: str, plain: bytes) -> bytes:
-        """Return a hash of 32 bytes that nobody can guess a value by without the keys.
+    def hasher(self, table: str) -> Callable[[bytes], bytes]:
+        """Return what makes a hash of 32 bytes by which nobody can guess a value without the keys.
 
-        It is of the oldest key, so that a value has the same hash after a rotation.
-
-        Args:
-            table: As of ``seal``: the same value has another hash elsewhere.
-            plain: The value.
+        It is of the oldest key, so that a value has the same hash after a rotation. The same value has
+        another hash in another table.
         """
         if self._hash_key is None:
             self._hash_key = HKDFExpand(SHA256(), KEY_BYTES, b"keyed hash").derive(self._oldest)
-        return hmac.digest(self._hash_key, table.encode() + b"\0" + plain, "sha256")
+        begun = blake2b(table.encode() + b"\0", key=self._hash_key, digest_size=32)
+
+        def keyed_hash(plain: bytes) -> bytes:
+            state = begun.copy()
+            state.update(plain)
+            return state.digest()
+
+        return keyed_hash
 
 
 def key_number(sealed: bytes) -> int:
@@ -152,6 +171,10 @@ def key_number(sealed: bytes) -> int:
     if len(sealed) < OVERHEAD_BYTES + BLOCK_BYTES or sealed[0] != FORMAT:
         raise BrokenSealError("a value is not sealed as this version does")
     return int.from_bytes(sealed[1:_HEAD_BYTES], "big")
+
+
+def _place(table: str, domain: str) -> bytes:
+    return f"{table}\0{len(domain)}\0{domain}".encode()
 
 
 def head_of(number: int) -> bytes:

@@ -28,8 +28,12 @@ from tests.harness.ws_device import change, day
 __all__ = ["command"]
 
 MASTER_KEY = base64.b64encode(b"1" * 32).decode()
-#: Tenants of before the sealing.
-_EARLIER = "UPDATE tenants SET created_at = created_at - interval '1 hour'"
+#: Tenants and answers of before the sealing.
+_EARLIER = (
+    "UPDATE sealed_domains SET since = since - interval '6 seconds'",
+    "UPDATE tenants SET created_at = created_at - interval '1 hour'",
+    "UPDATE sync_idempotency_record SET created_at = created_at - interval '1 hour'",
+)
 #: ``form`` and ``visit`` are records with personal data, ``voice`` has events with them.
 DOMAINS: dict[str, dict[str, Any]] = {
     "form": {"policy": "manual", "pii": ["name"]},
@@ -162,7 +166,7 @@ async def test_dump_has_seeds_only_if_sealing_is_off(
     if sealed == "later":
         await seal()
         # Sealed long enough ago for servers to follow.
-        execute(dsn, "UPDATE sealed_domains SET since = since - interval '6 seconds'", _EARLIER)
+        execute(dsn, *_EARLIER)
         done = await command("job", "reseal", "--data-dir", str(tmp_path), **variables)
         assert ", values " in done.out, done.err
         assert "stays in dead rows until VACUUM FULL" in done.err

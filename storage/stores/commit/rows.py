@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, get_type_hints
 import msgspec
 
 from engine.model.rows import (
+    KEYED_CHARS,
     ConflictRef,
     DeviceRecordKey,
     Event,
@@ -73,7 +74,8 @@ class CounterRow(NamedTuple):
 class AnswerRow(NamedTuple):
     """The kept answer of a message. ``key_hash`` is written as a UUID.
 
-    If ``results`` are sealed, the hash is in them, and ``request_sha256`` is 00.
+    If ``results`` are sealed, the hash is in them, and ``request_sha256`` is 00. A hash that was made with a
+    key has ``KEYED_CHARS``.
     """
 
     tenant_id: int
@@ -207,6 +209,8 @@ def _take_answer(snapshot: StoredSnapshot, row: AnswerRow) -> None:
             request_sha256, plain = open_answer(snapshot.sealing, key, results)
         else:
             plain = results.encode()
+            if len(request_sha256) == KEYED_CHARS:
+                snapshot.sealing.need_keys(tenant_id)  # the plan compares it
         snapshot.keys[key] = IdempotencyRecord(tenant_id, key.key_hash, request_sha256, plain, age_s)
 
 

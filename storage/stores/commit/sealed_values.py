@@ -9,13 +9,12 @@ from storage.stores.sealed.sealing import (
     CONFLICT_DECISION,
     CONFLICT_SERVER,
     EVENT_DATA,
-    HASH_IN_RESULTS,
     QUARANTINED,
     RECORD_DATA,
     RECORD_FILES,
     RECORD_LAST_DATA,
     Sealing,
-    seal_answer,
+    seal_answers,
 )
 
 
@@ -23,8 +22,9 @@ def record_data(records: list[Record], sealing: Sealing) -> list[bytes | None]:
     """Return the data of records."""
     if not sealing.on:
         return [record.data for record in records]
-    seal = sealing.seal
-    return [seal(RECORD_DATA, one.tenant_id, one.domain, one.id, one.version, one.data) for one in records]
+    return sealing.seal_all(
+        RECORD_DATA, [(one.tenant_id, one.domain, one.id, one.version, one.data) for one in records]
+    )
 
 
 def last_data(records: list[Record], sealing: Sealing) -> list[bytes | None]:
@@ -55,8 +55,9 @@ def event_data(events: list[Event], sealing: Sealing) -> list[bytes | None]:
     """Return the data of events."""
     if not sealing.on:
         return [event.data for event in events]
-    seal = sealing.seal
-    return [seal(EVENT_DATA, one.tenant_id, one.domain, one.id, one.sent_at_us, one.data) for one in events]
+    return sealing.seal_all(
+        EVENT_DATA, [(one.tenant_id, one.domain, one.id, one.sent_at_us, one.data) for one in events]
+    )
 
 
 def side(name: str, conflict: Conflict, sealing: Sealing) -> bytes | None:
@@ -94,5 +95,4 @@ def answers(keys: list[IdempotencyRecord], sealing: Sealing) -> tuple[list[str],
     """Return the hashes of the requests and the results; a sealed one has its hash with its results."""
     if not sealing.on:
         return [key.request_sha256 for key in keys], [key.results for key in keys]
-    hashes = [HASH_IN_RESULTS if key.personal else key.request_sha256 for key in keys]
-    return hashes, [seal_answer(sealing, key) if key.personal else key.results for key in keys]
+    return seal_answers(sealing, keys)

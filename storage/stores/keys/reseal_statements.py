@@ -106,8 +106,10 @@ def _due(table: SealedTable, column: SealedColumn) -> str:
         )
     plain = {
         "files": f"{covered} AND {text} <> '[]'",
-        # Whether an answer tells of sealed domains is not known later: all from before are sealed.
-        "answer": f"{covered} AND created_at < to_timestamp(%(followed)s::float8)",
+        # Whether an answer tells of sealed domains is not known later: all from before are sealed. One whose
+        # hash was made with a key (33 bytes) was written since, and tells nothing.
+        "answer": f"{covered} AND octet_length(request_sha256) = 32"
+        " AND created_at < to_timestamp(%(followed)s::float8)",
     }.get(column.form, covered)
     mark = _TEXT_MARK if column.form == "text" else _JSON_MARK
     return f"({column.name} IS NOT NULL AND {_judged(text, mark, covered, plain)})"

@@ -8,7 +8,8 @@ knows a sealed value by its first character, which costs the others 0.03 µs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Generator, Iterable
+import os
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from engine.model.rows import IdempotencyKey, IdempotencyRecord
 from engine.runtime.ports import StoreError, StoreRetryError
 from engine.seal.ports import KeyRing, KeysMissingError
-from engine.seal.sealer import BrokenSealError, TenantKeys, UnknownKeyError, head_of
+from engine.seal.sealer import NONCE_BYTES, BrokenSealError, TenantKeys, UnknownKeyError, head_of
 from storage.postgres.plain_bytes import TEXT_MARK
 
 #: What the associated data call the place of a value: table and column.
@@ -25,6 +26,7 @@ RECORD_LAST_DATA: Final = "records.last_data"
 RECORD_FILES: Final = "records.attachments"
 EVENT_DATA: Final = "events.data"
 ANSWER: Final = "sync_idempotency_record.results"
+REQUEST: Final = "sync_idempotency_record.request_sha256"
 CONFLICT_SERVER: Final = "conflict_resolution_log.server_data"
 CONFLICT_CLIENT: Final = "conflict_resolution_log.client_data"
 CONFLICT_CHANGE: Final = "conflict_resolution_log.client_changes"
@@ -42,6 +44,8 @@ RESTORE: Final = "restore the master key that sealed its data"
 #: In place of a domain for values that hold items of several.
 ANY_DOMAIN: Final = ""
 _HASH_BYTES: Final = 32
+#: Before a hash of a request that was made with a key.
+KEYED: Final = "01"
 #: ``request_sha256`` if the hash is sealed with the results: an empty text would be no element of an array.
 HASH_IN_RESULTS: Final = "00"
 #: Sealed text that is opened before the loop is given back: 0.3 ms of work. A value costs as much as so many
@@ -49,6 +53,8 @@ HASH_IN_RESULTS: Final = "00"
 SLICE_CHARS: Final = 1 << 18
 VALUE_CHARS: Final = 2048
 
+#: Tenant, domain, id, version and the plain value.
+_Value = tuple[int, str, str, int, bytes | None]
 _Result = TypeVar("_Result")
 _Row = TypeVar("_Row")
 
@@ -70,7 +76,7 @@ class Sealing:
 
     def __init__(self, ring: KeyRing | None = None, domains: Collection[str] = ()) -> None:
         self.on = False
-        self._ring: KeyRing = ring or _NoKeys()
+        self._ring: KeyRing = _NoKeys() if ring is None else ring
         self._domains = frozenset(domains)
         self._unsealed = self._domains
         self._room_chars = SLICE_CHARS
@@ -131,6 +137,25 @@ class Sealing:
             return plain
         return _encode(self._keys_to_write(tenant_id).seal(place, domain, value_id, version, plain))
 
+    def seal_all(self, place: str, values: Sequence[_Value]) -> list[bytes | None]:
+        """Seal the values of a column as ``seal`` does. Raises StoreRetryError, as ``seal``."""
+        unsealed = self._unsealed
+        nonces = os.urandom(NONCE_BYTES * len(values))  # one call of the system for all
+        sealers: dict[tuple[int, str], Callable[[str, int, bytes, bytes], bytes]] = {}
+        found: list[bytes | None] = []
+        at = 0
+        for tenant_id, domain, value_id, version, plain in values:
+            if plain is None or domain in unsealed:
+                found.append(plain)
+                continue
+            sealer = sealers.get((tenant_id, domain))
+            if sealer is None:
+                keys = self._keys_to_write(tenant_id)
+                sealer = sealers[tenant_id, domain] = keys.sealer(place, domain)
+            found.append(_encode(sealer(value_id, version, plain, nonces[at : at + NONCE_BYTES])))
+            at += NONCE_BYTES
+        return found
+
     def open(
         self, place: str, tenant_id: int, domain: str, value_id: str, version: int, stored: str | None
     ) -> bytes | None:
@@ -178,9 +203,23 @@ class Sealing:
         Raises:
             StoreRetryError: As ``seal``.
         """
-        if not self.covers(domain):
-            return plain
-        return TEXT_MARK + self._keys_to_write(tenant_id).keyed_hash(place, plain.encode()).hex()
+        keyed = self.hasher(place, tenant_id) if self.covers(domain) else None
+        return plain if keyed is None else TEXT_MARK + keyed(plain.encode()).hex()
+
+    def hasher(self, place: str, tenant_id: int) -> Callable[[bytes], bytes] | None:
+        """Return what makes hashes that only the keys of a tenant can make; None if there is no master key.
+
+        Raises:
+            StoreRetryError: As ``seal``.
+        """
+        if isinstance(self._ring, _NoKeys):
+            return None
+        return self._keys_to_write(tenant_id).hasher(place)
+
+    def need_keys(self, tenant_id: int) -> None:
+        """See that the keys of a tenant are in memory, if there is a master key. Raises KeysMissingError."""
+        if not isinstance(self._ring, _NoKeys):
+            self._ring.keys_of(tenant_id)
 
     def slice_is_full(self) -> bool:
         """Return whether the loop is to be given back, since so much was opened."""
@@ -237,16 +276,49 @@ class _NoKeys:
         )
 
 
-def seal_answer(sealing: Sealing, answer: IdempotencyRecord) -> bytes:
-    """Return the results of an answer, sealed as their column has them, with the hash of the request.
+def seal_answers(
+    sealing: Sealing, answers: Sequence[IdempotencyRecord]
+) -> tuple[list[str], list[bytes | None]]:
+    """Return the hashes of the requests and the results of answers, as their columns have them.
 
-    A plain hash of a request tells a score of two digits at once. In one value with the results it costs
-    nothing more.
+    A plain hash of a request tells a score of two digits at once. A personal answer with data or errors is
+    sealed, and the hash with it in one value. All others tell nothing: only the hash is made with a key, in a
+    third of the time, and the row is 200 bytes shorter.
+
+    Raises:
+        StoreRetryError: As ``Sealing.seal``.
     """
-    plain = bytes.fromhex(answer.request_sha256) + answer.results
-    sealed = sealing.seal(ANSWER, answer.tenant_id, ANY_DOMAIN, answer.key_hash, 0, plain)
-    assert sealed is not None
-    return sealed
+    hashes: list[str] = []
+    results: list[bytes | None] = []
+    hashers: dict[int, Callable[[bytes], bytes] | None] = {}
+    for one in answers:
+        request_sha256: str = one.request_sha256
+        stored: bytes | None = one.results
+        if one.personal:
+            tenant_id, plain = one.tenant_id, bytes.fromhex(request_sha256)
+            if not one.bare:
+                whole = plain + one.results
+                stored = sealing.seal(ANSWER, tenant_id, ANY_DOMAIN, one.key_hash, 0, whole)
+                request_sha256 = HASH_IN_RESULTS
+            else:
+                if tenant_id not in hashers:
+                    hashers[tenant_id] = sealing.hasher(REQUEST, tenant_id)
+                hasher = hashers[tenant_id]
+                if hasher is not None:
+                    request_sha256 = KEYED + hasher(plain).hex()
+        hashes.append(request_sha256)
+        results.append(stored)
+    return hashes, results
+
+
+def keyed_request(sealing: Sealing, tenant_id: int, request_sha256: str) -> str | None:
+    """Return a hash of a request as it is kept with a bare answer; None if there is no master key.
+
+    Raises:
+        StoreRetryError: As ``Sealing.seal``.
+    """
+    hasher = sealing.hasher(REQUEST, tenant_id)
+    return None if hasher is None else KEYED + hasher(bytes.fromhex(request_sha256)).hex()
 
 
 def open_answer(sealing: Sealing, key: IdempotencyKey, stored: str) -> tuple[str, bytes]:

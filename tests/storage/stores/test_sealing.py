@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from engine.model.rows import (
+    KEYED_CHARS,
     Conflict,
     ConflictRef,
     Event,
@@ -28,7 +29,7 @@ from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
 from storage.stores.quarantine import PostgresQuarantine
-from storage.stores.sealed.sealing import SLICE_CHARS, Sealing
+from storage.stores.sealed.sealing import SLICE_CHARS, Sealing, keyed_request
 from tests.harness.key_ring import MadeUpRing, sealing_of
 from tests.harness.services import execute, rows
 
@@ -84,6 +85,7 @@ REJECTED = Quarantined(
     message="no such domain",
     at_us=AT_US,
 )
+BARE = IdempotencyRecord(1, "0e" * 16, HASH, b'[{"status":"applied"}]', personal=True, bare=True)
 TABLES = (
     "records",
     "events",
@@ -93,7 +95,7 @@ TABLES = (
 )
 WANTED = ReadSet(
     [1],
-    [IdempotencyKey(1, KEY_HASH)],
+    [IdempotencyKey(1, KEY_HASH), IdempotencyKey(1, BARE.key_hash)],
     [RecordKey(1, "patient", "r1"), RecordKey(1, "patient", "r2"), RecordKey(1, "task", "r3")],
     [EventKey(1, "voice", "e1", AT_US)],
     [OpenConflictRef(1, "phone", "patient", "r1")],
@@ -119,7 +121,7 @@ async def _write(database: Database, sealing: Sealing, *records: Record) -> None
     transaction = await PostgresStore(database, 24, sealing).begin(ReadSet([1], [], [], [], [], []))
     writes = WriteSet({1: 9}, list(records), [], [], [], [])
     if not records:
-        writes = WriteSet({1: 9}, [RECORD, GONE, TASK], [EVENT], [ANSWER], [CONFLICT], [REJECTED])
+        writes = WriteSet({1: 9}, [RECORD, GONE, TASK], [EVENT], [ANSWER, BARE], [CONFLICT], [REJECTED])
     await transaction.commit(writes)
 
 
@@ -145,6 +147,9 @@ async def test_sealing_every_kind_of_row_hides_it_in_the_tables_and_reads_it_bac
     assert list(read.events.values()) == [EVENT]
     answer = read.keys[IdempotencyKey(1, KEY_HASH)]
     assert (answer.request_sha256, answer.results) == (HASH, ANSWER.results)
+    bare = read.keys[IdempotencyKey(1, BARE.key_hash)]
+    assert (bare.request_sha256, bare.results) == (keyed_request(sealing, 1, HASH), BARE.results)
+    assert len(bare.request_sha256) == KEYED_CHARS
     assert list(read.open_conflicts.values()) == list(read.conflicts.values()) == [CONFLICT]
 
     page = await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)

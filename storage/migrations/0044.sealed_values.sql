@@ -16,8 +16,9 @@ COMMENT ON COLUMN records.last_data IS 'sealed in sealed domains';
 COMMENT ON COLUMN records.attachments IS 'sealed in sealed domains, unless empty';
 COMMENT ON COLUMN events.data IS 'sealed in sealed domains';
 COMMENT ON COLUMN sync_idempotency_record.results IS
-    'sealed with the hash of the request before it if an item is of a sealed or unknown domain';
-COMMENT ON COLUMN sync_idempotency_record.request_sha256 IS '00 if it is sealed with the results';
+    'with data or errors: sealed with the hash of the request if an item is of a sealed or unknown domain';
+COMMENT ON COLUMN sync_idempotency_record.request_sha256 IS
+    '00 if it is sealed with the results, 01 and a keyed hash if these tell nothing';
 COMMENT ON COLUMN conflict_resolution_log.server_data IS 'sealed in sealed domains';
 COMMENT ON COLUMN conflict_resolution_log.client_data IS 'sealed in sealed domains';
 COMMENT ON COLUMN conflict_resolution_log.client_changes IS 'a list; data of each element is sealed in sealed domains';

@@ -107,6 +107,17 @@ async def _seed(server: Running) -> None:
     await uploader(server).uploaded(photo(100), **named, more=SEEDS["metadata"])
 
 
+async def _retry(server: Running) -> None:
+    """Send a message again, which is applied once, and another one under its key, which is refused."""
+    phone = await server.device("phone")
+    item = {"domain": "form", "id": "once", "op": "put", "base": None, "data": {"name": "1"}}
+    assert (await phone.sync("once", item))[0]["status"] == "applied"
+    again = await phone.told("synced", "sync", key="once", items=[item])
+    assert (again["replayed"], again["results"][0]["version"]) == (True, 1)
+    refused = await phone.refused("sync", key="once", items=[item | {"data": {"name": "2"}}])
+    assert refused["code"] == "idempotency_key_reused"
+
+
 async def _log_voice(dsn: str, sealing: Sealing) -> None:
     """Log the verification, as the job ``aggregate`` does after the hour."""
     database = Database(dsn, 1)
@@ -171,6 +182,7 @@ async def test_dump_has_seeds_only_if_sealing_is_off(
         assert ", values " in done.out, done.err
         assert "stays in dead rows until VACUUM FULL" in done.err
     await database.close()
+    await _retry(server)
     dump = _dumped(dsn, tmp_path)
     assert _found(dump) == (SEEDS.keys() if sealed == "never" else set())
     # Devices see all of it as before.

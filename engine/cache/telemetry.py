@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -21,8 +22,12 @@ _BATCH: Final = 50
 #: syncs was 1.9 to 2.7 times that without telemetry, with 250 it was 0.8 to 1.5 times that.
 _REST_S: Final = 0.2
 _REST_FACTOR: Final = 3.0
-#: Messages that wait in one process. They take some KB each, and 16 s to store.
+#: Messages that wait in one process. They take some KB each, and 16 s to store. A large message counts as one
+#: for each ``_ORDINARY_SIZE`` of names and pairs: it has up to 51 KB, and goes in smaller batches.
 MOST_WAITING: Final = 4000
+_ORDINARY_SIZE: Final = 64
+#: Past it a tenant with less than its equal share may send on, until so many times as much waits.
+_MOST_SHARES: Final = 2
 
 _REFUSED: Final[dict[TelemetryOutcome, tuple[str, str]]] = {
     "reused": ("idempotency_key_reused", "key: it was used for other telemetry of this hour"),
@@ -55,6 +60,9 @@ class TelemetryIntake:
         self._rests_until_s = 0.0
         self._batches = Batcher(self._put, _BATCH)
         self._outcomes: dict[str, int] = dict.fromkeys(("stored", "replayed", *_REFUSED, *_LATER), 0)
+        #: What waits, in ordinary messages: of all, and by tenant.
+        self._weight = 0
+        self._waiting: Counter[int] = Counter()
         self.waiting = 0
 
     async def add(self, row: TelemetryRow) -> bool:
@@ -69,17 +77,32 @@ class TelemetryIntake:
         """
         if reason := self._full():
             raise self._later("insufficient_storage", reason)
-        if self.waiting >= MOST_WAITING:
+        if self._is_over(row.tenant_id):
             raise self._later("overloaded", "too much telemetry waits to be stored")
-        self.waiting += 1
+        weight = 1 + row.size // _ORDINARY_SIZE
+        self._wait(row.tenant_id, 1, weight)
         try:
             outcome = await self._batches.submit(row)
         finally:
-            self.waiting -= 1
+            self._wait(row.tenant_id, -1, -weight)
         self._outcomes[outcome] += 1
         if outcome in _REFUSED:
             raise SyncError(*_REFUSED[outcome])
         return outcome == "replayed"
+
+    def _is_over(self, tenant_id: int) -> bool:
+        """Return whether too much waits, and of it no less than this tenant's equal share."""
+        if self._weight < MOST_WAITING:
+            return False
+        share = MOST_WAITING / len(self._waiting.keys() | {tenant_id})
+        return self._weight >= _MOST_SHARES * MOST_WAITING or self._waiting[tenant_id] >= share
+
+    def _wait(self, tenant_id: int, messages: int, weight: int) -> None:
+        self.waiting += messages
+        self._weight += weight
+        self._waiting[tenant_id] += weight
+        if not self._waiting[tenant_id]:
+            del self._waiting[tenant_id]
 
     def _later(self, code: str, reason: str) -> SyncError:
         self._outcomes[code] += 1

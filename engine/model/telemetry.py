@@ -67,6 +67,11 @@ class TelemetryRow(NamedTuple):
         """What makes it the same message."""
         return self.tenant_id, self.hour, self.device_id, self.key_hash
 
+    @property
+    def size(self) -> int:
+        """How many names and pairs it has: an ordinary message has 60, the largest about 1000."""
+        return len(self.counters) + len(self.histograms) + len(self.buckets)
+
 
 def telemetry_row(
     message: Telemetry, codec: Codec, tenant_id: int, device_id: str, now_us: int
@@ -145,13 +150,14 @@ def _filled(name: str, pairs: list[tuple[float, float]]) -> dict[int, int]:
     field = f"histograms.{name}"
     for told_bucket, told_count in pairs:
         bucket = _whole(field, told_bucket, _BUCKETS - 1)
-        count = filled.get(bucket, 0) + _whole(field, told_count, _MOST_COUNT)
-        if count:
-            filled[bucket] = _whole(field, count, _MOST_COUNT)
+        if count := _whole(field, told_count, _MOST_COUNT):
+            filled[bucket] = filled.get(bucket, 0) + count
+    if filled:
+        _whole(field, max(filled.values()), _MOST_COUNT)
     return filled
 
 
 def _whole(field: str, number: float, most: int) -> int:
-    if 0 <= number <= most and number == int(number):
-        return int(number)
+    if 0 <= number <= most and (whole := int(number)) == number:
+        return whole
     raise SyncError("invalid_message", f"{field}: whole numbers from 0 to {most} are required")

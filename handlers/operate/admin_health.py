@@ -43,13 +43,15 @@ class AdminHealth:
 
         Raises:
             SyncError: As ``People.question`` and ``Turns.turn_of``; ``malformed`` for a parameter that does
-                not exist, ``invalid_message`` for wrong ``hours``; ``not_found`` if there is no such tenant.
+                not exist, or comes twice; ``invalid_message`` for wrong ``hours``; ``not_found`` if there is no such tenant.
             StoreError: The database is away.
         """
         tenant, token = await self._people.question(request, request.query.get("tenant"))
         for name in request.query:
             if name not in _PARAMETERS:
                 raise SyncError("malformed", f"{name[:100]}: there is no such parameter; known: {_KNOWN}")
+            if len(request.query.getall(name)) > 1:
+                raise SyncError("malformed", f"{name}: it is there several times: leave one")
         window_s = _window_s(request.query.get("hours"))
         async with self._turns.turn_of(token):
             try:

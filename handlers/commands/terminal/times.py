@@ -9,6 +9,8 @@ from typing import Final
 import click
 
 _AGO: Final = re.compile(r"([1-9]\d{0,5})([smhd])\Z")
+#: A day can be added or taken away, in any zone.
+_YEARS: Final = range(2, 9999)
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -27,6 +29,8 @@ class Instant(click.ParamType[datetime]):
             at = datetime.fromisoformat(value)
         except ValueError:
             self.fail("a day or an instant such as 2026-01-31 or 2026-01-31T12:00:00Z.", param, ctx)
+        if at.year not in _YEARS:
+            self.fail(f"a time of the years {_YEARS[0]} to {_YEARS[-1]} is required.", param, ctx)
         return at.replace(tzinfo=UTC) if at.tzinfo is None else at
 
 
@@ -40,7 +44,8 @@ class Since(Instant):
         ago = _AGO.match(value) if isinstance(value, str) else None
         if ago is None:
             return super().convert(value, param, ctx)
-        try:
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        except OverflowError:
+        before = timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        now = datetime.now(UTC)
+        if before >= now - datetime(_YEARS[0], 1, 1, tzinfo=UTC):
             self.fail("so long ago there was nothing.", param, ctx)
+        return now - before

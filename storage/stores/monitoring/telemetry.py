@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -19,8 +19,11 @@ from storage.postgres.pool import Database
 from storage.stores.monitoring.minutes import SINCE, UNTIL
 from storage.stores.tenant_rows import tenant_id_of
 
-#: Another process may take a number or a part first; to meet one again and again is to meet an error.
-_ATTEMPTS: Final = 5
+#: Another process may take the next part first, at most once for each part.
+_ATTEMPTS: Final = MAX_PARTS + 1
+#: Names and pairs of one statement: to write them takes the event loop a millisecond or two. Fifty ordinary
+#: messages have no more, and four of the largest. Fifty of those together held the loop for 15 ms.
+_MOST_VALUES: Final = 3000
 #: Tenants whose names are remembered, 50 KB each at most.
 _MOST_TENANTS: Final = 500
 #: Names are numbered where they are met first. A name that is used is noted once a day by each process, since
@@ -64,6 +67,8 @@ _ARRAYS: Final = {
 }
 #: A row that another process puts in the same place at the same time is waited for; this one has its turn in
 #: the next attempt, which sees it. All processes go by the same order, so that none waits in a circle.
+#: A statement adds one part of a device's hour, the next that it sees: a second one would be free although
+#: another process has just stored the same key as the first.
 _PUT: Final = Statement(
     "WITH w AS MATERIALIZED (SELECT w.tenant_id,"
     " 'epoch'::timestamptz + w.hour * interval '1 hour' AS hour_start, w.device_id, w.key_hash, "
@@ -77,13 +82,13 @@ _PUT: Final = Statement(
     + " AND ".join(f"x.{name} = w.{name}" for name in _ARRAYS)
     + ") FILTER (WHERE x.key_hash = w.key_hash) AS same FROM device_telemetry AS x"
     " WHERE x.tenant_id = w.tenant_id AND x.hour_start = w.hour_start AND x.device_id = w.device_id) AS s),"
-    " new AS MATERIALIZED (SELECT *, parts + row_number() OVER"
-    " (PARTITION BY tenant_id, hour_start, device_id ORDER BY place) AS part"
+    " new AS MATERIALIZED (SELECT *, parts + 1 AS part, row_number() OVER"
+    " (PARTITION BY tenant_id, hour_start, device_id ORDER BY place) AS turn"
     " FROM met WHERE same IS NULL AND tenant),"
     " added AS (INSERT INTO device_telemetry"
     f" (tenant_id, hour_start, device_id, part, key_hash, {', '.join(_ARRAYS)})"
     f" SELECT tenant_id, hour_start, device_id, part, key_hash, {', '.join(_ARRAYS)} FROM new"
-    f' WHERE part <= {MAX_PARTS} ORDER BY tenant_id, hour_start, device_id COLLATE "C", part'
+    f' WHERE turn = 1 AND part <= {MAX_PARTS} ORDER BY tenant_id, hour_start, device_id COLLATE "C", part'
     " ON CONFLICT DO NOTHING RETURNING tenant_id, hour_start, device_id, key_hash)"
     " SELECT met.place, CASE WHEN NOT met.tenant THEN 'no_tenant' WHEN met.same THEN 'replayed'"
     " WHEN NOT met.same THEN 'reused' WHEN a.key_hash IS NOT NULL THEN 'stored'"
@@ -151,6 +156,9 @@ class PostgresTelemetry:
 
     async def put(self, rows: Sequence[TelemetryRow]) -> list[TelemetryOutcome]:
         """Store messages."""
+        return [outcome for group in _groups(rows) for outcome in await self._put_group(group)]
+
+    async def _put_group(self, rows: Sequence[TelemetryRow]) -> list[TelemetryOutcome]:
         first: dict[Identity, int] = {}
         for place, row in enumerate(rows):
             first.setdefault(row.identity, place)
@@ -258,6 +266,20 @@ class PostgresTelemetry:
     async def _delete(self, statement: str, before_us: int, limit: int) -> int:
         ((count,),) = await self._database.execute(statement, {"before": before_us, "limit": limit})
         return int(count)
+
+
+def _groups(rows: Iterable[TelemetryRow]) -> Iterator[list[TelemetryRow]]:
+    """Split messages into those of one statement each."""
+    group: list[TelemetryRow] = []
+    values = 0
+    for row in rows:
+        if group and values + row.size > _MOST_VALUES:
+            yield group
+            group, values = [], 0
+        group.append(row)
+        values += row.size
+    if group:
+        yield group
 
 
 def _ints(values: Sequence[int]) -> str:

@@ -42,8 +42,11 @@ class _World:
     def cpu_s(self) -> float:
         return 0.0
 
-    async def add(self, number: int = 0) -> bool:
-        return await self.intake.add(TelemetryRow(1, f"d{number}", 1, "0" * 32, (), (), (), (), (), ()))
+    async def add(self, number: int = 0, tenant_id: int = 1, pairs: int = 0) -> bool:
+        some = (1,) * pairs
+        return await self.intake.add(
+            TelemetryRow(tenant_id, f"d{number}", 1, "0" * 32, (), (), (), some, some, some)
+        )
 
     def counted(self, outcome: str) -> float:
         (messages, _) = self.intake.metrics()
@@ -125,3 +128,40 @@ async def test_intake_more_than_may_wait_and_a_full_disk_are_refused_until_later
         world.full = "the disk is full"
     world.go.set()
     assert await asyncio.gather(*waiting) == [False, False]
+
+
+async def test_intake_tenant_with_its_share_of_what_waits_is_refused_and_no_other(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "MOST_WAITING", 4)
+    world.go.clear()
+    waiting = [asyncio.create_task(world.add(number)) for number in range(4)]
+    waiting += [asyncio.create_task(world.add(number, tenant_id=2)) for number in range(2)]
+    while world.intake.waiting < 6:  # noqa: ASYNC110  # a turn of the loop
+        await asyncio.sleep(0)
+    for tenant_id in (1, 2):
+        with pytest.raises(SyncError, match="too much telemetry"):
+            await world.add(9, tenant_id)
+    waiting += [asyncio.create_task(world.add(number, tenant_id=3 + number)) for number in range(2)]
+    while world.intake.waiting < 8:  # noqa: ASYNC110  # a turn of the loop
+        await asyncio.sleep(0)
+    with pytest.raises(SyncError, match="too much telemetry"):
+        await world.add(9, tenant_id=9)
+    world.go.set()
+    assert await asyncio.gather(*waiting) == [False] * 8
+    assert await world.add(9) is False
+
+
+async def test_intake_large_message_counts_as_several_ordinary_ones(
+    world: _World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "MOST_WAITING", 8)
+    world.go.clear()
+    large = asyncio.create_task(world.add(pairs=500))
+    while world.intake.waiting < 1:  # noqa: ASYNC110  # a turn of the loop
+        await asyncio.sleep(0)
+    with pytest.raises(SyncError, match="too much telemetry"):
+        await world.add()
+    world.go.set()
+    assert await large is False
+    assert await world.add() is False

@@ -101,6 +101,11 @@ async def test_admin_health_unknown_parameter_is_refused_with_the_known_ones(
     assert (status, body["code"]) == (401, "unauthenticated")
 
 
+async def test_admin_health_parameter_that_comes_twice_is_refused(server: Running) -> None:
+    status, body = await ask(server, "?tenant=acme&tenant=globex")
+    assert (status, body["code"]) == (400, "malformed")
+
+
 @pytest.mark.parametrize("tenant", ["nobody", "acme%00", "%ff", "", "a" * 3000])
 async def test_admin_health_unknown_tenant_is_not_found(server: Running, tenant: str) -> None:
     status, body = await ask(server, f"?tenant={tenant}")

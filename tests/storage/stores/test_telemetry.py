@@ -13,8 +13,10 @@ from engine.model.telemetry import HOUR_US, TelemetryRow
 from engine.operate.ports import NoTenantError
 from engine.operate.telemetry import telemetry_analytics
 from storage.postgres.pool import Database
+from storage.stores.monitoring import telemetry
 from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.tenants import PostgresTenants
+from tests.harness.postgres_stalls import WAITS_FOR_LOCK, Stall, backend
 from tests.harness.services import execute, rows
 
 DAY = 490_000
@@ -91,6 +93,33 @@ async def test_telemetry_put_by_several_processes_at_once_counts_once_and_bounds
     assert [part for _, part in parts] == [[1, 2, 3, 4]] * 5
     stored = rows(dsn, "SELECT device_id, key_hash FROM device_telemetry")
     assert len(set(stored)) == 20
+
+
+async def test_telemetry_put_key_that_another_process_stores_at_the_same_time_counts_once(
+    store: PostgresTelemetry, dsn: str
+) -> None:
+    assert await put(store, row(hour=DAY - 1)) == ["stored"]  # it knows the name, and waits for no number
+    other = Stall(dsn)
+    other.run(
+        "INSERT INTO device_telemetry SELECT tenant_id, hour_start + interval '1 hour', device_id, 1,"
+        f" '{row('b').key_hash}', now(), counter_names, counter_values, histogram_names, histogram_places,"
+        " histogram_buckets, histogram_counts FROM device_telemetry"
+    )
+    storing = asyncio.create_task(put(store, row("a"), row("b")))
+    await backend(dsn, WAITS_FOR_LOCK)
+    other.run("COMMIT")
+    other.let_go()
+    assert await storing == ["stored", "replayed"]
+    keys = rows(dsn, f"SELECT key_hash::text FROM device_telemetry WHERE hour_start > 'epoch'::timestamptz + {DAY - 1} * interval '1 hour' ORDER BY 1")
+    assert len(keys) == len(set(keys)) == 2
+
+
+async def test_telemetry_put_of_the_largest_messages_is_split_and_answers_all_in_order(
+    store: PostgresTelemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "_MOST_VALUES", 5)
+    large = [row(str(key), histograms={"h": {bucket: 1 for bucket in range(3)}}) for key in range(4)]
+    assert await put(store, *large, large[0]) == ["stored"] * 4 + ["replayed"]
 
 
 async def test_telemetry_put_of_a_removed_tenant_keeps_no_other_from_being_stored(

@@ -22,12 +22,13 @@ _BATCH: Final = 50
 #: syncs was 1.9 to 2.7 times that without telemetry, with 250 it was 0.8 to 1.5 times that.
 _REST_S: Final = 0.2
 _REST_FACTOR: Final = 3.0
-#: Messages that wait in one process. They take some KB each, and 16 s to store. A large message counts as one
-#: for each ``_ORDINARY_SIZE`` of names and pairs: it has up to 51 KB, and goes in smaller batches.
-MOST_WAITING: Final = 4000
+#: From so many messages on that wait in one process, a tenant with its equal share of them is refused. They
+#: take some KB each, and 16 s to store. A large message counts as one for each ``_ORDINARY_SIZE`` of names
+#: and pairs: it has up to 51 KB, and goes in smaller batches.
+_SHARED_FROM: Final = 4000
 _ORDINARY_SIZE: Final = 64
-#: Past it a tenant with less than its equal share may send on, until so many times as much waits.
-_MOST_SHARES: Final = 2
+#: From so many on every message is refused.
+MOST_WAITING: Final = 8000
 
 _REFUSED: Final[dict[TelemetryOutcome, tuple[str, str]]] = {
     "reused": ("idempotency_key_reused", "key: it was used for other telemetry of this hour"),
@@ -91,11 +92,11 @@ class TelemetryIntake:
         return outcome == "replayed"
 
     def _is_over(self, tenant_id: int) -> bool:
-        """Return whether too much waits, and of it no less than this tenant's equal share."""
-        if self._weight < MOST_WAITING:
+        """Return whether too much waits, and this tenant has its equal share of it."""
+        if self._weight < _SHARED_FROM:
             return False
-        share = MOST_WAITING / len(self._waiting.keys() | {tenant_id})
-        return self._weight >= _MOST_SHARES * MOST_WAITING or self._waiting[tenant_id] >= share
+        share = _SHARED_FROM / len(self._waiting.keys() | {tenant_id})
+        return self._weight >= MOST_WAITING or self._waiting[tenant_id] >= share
 
     def _wait(self, tenant_id: int, messages: int, weight: int) -> None:
         self.waiting += messages

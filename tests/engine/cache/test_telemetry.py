@@ -114,7 +114,7 @@ async def test_intake_message_that_is_not_stored_is_refused_for_good(
 async def test_intake_more_than_may_wait_and_a_full_disk_are_refused_until_later(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "MOST_WAITING", 2)
+    monkeypatch.setattr(telemetry, "_SHARED_FROM", 2)
     world.go.clear()
     waiting = [asyncio.create_task(world.add(number)) for number in range(2)]
     while world.intake.waiting < 2:  # noqa: ASYNC110  # a turn of the loop
@@ -133,7 +133,8 @@ async def test_intake_more_than_may_wait_and_a_full_disk_are_refused_until_later
 async def test_intake_tenant_with_its_share_of_what_waits_is_refused_and_no_other(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "MOST_WAITING", 4)
+    monkeypatch.setattr(telemetry, "_SHARED_FROM", 4)
+    monkeypatch.setattr(telemetry, "MOST_WAITING", 8)
     world.go.clear()
     waiting = [asyncio.create_task(world.add(number)) for number in range(4)]
     waiting += [asyncio.create_task(world.add(number, tenant_id=2)) for number in range(2)]
@@ -155,7 +156,7 @@ async def test_intake_tenant_with_its_share_of_what_waits_is_refused_and_no_othe
 async def test_intake_large_message_counts_as_several_ordinary_ones(
     world: _World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "MOST_WAITING", 8)
+    monkeypatch.setattr(telemetry, "_SHARED_FROM", 8)
     world.go.clear()
     large = asyncio.create_task(world.add(pairs=500))
     while world.intake.waiting < 1:  # noqa: ASYNC110  # a turn of the loop

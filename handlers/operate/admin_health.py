@@ -43,7 +43,8 @@ class AdminHealth:
 
         Raises:
             SyncError: As ``People.question`` and ``Turns.turn_of``; ``malformed`` for a parameter that does
-                not exist, or comes twice; ``invalid_message`` for wrong ``hours``; ``not_found`` if there is no such tenant.
+                not exist, or comes twice; ``invalid_message`` for wrong ``hours``; ``not_found`` if there is
+                no such tenant.
             StoreError: The database is away.
         """
         tenant, token = await self._people.question(request, request.query.get("tenant"))

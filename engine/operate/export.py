@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, Protocol
 
@@ -14,6 +15,9 @@ Format = Literal["jsonl", "csv"]
 
 #: In front of the columns of CSV that a record's or an event's data give.
 DATA_PREFIX: Final = "data."
+#: A spreadsheet takes a cell that begins so for a formula, the wide characters in some languages. Texts with
+#: apostrophes before count too, so that every text can be read back.
+_FORMULA: Final = re.compile("'*[=+\\-@\t\r\n\0\uff1d\uff0b\uff0d\uff20]")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -94,11 +98,14 @@ def _parts(line: bytes) -> tuple[dict[str, msgspec.Raw], dict[str, msgspec.Raw]]
 
 
 def _cell(value: msgspec.Raw | None) -> str:
-    """Write a value: a text as it is, null and a missing field as nothing, anything else as JSON."""
+    """Write a value: a text after an apostrophe if it could be a formula, nothing for null, else JSON."""
     text = b"" if value is None else bytes(value)
     if text == b"null":
         return ""
-    return msgspec.json.decode(text, type=str) if text.startswith(b'"') else text.decode()
+    if not text.startswith(b'"'):
+        return text.decode()
+    decoded = msgspec.json.decode(text, type=str)
+    return f"'{decoded}" if _FORMULA.match(decoded) else decoded
 
 
 class _Echo:

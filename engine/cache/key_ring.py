@@ -104,8 +104,23 @@ class TenantKeyRing:
             StoreError: The store failed.
         """
         await self._read(tenant_ids)
-        for tenant_id in tenant_ids:
-            await self._provide(tenant_id)
+        wanted = set(tenant_ids)
+        for _ in range(_TRIES):
+            needed = {
+                tenant_id: ring
+                for tenant_id in wanted
+                if (ring := self._rings.get(tenant_id)) is not None
+                and ring.granted - ring.keys.seals < self._left_seals
+            }
+            if not needed:
+                return
+            keys = {tenant_id: ring.keys.active for tenant_id, ring in needed.items()}
+            leased = await self._store.lease(keys, self._block_seals)
+            for tenant_id in leased:
+                needed[tenant_id].granted += self._block_seals
+            for tenant_id in needed.keys() - leased:
+                await self._replace_used_up(tenant_id)
+        raise StoreUnavailableError("other processes change the keys of these tenants: try again")
 
     async def refresh(self) -> None:
         """Read again the keys that are in memory, because they may have changed. Raises StoreError.
@@ -186,22 +201,15 @@ class TenantKeyRing:
         self._refused = sentence
         return KeysUnavailableError(sentence)
 
-    async def _provide(self, tenant_id: int) -> None:
-        """Take a block of seals for a tenant if few are left; a key whose seals are used up is replaced."""
-        for _ in range(_TRIES):
-            ring = self._rings.get(tenant_id)
-            if ring is None or ring.granted - ring.keys.seals >= self._left_seals:
-                return
-            if await self._store.lease(tenant_id, ring.keys.active, self._block_seals):
-                ring.granted += self._block_seals
-                return
-            # Another process rotated the key, or its seals are used up.
+    async def _replace_used_up(self, tenant_id: int) -> None:
+        """Read a key again that gives no seals: it is replaced, unless another process did."""
+        ring = self._rings.get(tenant_id)
+        await self._read([tenant_id])
+        if ring is None or self._rings.get(tenant_id) is not ring:
+            return
+        if await self._replace(ring.stored) is not None:
+            _log.info("tenant_key_used_up", tenant_id=tenant_id, key=ring.keys.active)
             await self._read([tenant_id])
-            now = self._rings.get(tenant_id)
-            if now is ring and await self._replace(ring.stored) is not None:
-                _log.info("tenant_key_used_up", tenant_id=tenant_id, key=ring.keys.active)
-                await self._read([tenant_id])
-        raise StoreUnavailableError("other processes change the key of this tenant: try again")
 
     async def _replace(self, stored: StoredKeys) -> int | None:
         """Store a new key that seals; return its number, None if another process was faster."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -61,11 +61,15 @@ class KeyStore(Protocol):
             False, and nothing is stored, if another key seals by now or the tenant was removed.
         """
 
-    async def lease(self, tenant_id: int, number: int, seals: int) -> bool:
-        """Take a block of seals of a key; when this returns True, it is durable.
+    async def lease(self, keys: Mapping[int, int], seals: int) -> set[int]:
+        """Take a block of seals of each key, in one round trip; on return it is durable.
+
+        Args:
+            keys: The numbers of the keys, by tenant.
+            seals: How many of each.
 
         Returns:
-            False, and nothing is taken, if the key is retired, or has not so many left of ``MOST_SEALS``.
+            The tenants that got one. Any other key is retired, or has not so many left of ``MOST_SEALS``.
         """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from engine.cache.ports import StoredKeys
@@ -19,10 +20,14 @@ _READ: Final = (
     " k.retired_at IS NOT NULL FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id"
     " WHERE t.tenant_id = ANY(%(tenants)s::int[]) ORDER BY t.tenant_id, k.key_number"
 )
+#: Locked in the order of tenants, so that no two processes wait for each other in a circle.
 _LEASE: Final = (
-    "UPDATE tenant_keys SET seals_leased = seals_leased + %(seals)s::bigint"
-    " WHERE tenant_id = %(tenant)s::int AND key_number = %(number)s::int AND retired_at IS NULL"
-    f" AND seals_leased + %(seals)s::bigint <= {MOST_SEALS} RETURNING 1"
+    "WITH held AS MATERIALIZED (SELECT k.tenant_id AS t, k.key_number AS n FROM tenant_keys AS k"
+    " JOIN unnest(%(tenants)s::int[], %(numbers)s::int[]) AS w(t, n)"
+    " ON k.tenant_id = w.t AND k.key_number = w.n ORDER BY k.tenant_id FOR UPDATE OF k)"
+    " UPDATE tenant_keys AS k SET seals_leased = k.seals_leased + %(seals)s::bigint FROM held"
+    " WHERE k.tenant_id = held.t AND k.key_number = held.n AND k.retired_at IS NULL"
+    f" AND k.seals_leased + %(seals)s::bigint <= {MOST_SEALS} RETURNING k.tenant_id"
 )
 _RETIRE: Final = (
     "UPDATE tenant_keys SET retired_at = now() WHERE tenant_id = %(tenant)s::int"
@@ -69,10 +74,10 @@ class PostgresTenantKeys:
             await transaction.rollback()
         return True
 
-    async def lease(self, tenant_id: int, number: int, seals: int) -> bool:
-        """Take a block of seals."""
-        values = {"tenant": tenant_id, "number": number, "seals": seals}
-        return bool(await self._database.execute(_LEASE, values))
+    async def lease(self, keys: Mapping[int, int], seals: int) -> set[int]:
+        """Take a block of seals of each key."""
+        values = {"tenants": int_array(keys), "numbers": int_array(keys.values()), "seals": seals}
+        return {int(tenant_id) for (tenant_id,) in await self._database.execute(_LEASE, values)}
 
 
 async def _replaced(transaction: Transaction, tenant_id: int, before: int | None, key: WrappedKey) -> bool:

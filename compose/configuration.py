@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from engine.runtime.setting_layers import COMMAND_LINE, DEFAULT, Layer, environment
 from engine.runtime.settings import Settings, SettingsError
+from storage.embedded.servers import Services
 
 DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
 #: The settings of a machine, for every command on it.
@@ -91,6 +92,17 @@ def database_dsn(chosen: Settings) -> str:
     """Return the database's DSN, empty for the embedded one. Raises SettingsError."""
     postgres = chosen.postgres
     return postgres.dsn or _secret("postgres.dsn_file", postgres.dsn_file)
+
+
+def database_services(chosen: Settings) -> Services:
+    """Return the DSNs of the database's roles, empty for the embedded one. Raises SettingsError."""
+    postgres = chosen.postgres
+    return Services(
+        database_dsn(chosen),
+        "",
+        postgres.owner_dsn or _secret("postgres.owner_dsn_file", postgres.owner_dsn_file),
+        postgres.jobs_dsn or _secret("postgres.jobs_dsn_file", postgres.jobs_dsn_file),
+    )
 
 
 def bus_url(chosen: Settings) -> str:

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from compose.admin import ConflictAdmin, QuarantineAdmin
 from compose.alerts import AlertingMonitor, named_receivers, receivers, send_tests
 from compose.command_commit import WorkCommitter
-from compose.configuration import bus_url, database_dsn, layers
+from compose.configuration import bus_url, database_services, layers
 from compose.doctor import examine
 from compose.job_command import JobAdmin
 from compose.monitoring import health_check
@@ -29,6 +30,7 @@ from compose.sealing.start import check_master_keys, check_reloaded
 from compose.sealing.stores import open_sealing
 from compose.server import SystemClock
 from compose.signing import signed_for_device
+from compose.start import check_database_roles, ensure_demo_tenant, refuse_restored
 from engine.model.audit import AuditRow
 from engine.model.domains import Domains
 from engine.operate.rows import AlertTargets, AlertTest, CheckResult
@@ -55,7 +57,7 @@ from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
 from storage.postgres.commands import command_database
 from storage.postgres.display_names import HIDDEN, database_name, dsn_without_secrets, url_without_secrets
-from storage.postgres.migrate import PostgresSchemaAdmin, migrate, status
+from storage.postgres.migrate import PostgresSchemaAdmin, status
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.pool import Database
 from storage.stores.audit import PostgresAudit, append_now, process_account
@@ -79,6 +81,8 @@ _HIDDEN: Final[Mapping[str, Callable[[str], str]]] = {
     "alerts.webhook_secret": lambda _: HIDDEN,
     "alerts.slack_webhook_url": lambda _: HIDDEN,
     "postgres.dsn": dsn_without_secrets,
+    "postgres.owner_dsn": dsn_without_secrets,
+    "postgres.jobs_dsn": dsn_without_secrets,
     "redis.url": url_without_secrets,
 }
 
@@ -156,52 +160,59 @@ class Deployment:
     @contextmanager
     def _services(self) -> Iterator[Services]:
         """Open PostgreSQL and Redis to serve on; embedded ones are made if none are set."""
-        given = Services(database_dsn(self.settings), bus_url(self.settings))
+        given = replace(database_services(self.settings), redis_url=bus_url(self.settings))
         if given.dsn and given.redis_url:
             yield given
             return
         try:
             with embedded(self._data_dir, postgres=not given.dsn, redis=not given.redis_url) as made:
-                yield Services(given.dsn or made.dsn, given.redis_url or made.redis_url)
+                own = given if given.dsn else made
+                yield replace(own, redis_url=given.redis_url or made.redis_url)
         except EmbeddedError as error:
             raise DeploymentError(str(error)) from None
 
     @contextmanager
-    def _database(self) -> Iterator[str]:
+    def _database(self) -> Iterator[Services]:
         """Open the database; an embedded one must exist already."""
-        self._opened_dsn = database_dsn(self.settings)
-        if self._opened_dsn:
-            yield self._opened_dsn
+        given = database_services(self.settings)
+        if given.dsn:
+            self._opened_dsn = given.dsn
+            yield given
             return
         try:
             with embedded(self._data_dir, redis=False, make=False) as running_services:
-                self._opened_dsn = running_services.dsn
-                yield self._opened_dsn
+                self._opened_dsn = running_services.owner
+                yield running_services
         except EmbeddedError as error:
             raise DeploymentError(str(error)) from None
 
     def note(self, row: AuditRow) -> None:
         """Append an event to the audit log. Raises DeploymentError, StoreError."""
-        with self._database() as dsn:
-            append_now(dsn, row)
+        with self._database() as at:
+            append_now(at.owner, row)
+
+    def _schema(self, at: Services) -> PostgresSchemaAdmin:
+        return PostgresSchemaAdmin(
+            at.owner, at.dsn, at.jobs, self._chosen_domains, process_account(), embedded=self._embedded
+        )
 
     @contextmanager
     def schema(self) -> Iterator[PostgresSchemaAdmin]:
         """Open the schema."""
-        with self._database() as dsn:
-            yield PostgresSchemaAdmin(dsn, self._chosen_domains, process_account())
+        with self._database() as at:
+            yield self._schema(at)
 
     @asynccontextmanager
-    async def _administered(self) -> AsyncIterator[tuple[Database, str]]:
+    async def _administered(self) -> AsyncIterator[tuple[Database, Services]]:
         """Open the database, migrated where it is the embedded one, and tell servers what was done."""
         redis_url = bus_url(self.settings)  # an error in it is raised before anything is changed
-        with self._database() as dsn:
+        with self._database() as at:
             if self._embedded:
-                migrate(dsn, chosen_domains=self._chosen_domains, actor=process_account())
-            async with command_database(dsn) as database:
-                yield database, dsn
+                self._schema(at).migrate(None, down=False)
+            async with command_database(at.dsn, at.jobs) as database:
+                yield database, at
             if redis_url := redis_url or embedded_redis_url(self._data_dir):
-                announce(redis_url, dsn, self._advanced_tenants)
+                announce(redis_url, at.dsn, self._advanced_tenants)
 
     @asynccontextmanager
     async def tenants(self) -> AsyncIterator[PostgresTenants]:
@@ -218,8 +229,9 @@ class Deployment:
     @asynccontextmanager
     async def tokens(self) -> AsyncIterator[PostgresTenants]:
         """Open what signing a token asks and leaves."""
-        with self._database() as dsn:
-            async with command_database(dsn) as database:
+        with self._database() as at:
+            # As the owner: on the embedded default the others are made by the commands that migrate.
+            async with command_database(at.owner) as database:
                 yield PostgresTenants(database)
 
     @asynccontextmanager
@@ -231,14 +243,14 @@ class Deployment:
     @asynccontextmanager
     async def conflicts(self) -> AsyncIterator[ConflictAdmin]:
         """Open the conflicts that wait for a person."""
-        async with self._administered() as (database, dsn):
-            yield ConflictAdmin(database, await self._committer(database, dsn))
+        async with self._administered() as (database, at):
+            yield ConflictAdmin(database, await self._committer(database, at.dsn))
 
     @asynccontextmanager
     async def quarantine(self) -> AsyncIterator[QuarantineAdmin]:
         """Open the items that were rejected."""
-        async with self._administered() as (database, dsn):
-            yield QuarantineAdmin(database, await self._committer(database, dsn))
+        async with self._administered() as (database, at):
+            yield QuarantineAdmin(database, await self._committer(database, at.dsn))
 
     async def _committer(self, database: Database, dsn: str) -> WorkCommitter:
         sealing = await open_sealing(self.settings, database)
@@ -252,10 +264,10 @@ class Deployment:
                 f"there is no data directory {self._data_dir.resolve()}, where files are kept: set data.dir"
                 " to the server's, or give --data-dir DIR"
             )
-        async with self._administered() as (database, dsn):
+        async with self._administered() as (database, at):
             if files:  # a restored database does not list the files that came after the backup
-                self._refuse_restored(dsn)
-            yield JobAdmin(dsn, database, self.settings, self._advanced_tenants.update)
+                refuse_restored(at.dsn)
+            yield JobAdmin(at, database, self.settings, self._advanced_tenants.update)
 
     @asynccontextmanager
     async def sealing_keys(self) -> AsyncIterator[KeyAdmin]:
@@ -308,8 +320,8 @@ class Deployment:
     @contextmanager
     def epoch(self) -> Iterator[PostgresEpoch]:
         """Open the epoch."""
-        with self._database() as dsn:
-            yield PostgresEpoch(dsn)
+        with self._database() as at:
+            yield PostgresEpoch(at.owner)
 
     def serve(self) -> None:
         """Serve until told to stop."""
@@ -325,14 +337,15 @@ class Deployment:
             dsn = running_services.dsn
             demo_number = None
             if self._embedded:
-                migrate(dsn, chosen_domains=self._chosen_domains, actor=process_account())
-                demo_number = run_async(_ensure_demo_tenant(dsn))
+                self._schema(running_services).migrate(None, down=False)
+                demo_number = run_async(ensure_demo_tenant(dsn))
             elif any(one.applied_at is None for one in status(dsn)):
                 raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
-            self._refuse_restored(dsn)
+            refuse_restored(dsn)
+            check_database_roles(running_services)
             run_async(check_master_keys(self.settings, dsn))
             try:
-                maintain(dsn, chosen.idempotency.lifetime_h, chosen.retention.events_d)
+                maintain(running_services.owner, chosen.idempotency.lifetime_h, chosen.retention.events_d)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight
                 _log.warning("maintenance_failed", reason=type(error).__name__)
             note_start(dsn, self.in_force())
@@ -354,10 +367,6 @@ class Deployment:
         check_reloaded(deployment.settings)
         return deployment._reading()  # noqa: SLF001  # another one of this class
 
-    def _refuse_restored(self, dsn: str) -> None:
-        if PostgresEpoch(dsn).restored():
-            raise DeploymentError("this database was restored: run `run.py epoch renew`, then try again")
-
     def _announce(self, dsn: str, demo_number: int | None, port: int) -> None:
         def sign() -> str:
             key, note = signing_key(self.keys()), partial(append_now, dsn)
@@ -367,13 +376,6 @@ class Deployment:
         program = shlex.join((sys.executable, sys.argv[0]))
         command = f"{program} token --tenant {DEMO_TENANT} --device demo-device --data-dir {place}"
         announce_demo(f"http://{self.settings.server.host}:{port}", sign, command)
-
-
-async def _ensure_demo_tenant(dsn: str) -> int | None:
-    async with command_database(dsn) as database:
-        tenants = PostgresTenants(database)
-        await tenants.ensure(DEMO_TENANT)
-        return await tenants.number(DEMO_TENANT)
 
 
 def open_deployment(config: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Deployment:

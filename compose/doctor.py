@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from compose.alerts import alert_findings
-from compose.configuration import bus_url, database_dsn
+from compose.configuration import bus_url, database_services
 from compose.doctor_secrets import secret_findings
 from compose.pools import connections
 from compose.sealing.start import master_key_finding
@@ -29,7 +29,7 @@ from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import KeySet, UnusableKeyError
 from storage.bus.checkup import bus_findings
 from storage.embedded.account import EmbeddedError
-from storage.embedded.servers import NotMadeError, embedded
+from storage.embedded.servers import NotMadeError, Services, embedded
 from storage.postgres.checkup import database_findings
 
 #: Connections of one worker: fewer than usual are a warning, fewer than the least a fault.
@@ -104,11 +104,12 @@ def _keys(keys: Callable[[], KeySet]) -> CheckResult:
 
 def _database(settings: Settings) -> Iterator[CheckResult]:
     try:
-        if dsn := database_dsn(settings):
-            yield from _database_at(settings, dsn, migrates_itself=False)
+        given = database_services(settings)
+        if given.dsn:
+            yield from _database_at(settings, given, migrates_itself=False)
         else:
             with embedded(Path(settings.data.dir), redis=False, make=False) as made:
-                yield from _database_at(settings, made.dsn, migrates_itself=True)
+                yield from _database_at(settings, made, migrates_itself=True)
     except NotMadeError as error:
         yield CheckResult("warning", "database", error.found, error.remedy)
     except SettingsError as error:
@@ -117,10 +118,12 @@ def _database(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult("fault", "database", str(error), "put that right, or set postgres.dsn")
 
 
-def _database_at(settings: Settings, dsn: str, *, migrates_itself: bool) -> Iterator[CheckResult]:
+def _database_at(settings: Settings, at: Services, *, migrates_itself: bool) -> Iterator[CheckResult]:
     each = sum(connections(settings).values())
     yield from database_findings(
-        dsn,
+        at.dsn,
+        at.owner,
+        at.jobs,
         settings.server.workers * each + _FURTHER_CONNECTIONS,
         {
             "uploads.tenant_quotas": settings.uploads.tenant_quotas,

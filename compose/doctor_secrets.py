@@ -19,6 +19,8 @@ _SECRET_KEYS: Final = (
     ("auth", "secret"),
     ("sealing", "master_key"),
     ("postgres", "dsn"),
+    ("postgres", "owner_dsn"),
+    ("postgres", "jobs_dsn"),
     ("redis", "url"),
     ("s3", "secret_access_key"),
     ("alerts", "webhook_url"),
@@ -56,6 +58,8 @@ def _files(settings: Settings, file: Layer | None) -> Iterator[Path]:
     alerts = settings.alerts
     named = (
         settings.postgres.dsn_file,
+        settings.postgres.owner_dsn_file,
+        settings.postgres.jobs_dsn_file,
         settings.redis.url_file,
         settings.auth.secret_file,
         settings.sealing.master_key_file,

@@ -23,6 +23,7 @@ from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from engine.uploads.blobs import BlobsError
 from engine.uploads.cleanup_job import RATIO, CleanupJob
+from storage.embedded.servers import Services
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.jobs.runs import PostgresJobs
@@ -35,16 +36,16 @@ class JobAdmin:
     """``engine.operate.ports.JobAdmin``.
 
     Args:
-        dsn: The database, for what a job reads and writes.
+        at: The database, for what a job reads and writes.
         database: The database, for the runs of jobs.
         settings: Those of a server.
         on_feeds_advanced: Called when something was committed.
     """
 
     def __init__(
-        self, dsn: str, database: Database, settings: Settings, on_feeds_advanced: OnFeedsAdvanced
+        self, at: Services, database: Database, settings: Settings, on_feeds_advanced: OnFeedsAdvanced
     ) -> None:
-        self._dsn = dsn
+        self._at = at
         self._settings = settings
         self._store = PostgresJobs(database)
         self._on_feeds_advanced = on_feeds_advanced
@@ -94,7 +95,7 @@ class JobAdmin:
         alerts = Alerts(receivers(self._settings), database, clock)
         health = health_job(self._settings, database, clock, alerts)
         sealing = await open_sealing(self._settings, database)
-        body = job_bodies(self._settings, self._dsn, database, sealing, cleanup, health)[job]
+        body = job_bodies(self._settings, self._at, database, sealing, cleanup, health)[job]
         begun = await self._store.begin(job, None)
         if begun is None:
             raise RefusedError(
@@ -111,7 +112,7 @@ class JobAdmin:
     async def _uploads(self) -> AsyncIterator[tuple[Database, CleanupJob]]:
         """Open the database of the jobs, and the clean-up of uploads, with what it commits to."""
         settings = self._settings
-        database, writes = Database(self._dsn, 1), Database(self._dsn, 1)
+        database, writes = Database(self._at.jobs, 1), Database(self._at.dsn, 1)
         blobs = open_blobs(settings)
         tenants: set[int] = set()
         sealing = await open_sealing(settings, database)

@@ -25,6 +25,7 @@ from engine.runtime.schedule import Schedule
 from engine.runtime.services import Service
 from engine.runtime.settings import Settings
 from engine.uploads.cleanup_job import RATIO, CleanupJob
+from storage.embedded.servers import Services
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.pool import Database
 from storage.stores.audit import PostgresAudit
@@ -46,7 +47,7 @@ class Jobs:
 
     Args:
         settings: All settings.
-        dsn: The database, for blocking work.
+        at: The database, for blocking work.
         database: The database, for all else; its connections are for jobs alone.
         sealing: Opens voice events, and seals their log.
         uploads: The clean-up of uploads.
@@ -58,7 +59,7 @@ class Jobs:
     def __init__(
         self,
         settings: Settings,
-        dsn: str,
+        at: Services,
         database: Database,
         sealing: FollowedSealing,
         uploads: CleanupJob,
@@ -72,7 +73,7 @@ class Jobs:
             alerts.check_seen(self._scheduler.last_success_us("monitor"))
             await health.follow()
 
-        bodies = job_bodies(settings, dsn, database, sealing, uploads, health)
+        bodies = job_bodies(settings, at, database, sealing, uploads, health)
         times = schedules(settings)
         kinds = [JobKind(name, times[name], body) for name, body in bodies.items()]
         self._alerts = alerts
@@ -115,7 +116,7 @@ async def warm(tenants: TenantCache, devices: DeviceCache) -> None:
 
 def job_bodies(
     settings: Settings,
-    dsn: str,
+    at: Services,
     database: Database,
     sealing: FollowedSealing,
     uploads: CleanupJob,
@@ -125,8 +126,8 @@ def job_bodies(
 
     Args:
         settings: All settings.
-        dsn: The database, for blocking work.
-        database: The database, for all else.
+        at: The database, for blocking work.
+        database: The database, for all else, as the role of jobs.
         sealing: Opens voice events, and seals their log.
         uploads: The clean-up of uploads.
         health: The judgement.
@@ -159,13 +160,13 @@ def job_bodies(
     return {
         "uploads": uploads.expire_and_free,
         "cleanup": in_sequence(
-            in_thread(partial(maintain, dsn, lifetime_h, events_d)),
+            in_thread(partial(maintain, at.owner, lifetime_h, events_d)),
             Retention(PostgresRetention(database), kept_for),
             uploads.remove_orphans,
             forget_runs,
             forget_events,
             forget_telemetry,
-            in_thread(lambda: {"tenants_counted": recount(dsn)}),
+            in_thread(lambda: {"tenants_counted": recount(at.jobs)}),
         ),
         "aggregate": Aggregation(PostgresAggregation(database), PostgresVoice(database, sealing), events_d),
         "warm": read_again,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from engine.runtime.settings import Settings
+from storage.embedded.servers import Services
 from storage.postgres.connection import PoolerDetection
 from storage.postgres.pool import Database
 
@@ -17,6 +18,7 @@ def connections(settings: Settings) -> Mapping[str, int]:
     - ``commit``: one a lane, so that a batch never waits for a read, and reads never for a batch.
     - ``uploads``: one for claims and one for offsets.
     - ``jobs``: those that run at once take turns, a statement each.
+    - ``everyone``: for what the process itself reads over all tenants, so that no job delays a revocation.
     - ``readiness``: a balancer hears of the database's faults and not of what devices read.
     """
     return {
@@ -24,6 +26,7 @@ def connections(settings: Settings) -> Mapping[str, int]:
         "reads": settings.postgres.read_connections,
         "uploads": 2,
         "jobs": 1,
+        "everyone": 1,
         "readiness": 1,
     }
 
@@ -35,6 +38,7 @@ class Pools(NamedTuple):
     reads: Database
     uploads: Database
     jobs: Database
+    everyone: Database
     readiness: Database
 
     async def close(self) -> None:
@@ -42,7 +46,13 @@ class Pools(NamedTuple):
         await asyncio.gather(*(pool.close() for pool in self))
 
 
-def pools(dsn: str, settings: Settings) -> Pools:
-    """Return the pools; nothing is opened yet. Raises StoreError if the DSN cannot be read."""
-    pooler = PoolerDetection()
-    return Pools(**{name: Database(dsn, most, pooler) for name, most in connections(settings).items()})
+def pools(at: Services, settings: Settings) -> Pools:
+    """Return the pools; nothing is opened yet. Raises StoreError if a DSN cannot be read."""
+    pooler, most = PoolerDetection(), connections(settings)
+    over_all = {name: Database(at.jobs, most[name], pooler) for name in ("jobs", "everyone")}
+    serving = {
+        name: Database(at.dsn, most[name], pooler, everyone=over_all["everyone"])
+        for name in most
+        if name not in over_all
+    }
+    return Pools(**over_all, **serving)

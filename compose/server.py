@@ -102,9 +102,8 @@ class Server:
         if several:
             probe_port = settings.server.probe_port
             workers = WorkerMetrics(worker, count, host, port, probe_port, secret)
-        dsn = at.dsn
         clock = SystemClock()
-        databases = self._databases = pools(dsn, settings)
+        databases = self._databases = pools(at, settings)
         reads = databases.reads
         # Of several connections one is left to what the process itself reads.
         read_limiter = ReadLimiter(max(1, settings.postgres.read_connections - 1))
@@ -198,7 +197,7 @@ class Server:
         )
         alerts = Alerts(receivers(settings), reads, clock)
         self._jobs = Jobs(
-            *(settings, dsn, databases.jobs, sealing, files.cleanup_job),
+            *(settings, at, databases.jobs, sealing, files.cleanup_job),
             *(partial(warm, tenants, self._devices), clock, alerts),
         )
         self._bus = bus

@@ -10,15 +10,18 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import psutil
 import psycopg2
+from psycopg2.extensions import make_dsn
 
 from storage.embedded.account import Account, account_for
 from storage.embedded.binaries import postgres_binaries
 from storage.embedded.process import wait_until
 from storage.postgres.blocking import connected
+from storage.postgres.migrate import migrate
+from storage.postgres.roles.grants import grant_roles
 
 USER: Final = "tidemark"
 #: A password, since every user of this machine can connect to a port.
@@ -169,6 +172,26 @@ def cluster_in(
         yield made
     finally:
         made.stop()
+
+
+def as_role(dsn: str, role: Literal["serving", "jobs"]) -> str:
+    """Return an owner's DSN as that of another role; the embedded roles have the same names."""
+    return str(make_dsn(dsn, user=f"{USER}_{role}"))
+
+
+def migrate_for_roles(dsn: str) -> None:
+    """Make the schema, and the roles of serving and of jobs. Raises StoreError."""
+    migrate(dsn)
+    grant_roles(dsn, as_role(dsn, "serving"), as_role(dsn, "jobs"), make=True)
+
+
+def role_variables(dsn: str) -> dict[str, str]:
+    """Return the environment of a server or command on an owner's database, as it is deployed."""
+    return {
+        "TIDEMARK__POSTGRES__DSN": as_role(dsn, "serving"),
+        "TIDEMARK__POSTGRES__OWNER_DSN": dsn,
+        "TIDEMARK__POSTGRES__JOBS_DSN": as_role(dsn, "jobs"),
+    }
 
 
 def free_port() -> int:

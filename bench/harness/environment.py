@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bench.harness.clusters import Cluster, cluster_in
-from compose.configuration import database_dsn, layers
+from bench.harness.clusters import Cluster, cluster_in, migrate_for_roles
+from compose.configuration import database_services, layers
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
 from storage.embedded.servers import embedded
 from storage.postgres.blocking import connected
 from storage.postgres.commands import command_database
-from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 
 Result = TypeVar("Result")
@@ -31,7 +30,7 @@ class BenchError(Exception):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """Fresh services: nobody else uses them. ``home`` is removed with them."""
+    """Fresh services: nobody else uses them. ``dsn`` is the owner's. ``home`` is removed with them."""
 
     home: Path
     dsn: str
@@ -44,7 +43,7 @@ class Environment(msgspec.Struct, frozen=True):
             cursor.execute(f"CREATE DATABASE {name}")
         dsn = f"{self.dsn} dbname={name}"  # in libpq's keywords the last one counts
         if migrated:
-            migrate(dsn)
+            migrate_for_roles(dsn)
         return dsn
 
 
@@ -53,7 +52,7 @@ def fresh(chosen: Settings) -> Iterator[Environment]:
     """Start services in a new directory under ``data.dir``. Raises EmbeddedError, StoreError."""
     with _home(chosen) as home, embedded(home) as services:
         pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
-        yield Environment(home, services.dsn, services.redis_url, pid)
+        yield Environment(home, services.owner, services.redis_url, pid)
 
 
 @contextmanager
@@ -112,9 +111,13 @@ def secret_of(chosen: Settings) -> str:
 
 @contextmanager
 def deployed(chosen: Settings) -> Iterator[str]:
-    """Yield the DSN of the database of a server with these settings. Raises EmbeddedError, SettingsError."""
-    if dsn := database_dsn(chosen):
-        yield dsn
+    """Yield the owner's DSN of the database of a server with these settings.
+
+    Raises EmbeddedError, SettingsError.
+    """
+    given = database_services(chosen)
+    if given.dsn:
+        yield given.owner
         return
     with embedded(Path(chosen.data.dir), redis=False, make=False) as services:
-        yield services.dsn
+        yield services.owner

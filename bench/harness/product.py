@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from bench.harness.child import ROOT
+from bench.harness.clusters import role_variables
 from bench.harness.environment import BenchError, Environment
 from bench.harness.server import Server, free_ports
 from compose.configuration import DEFAULTS, VARIABLE
@@ -26,6 +27,7 @@ except ImportError:
     from storage.migrate import migrate
 migrate(sys.argv[1])"""
 
+_OWNER: Final = "TIDEMARK__POSTGRES__OWNER_DSN"
 #: What a benchmark lifts: one device, and one tenant, may send as much as the server can take, and be silent
 #: for as long as a slow schedule leaves it.
 LIFTED: Final[Mapping[str, str]] = {
@@ -64,6 +66,8 @@ class Version(msgspec.Struct, frozen=True):
         config = self.root / "config.toml"
         sections = tomllib.loads(config.read_text("utf-8"))
         known = {f"TIDEMARK__{section}__{name}".upper() for section in sections for name in sections[section]}
+        if _OWNER not in known:  # it has one role, which owns the tables
+            variables = {**variables, "TIDEMARK__POSTGRES__DSN": variables[_OWNER]}
         return {name: value for name, value in variables.items() if name in known} | {VARIABLE: str(config)}
 
     def server(self, variables: Mapping[str, str], workers: int = 1, port: int = 0, **more: Any) -> Server:
@@ -102,13 +106,16 @@ def product(
 
 
 def variables(environment: Environment, dsn: str, secret: str, config: Path | None) -> dict[str, str]:
-    """Return the environment of a server on ``environment``, whatever services the settings name."""
+    """Return the environment of a server on ``environment``, whatever services the settings name.
+
+    ``dsn`` is the owner's.
+    """
     return {
         **LIFTED,
         # Without one it would take the settings of this machine, which are of another server.
         VARIABLE: str(config or os.environ.get(VARIABLE) or DEFAULTS),
-        "TIDEMARK__POSTGRES__DSN": dsn,
-        "TIDEMARK__POSTGRES__DSN_FILE": "",
+        **role_variables(dsn),
+        **{f"TIDEMARK__POSTGRES__{name}_FILE": "" for name in ("DSN", "OWNER_DSN", "JOBS_DSN")},
         "TIDEMARK__REDIS__URL": environment.redis_url,
         "TIDEMARK__REDIS__URL_FILE": "",
         "TIDEMARK__AUTH__SECRET": secret,

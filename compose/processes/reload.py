@@ -12,7 +12,7 @@ import structlog
 from msgspec.structs import replace
 
 from compose.alerts import receivers
-from compose.configuration import bus_url, database_dsn
+from compose.configuration import bus_url, database_services
 from compose.metrics import release
 from engine.runtime.ports import StoreError
 from engine.runtime.setting_layers import InForce
@@ -32,6 +32,14 @@ _TAKES_RESTART: Final = (
     ("data", "dir"),
     ("log", "format"),
 )
+
+#: The keys of the fields of ``Services``.
+_SERVICES: Final = {
+    "dsn": "postgres.dsn",
+    "redis_url": "redis.url",
+    "owner_dsn": "postgres.owner_dsn",
+    "jobs_dsn": "postgres.jobs_dsn",
+}
 
 _log = structlog.get_logger()
 
@@ -91,10 +99,11 @@ class Reload:
         if stays:
             _log.warning("settings_take_restart", keys=stays)
         self._settings, self._values, self._files = chosen, values, files
-        dsn = self._given.dsn if "postgres.dsn" in stays else given.dsn
-        url = self._given.redis_url if "redis.url" in stays else given.redis_url
-        self._given = Services(dsn, url)
-        self._at = Services(dsn or self._at.dsn, url or self._at.redis_url)
+        before, at = self._given, self._at
+        self._given = Services(
+            *(getattr(before if key in stays else given, name) for name, key in _SERVICES.items())
+        )
+        self._at = Services(*(getattr(self._given, name) or getattr(at, name) for name in _SERVICES))
         self._note(self._at.dsn, effective)
         return chosen, self._at
 
@@ -107,10 +116,12 @@ class Reload:
                 stays.append(f"{section}.{key}")
                 chosen = replace(chosen, **{section: replace(new, **{key: kept})})
         # A password may change. With another database or bus, workers would work on different data.
-        if dsn_without_secrets(given.dsn) != dsn_without_secrets(self._given.dsn):
-            stays.append("postgres.dsn")
-            new_postgres = replace(chosen.postgres, dsn=old.postgres.dsn, dsn_file=old.postgres.dsn_file)
-            chosen = replace(chosen, postgres=new_postgres)
+        for name in ("dsn", "owner_dsn", "jobs_dsn"):
+            new_dsn, old_dsn = getattr(given, name), getattr(self._given, name)
+            if dsn_without_secrets(new_dsn) != dsn_without_secrets(old_dsn):
+                stays.append(_SERVICES[name])
+                kept = {key: getattr(old.postgres, key) for key in (name, f"{name}_file")}
+                chosen = replace(chosen, postgres=replace(chosen.postgres, **kept))
         if url_without_secrets(given.redis_url) != url_without_secrets(self._given.redis_url):
             stays.append("redis.url")
             new_redis = replace(chosen.redis, url=old.redis.url, url_file=old.redis.url_file)
@@ -149,4 +160,4 @@ def _files(reading: Reading) -> dict[str, bytes]:
 
 def _given(chosen: Settings) -> Services:
     """Return the services that the settings name. Raises SettingsError."""
-    return Services(database_dsn(chosen), bus_url(chosen))
+    return replace(database_services(chosen), redis_url=bus_url(chosen))

@@ -31,6 +31,8 @@ _LEAST_TELEMETRY_D: Final = 8
 #: Either of two keys says the same.
 _ALTERNATIVES: Final = (
     (("postgres", "dsn"), ("postgres", "dsn_file")),
+    (("postgres", "owner_dsn"), ("postgres", "owner_dsn_file")),
+    (("postgres", "jobs_dsn"), ("postgres", "jobs_dsn_file")),
     (("redis", "url"), ("redis", "url_file")),
     (("sealing", "master_key"), ("sealing", "master_key_file")),
     (("sealing", "master_key"), ("sealing", "master_key_command")),
@@ -170,6 +172,7 @@ def _merged(layers: Sequence[Layer]) -> dict[tuple[str, ...], _Given]:
             if (section, key) not in merged:
                 raise SettingsError(f"{layers[0].source}: {section}.{key} is missing")
     _check_together(merged)
+    _check_roles(merged)
     _check_events(merged)
     _check_audit(merged)
     _check_telemetry(merged)
@@ -259,6 +262,15 @@ def _check_together(merged: Mapping[tuple[str, ...], _Given]) -> None:
             raise merged[other].refused(
                 f"{merged[one].name} of {merged[one].source} is set as well: keep one of them"
             )
+
+
+def _check_roles(merged: Mapping[tuple[str, ...], _Given]) -> None:
+    """Refuse roles of a database that is not named: they would be of another one than the embedded one."""
+    if merged["postgres", "dsn"].value or merged["postgres", "dsn_file"].value:
+        return
+    for name in ("owner_dsn", "owner_dsn_file", "jobs_dsn", "jobs_dsn_file"):
+        if merged["postgres", name].value:
+            raise merged["postgres", name].refused("postgres.dsn is not set: set it, too")
 
 
 def _check_events(merged: Mapping[tuple[str, ...], _Given]) -> None:

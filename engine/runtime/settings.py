@@ -98,10 +98,17 @@ class Sealing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Postgres(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The database: ``dsn``, or the one in ``dsn_file``; with both empty the embedded one."""
+    """The database: ``dsn``, or the one in ``dsn_file``; with both empty the embedded one.
+
+    ``owner_dsn`` and ``jobs_dsn`` name it as other roles; without them all are the role of ``dsn``.
+    """
 
     dsn: Text
     dsn_file: Text
+    owner_dsn: Text
+    owner_dsn_file: Text
+    jobs_dsn: Text
+    jobs_dsn_file: Text
     read_connections: Annotated[int, Meta(ge=1, le=100)]
     min_free_bytes: QuotaBytes
     max_bytes: QuotaBytes

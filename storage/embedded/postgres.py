@@ -13,6 +13,9 @@ from storage.embedded.binaries import postgres_binaries
 from storage.embedded.process import ProcessTraces, ServerProcess, failed
 
 _DATABASE: Final = "tidemark"
+#: Roles beside the owner, which has the name of the database.
+_SERVING: Final = "tidemark_serving"
+_JOBS: Final = "tidemark_jobs"
 #: Only a part of the socket's name: nothing listens on a port.
 _PORT: Final = 5432
 #: Recovery after a crash replays up to ``max_wal_size``.
@@ -53,7 +56,8 @@ _SETTINGS: Final = {
 class EmbeddedPostgres:
     """The cluster in ``data_dir``/postgres. It must be started and stopped under the lock of ``embedded``.
 
-    ``dsn`` names it in libpq's keywords.
+    ``dsn`` names it in libpq's keywords, as the role that owns all. ``serving_dsn`` and ``jobs_dsn`` are for
+    roles that are made with the schema (storage/postgres/roles/grants.py).
     """
 
     def __init__(self, data_dir: Path, account: Account, sockets: Path) -> None:
@@ -76,7 +80,10 @@ class EmbeddedPostgres:
             ),
             self._answers,
         )
-        self.dsn = f"host={sockets} port={_PORT} user={_DATABASE} dbname={_DATABASE}"
+        place = f"host={sockets} port={_PORT} dbname={_DATABASE}"
+        self.dsn = f"{place} user={_DATABASE}"
+        self.serving_dsn = f"{place} user={_SERVING}"
+        self.jobs_dsn = f"{place} user={_JOBS}"
 
     def start(self) -> None:
         """Start it unless it runs, and return when it accepts clients. Raises EmbeddedError, OSError."""

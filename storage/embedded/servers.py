@@ -52,11 +52,24 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9/._-]+\Z")
 class Services(msgspec.Struct, frozen=True):
     """Where PostgreSQL and Redis are; empty for one that ``embedded`` was not asked for.
 
-    ``dsn`` is in libpq's keywords, ``redis_url`` for ``redis.asyncio.from_url``.
+    ``dsn`` is in libpq's keywords, ``redis_url`` for ``redis.asyncio.from_url``. ``owner_dsn`` and
+    ``jobs_dsn`` are for the roles that own the tables, and that work over all tenants; empty is ``dsn``.
     """
 
     dsn: str
     redis_url: str
+    owner_dsn: str = ""
+    jobs_dsn: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The DSN of the role that owns the tables."""
+        return self.owner_dsn or self.dsn
+
+    @property
+    def jobs(self) -> str:
+        """The DSN of the role that works over all tenants."""
+        return self.jobs_dsn or self.dsn
 
 
 class Servers(NamedTuple):
@@ -110,7 +123,9 @@ def embedded(
                     running.postgres.start()
                 if redis:
                     running.redis.start()
-        yield Services(running.postgres.dsn if postgres else "", running.redis.url if redis else "")
+        own = running.postgres
+        dsns = (own.serving_dsn, own.dsn, own.jobs_dsn) if postgres else ("", "", "")
+        yield Services(dsns[0], running.redis.url if redis else "", *dsns[1:])
 
 
 def _refuse_missing(home: Path, *, postgres: bool) -> None:

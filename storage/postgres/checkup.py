@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
 from storage.postgres.display_names import database_name
-from storage.postgres.migrate import status
+from storage.postgres.migrate import newest_migration, status
 from storage.postgres.partitions.maintenance import days_ahead
 from storage.postgres.readiness import unfit
 from storage.postgres.remedies import DatabaseFaultError
-from storage.postgres.rights import rights_finding, tenant_findings
+from storage.postgres.roles.guard import access_finding, check_roles, row_security_findings
+from storage.postgres.roles.rights import rights_finding, tenant_findings
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -29,19 +31,27 @@ _APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-tim
 
 
 def database_findings(
-    dsn: str, connections: int, tenants: Mapping[str, Collection[str]], *, migrates_itself: bool
+    dsn: str,
+    owner_dsn: str,
+    jobs_dsn: str,
+    connections: int,
+    tenants: Mapping[str, Collection[str]],
+    *,
+    migrates_itself: bool,
 ) -> Iterator[CheckResult]:
     """Check a database.
 
     Args:
-        dsn: The database.
+        dsn: The database, as the role of serving.
+        owner_dsn: The same, as the role that owns the tables.
+        jobs_dsn: The same, as the role of jobs.
         connections: How many connections servers open to it.
         tenants: The names of tenants that have settings of their own, by the setting.
         migrates_itself: Whether `serve` brings the schema up to date.
     """
     try:
-        with connected(dsn) as connection:
-            yield from _fitness(connection, database_name(dsn))
+        with connected(owner_dsn) as connection:
+            yield from _fitness(connection, database_name(owner_dsn))
             rights = rights_finding(connection)
             yield rights
             yield _clock(connection)
@@ -49,13 +59,30 @@ def database_findings(
             if rights.level == "fault":
                 return  # the checks after this one need those rights
             yield from tenant_findings(connection, tenants)
-        yield from _schema(dsn, migrates_itself=migrates_itself)
+        missing = [one.name for one in status(owner_dsn) if one.applied_at is None]
+        yield _migrations(missing, migrates_itself=migrates_itself)
+        if not missing:
+            yield from _schema(owner_dsn)
+            yield from _roles(dsn, owner_dsn, jobs_dsn)
     except DatabaseFaultError as fault:
         yield CheckResult("fault", "database", fault.found, fault.remedy)
     except StoreError as error:
         yield CheckResult(
             "fault", "database", str(error), "see that it runs and that postgres.dsn leads to it"
         )
+
+
+def _roles(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
+    for name, one in (("postgres.dsn", dsn), ("postgres.jobs_dsn", jobs_dsn)):
+        if one != owner_dsn:
+            with connected(one) as connection:
+                yield access_finding(connection, name)
+    try:
+        ways = check_roles(dsn, owner_dsn, jobs_dsn)
+    except RefusedError as error:
+        yield CheckResult("fault", "roles", str(error), "correct the DSNs")
+    else:
+        yield from row_security_findings(ways)
 
 
 def _fitness(connection: Connection, place: str) -> Iterator[CheckResult]:
@@ -110,17 +137,15 @@ def _connections(connection: Connection, wanted: int) -> CheckResult:
     return CheckResult("ok", "connections", found)
 
 
-def _schema(dsn: str, *, migrates_itself: bool) -> Iterator[CheckResult]:
-    states = status(dsn)
-    missing = [one.name for one in states if one.applied_at is None]
+def _migrations(missing: Sequence[str], *, migrates_itself: bool) -> CheckResult:
     if missing and migrates_itself:
-        yield CheckResult("ok", "schema", f"{len(missing)} migrations are to come: serve applies them")
-    elif missing:
-        yield CheckResult("fault", "schema", f"{missing[0]} is not applied", "run `run.py migrate`")
-    else:
-        yield CheckResult("ok", "schema", f"all {len(states)} migrations are applied")
+        return CheckResult("ok", "schema", f"{len(missing)} migrations are to come: serve applies them")
     if missing:
-        return
+        return CheckResult("fault", "schema", f"{missing[0]} is not applied", "run `run.py migrate`")
+    return CheckResult("ok", "schema", f"all migrations are applied, up to {newest_migration()}")
+
+
+def _schema(dsn: str) -> Iterator[CheckResult]:
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT s.system_identifier <> c.system_identifier"

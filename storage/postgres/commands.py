@@ -12,16 +12,22 @@ from storage.postgres.transactions import COMMAND_LIMITS
 
 
 @asynccontextmanager
-async def command_database(dsn: str) -> AsyncIterator[Database]:
+async def command_database(dsn: str, jobs_dsn: str = "") -> AsyncIterator[Database]:
     """Open a database for one command.
 
     Nothing is prepared: a statement runs once, and behind a pooler its preparation could get lost.
+
+    Args:
+        dsn: The database.
+        jobs_dsn: The same as the role of jobs, for what is asked of all tenants; empty if that is ``dsn``'s.
 
     Raises:
         DatabaseFaultError: The database refused the connection, with the remedy.
         StoreUnavailableError: The database is away.
     """
-    database = Database(dsn, 1, PoolerDetection(found=True), COMMAND_LIMITS)
+    pooler = PoolerDetection(found=True)
+    everyone = Database(jobs_dsn or dsn, 1, pooler, COMMAND_LIMITS)
+    database = Database(dsn, 1, pooler, COMMAND_LIMITS, everyone)
     try:
         yield database
     except CannotConnectError as error:
@@ -30,3 +36,4 @@ async def command_database(dsn: str) -> AsyncIterator[Database]:
         raise StoreUnavailableError("; ".join(map(str, error.causes))) from None
     finally:
         await database.close()
+        await everyone.close()

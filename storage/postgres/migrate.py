@@ -25,6 +25,7 @@ from engine.model.audit import Actor, AuditRow
 from engine.operate.ports import RefusedError
 from engine.operate.rows import MigrationState
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.roles.grants import grant_roles, secure_growing_tables
 from storage.postgres.server_processes import GONE_S, running_processes
 from storage.postgres.transactions import AUDIT, audit_values
 
@@ -37,6 +38,8 @@ _FILES: Final = Path(__file__).parent.parent / "migrations"
 _LOCK_TIMEOUT_MS: Final = 5000
 #: The migration that brings the sealing of domains. The tables of keys are older.
 _SEALED: Final = "0048.sealed_domains"
+#: From this migration on growing tables have policies.
+_ROW_SECURITY: Final = "0041.row_security"
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]  # yoyo has no type hints
@@ -121,6 +124,9 @@ def migrate(
         number = len(known) if to is None else to
         while (migration := _step(connection, number, chosen_domains, actor, down=down)) is not None:
             done.append(migration)
+        if not down and _ROW_SECURITY in _applied(connection):
+            with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+                secure_growing_tables(cursor)
     return done
 
 
@@ -133,16 +139,38 @@ def status(dsn: str) -> list[MigrationState]:
 
 
 class PostgresSchemaAdmin:
-    """``engine.operate.ports.SchemaAdmin``. ``chosen_domains`` and ``actor`` are as for ``migrate``."""
+    """``engine.operate.ports.SchemaAdmin``.
 
-    def __init__(self, dsn: str, chosen_domains: Collection[str], actor: Actor) -> None:
+    Args:
+        dsn: The DSN of the owner.
+        serving_dsn: The DSN of the role of serving.
+        jobs_dsn: The DSN of the role of jobs.
+        chosen_domains: As for ``migrate``.
+        actor: As for ``migrate``.
+        embedded: Whether the PostgreSQL is the server's own, so that roles are made.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        serving_dsn: str,
+        jobs_dsn: str,
+        chosen_domains: Collection[str],
+        actor: Actor,
+        *,
+        embedded: bool = False,
+    ) -> None:
         self._dsn = dsn
+        self._others = serving_dsn, jobs_dsn
         self._chosen_domains = chosen_domains
         self._actor = actor
+        self._embedded = embedded
 
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
-        """Apply migrations or take them back."""
-        return migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains, actor=self._actor)
+        """Apply migrations or take them back, and grant to the roles what they need."""
+        done = migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains, actor=self._actor)
+        grant_roles(self._dsn, *self._others, make=self._embedded)
+        return done
 
     def status(self) -> list[MigrationState]:
         """List the migrations in order."""

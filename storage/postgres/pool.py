@@ -27,6 +27,7 @@ from storage.postgres.driver import Row, Values, connect
 from storage.postgres.hosts import Address, Host, order_of
 from storage.postgres.remedies import fault_of, read_only, said
 from storage.postgres.remedies import sentence as told
+from storage.postgres.roles.named_tenants import EVERYONE, NOBODY, Tenants, naming
 from storage.postgres.transactions import SERVER_LIMITS, StatementLimits, Transaction
 
 #: How long a caller waits for a connection to become free.
@@ -55,6 +56,7 @@ class Database:
         connections: How many connections there are at most.
         pooler: Shared with the other databases of this process, so that a pooler is detected once.
         limits: How long statements may take.
+        everyone: The same database as the role of jobs, for work over all tenants. None if this is it.
 
     Raises:
         StoreError: The DSN cannot be read.
@@ -66,8 +68,10 @@ class Database:
         connections: int,
         pooler: PoolerDetection | None = None,
         limits: StatementLimits = SERVER_LIMITS,
+        everyone: Database | None = None,
     ) -> None:
         self._order = order_of(dsn)
+        self._everyone = everyone or self
         self._pooler = pooler or PoolerDetection()
         self._limits = limits
         self._idle: deque[PooledConnection] = deque()
@@ -91,26 +95,36 @@ class Database:
             raise
         await self.release(connection)
 
-    async def begin(self, settings: Statement | None = None) -> Transaction:
+    async def begin(self, settings: Statement | None = None, tenants: Tenants = NOBODY) -> Transaction:
         """Take a connection for a transaction, which the caller has to commit or roll back.
 
         Args:
             settings: What is set for it; None is the default of this database.
+            tenants: Whose rows it is for. It sees no others.
 
         Raises:
             StoreUnavailableError: There is no connection.
         """
-        return Transaction(await self.acquire(), settings or self._limits.write, self.release)
+        database = self._for(tenants)
+        return Transaction(
+            await database.acquire(), settings or self._limits.write, database.release, tenants
+        )
 
     @asynccontextmanager
-    async def transaction(self, settings: Statement | None = None) -> AsyncIterator[Transaction]:
+    async def transaction(
+        self, settings: Statement | None = None, tenants: Tenants = NOBODY
+    ) -> AsyncIterator[Transaction]:
         """Run the block as one transaction: committed at its end, rolled back if it raises.
+
+        Args:
+            settings: What is set for it; None is the default of this database.
+            tenants: Whose rows it is for. It sees no others.
 
         Raises:
             StoreUnknownError: The outcome of the commit is not known.
             StoreError: Nothing was written.
         """
-        transaction = await self.begin(settings)
+        transaction = await self.begin(settings, tenants)
         try:
             yield transaction
         except BaseException:
@@ -119,7 +133,11 @@ class Database:
         await transaction.commit()
 
     async def execute(
-        self, statement: str | Statement, values: Values | None = None, settings: Statement | None = None
+        self,
+        statement: str | Statement,
+        values: Values | None = None,
+        settings: Statement | None = None,
+        tenants: Tenants = NOBODY,
     ) -> list[Row]:
         """Run one statement as a transaction of its own, in one round trip.
 
@@ -127,6 +145,7 @@ class Database:
             statement: A ``Statement`` is prepared, a text is planned each time.
             values: Its values by name.
             settings: What is set for the transaction; None is the default of this database.
+            tenants: Whose rows it is for. It sees no others.
 
         Returns:
             The rows of the statement.
@@ -136,31 +155,39 @@ class Database:
             StoreError: Nothing was written.
         """
         settings = settings or self._limits.write
+        named, values = naming(tenants, values)
         try:
-            async with self.connection() as connection:
+            async with self._for(tenants).connection() as connection:
                 if isinstance(statement, str):
-                    rows = await connection.run(f"{settings.text}; {statement}", values)
+                    rows = await connection.run(f"{settings.text}; {named}{statement}", values)
                 else:
-                    rows = await connection.run_prepared("", (settings, statement), "", values or {})
+                    rows = await connection.run_prepared(named, (settings, statement), "", values or {})
                 connection.confirm_commit()
                 return rows
         except ConnectionLostError as error:
             raise StoreUnknownError(str(error)) from None
 
-    async def query(self, statement: str | Statement, values: Values | None = None) -> list[Row]:
+    async def query(
+        self, statement: str | Statement, values: Values | None = None, tenants: Tenants = NOBODY
+    ) -> list[Row]:
         """Run one read, a second time if the connection had been lost unnoticed or was pooled.
 
-        A ``Statement`` is prepared. One that is seldom asked is better a text, which is planned each time.
+        Args:
+            statement: A ``Statement`` is prepared. One that is seldom asked is better a text, which is
+                planned each time.
+            values: Its values by name.
+            tenants: Whose rows it is for. It sees no others.
 
         Raises:
             StoreError: The database is away, or refused the statement.
         """
+        named, values = naming(tenants, values)
         for attempt in (1, 2):
             try:
-                async with self.connection() as connection:
+                async with self._for(tenants).connection() as connection:
                     if isinstance(statement, str):
-                        return await connection.run(self._limits.read + statement, values)
-                    read = self._limits.read_prepared
+                        return await connection.run(f"{self._limits.read}{named}{statement}", values)
+                    read = self._limits.read_prepared + named
                     return await connection.run_prepared(read, (statement,), "", values or {})
             except NoAnswerError:
                 raise
@@ -168,6 +195,9 @@ class Database:
                 if attempt == 2:
                     raise
         raise AssertionError
+
+    def _for(self, tenants: Tenants) -> Database:
+        return self._everyone if tenants is EVERYONE else self
 
     async def acquire(self) -> PooledConnection:
         """Take a connection; ``release`` must follow. Raises StoreUnavailableError."""

@@ -21,14 +21,14 @@ _AGAIN: Final = "others changed the same at the same time: try again"
 _REMEDIES: Final = {
     "28000": "let the role in: it has to exist, with LOGIN, and pg_hba.conf has to let it in from this host",
     "28P01": "correct the password in postgres.dsn, or in the file that postgres.dsn_file names",
-    "3D000": "create it (docs/operations.md, A role and a database), or correct its name in postgres.dsn",
+    "3D000": "create it (docs/operations.md, Roles and a database), or correct its name in postgres.dsn",
     "25006": "this is a standby, or default_transaction_read_only is on: name the primary, or every host, in"
     " postgres.dsn",
     "3F000": _MIGRATE,
     "40001": _AGAIN,
     "40P01": _AGAIN,
-    "42501": "the role has to own the database and its tables (docs/operations.md, A role and a database);"
-    " `run.py doctor` looks",
+    "42501": "run `run.py migrate`, which grants what roles need, as the owner of the database"
+    " (docs/operations.md, Roles and a database); `run.py doctor` looks",
     "42701": _NOT_OURS,
     "42703": _MIGRATE,
     "42710": _NOT_OURS,

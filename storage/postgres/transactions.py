@@ -16,6 +16,7 @@ from engine.runtime.ports import StoreUnknownError
 from storage.postgres.arrays import int_array, number_array_or_null, text_array, text_array_or_null
 from storage.postgres.connection import ConnectionLostError, PooledConnection, Statement
 from storage.postgres.driver import Row, Values
+from storage.postgres.roles.named_tenants import NOBODY, Tenants, naming
 
 #: A server ends a statement after this, before ``connection.STATEMENT_S`` drops its connection. Otherwise the
 #: statement would run on without anybody to wait for it.
@@ -132,14 +133,22 @@ class Transaction:
         connection: The borrowed connection.
         settings: What is set for this transaction.
         release: Gives the connection back; with ``clean=False`` it is rolled back first.
+        tenants: Whose rows it is for.
     """
 
-    __slots__ = ("_begun", "_connection", "_ended", "_release", "_settings")
+    __slots__ = ("_begun", "_connection", "_ended", "_release", "_settings", "_tenants")
 
-    def __init__(self, connection: PooledConnection, settings: Statement, release: _Release) -> None:
+    def __init__(
+        self,
+        connection: PooledConnection,
+        settings: Statement,
+        release: _Release,
+        tenants: Tenants = NOBODY,
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self._release = release
+        self._tenants = tenants
         self._begun = False
         self._ended = False
 
@@ -152,17 +161,28 @@ class Transaction:
         if self._begun:
             return await self._connection.run_prepared("", statements, "", values)
         self._begun = True
-        return await self._connection.run_prepared("BEGIN; ", (self._settings, *statements), "", values)
+        named, named_values = naming(self._tenants, values)
+        return await self._connection.run_prepared(
+            f"BEGIN; {named}", (self._settings, *statements), "", named_values or {}
+        )
 
-    async def query(self, statement: str, values: Values | None = None) -> list[Row]:
+    async def query(
+        self, statement: str, values: Values | None = None, tenants: Tenants = NOBODY
+    ) -> list[Row]:
         """Run a statement that is planned each time, and return its rows.
+
+        Args:
+            statement: The statement.
+            values: Its values by name.
+            tenants: Whose rows the transaction is for from now on; without any it stays as it was.
 
         Raises:
             StoreError: As ``PooledConnection.run``.
         """
+        named, values = naming(tenants if self._begun or tenants else self._tenants, values)
         begin = "" if self._begun else f"BEGIN; {self._settings.text}; "
         self._begun = True
-        return await self._connection.run(begin + statement, values)
+        return await self._connection.run(begin + named + statement, values)
 
     async def note(self, row: AuditRow) -> None:
         """Append an event to the audit log, with the change that it tells of.

@@ -8,6 +8,7 @@ from typing import Final
 from engine.operate.ports import RefusedError
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import of_tenant
 from storage.stores.tenant_rows import check_tenant
 
 #: Of ``tenants AS t``: the tenant of a command, or all. One probe of the key for each tenant.
@@ -19,7 +20,7 @@ _BEGINNING: Final = re.compile(r"[0-9a-f]{4,31}\Z")
 
 async def list_of_tenant(database: Database, statement: str, tenant: str | None, **values: int) -> list[Row]:
     """Run a statement with ``OF_TENANT`` and return its rows. Raises NoTenantError."""
-    found = await database.query(statement, {"tenant": tenant, **values})
+    found = await database.query(statement, {"tenant": tenant, **values}, of_tenant(tenant))
     if not found:
         await check_tenant(database, tenant)
     return found
@@ -40,10 +41,12 @@ async def find_one(database: Database, statement: str, wanted: str, tenant: str 
         RefusedError: There is no row, or several tenants have one, or several ids begin so.
     """
     values = {"tenant": tenant, "id": wanted}
-    found = await database.query(statement, values | {"last": wanted})
+    found = await database.query(statement, values | {"last": wanted}, of_tenant(tenant))
     if not found and _BEGINNING.match(wanted):
         # After each id that begins so; they are hex digits. The limit is for beginnings of many ids.
-        found = await database.query(f"{statement} LIMIT 2", values | {"last": wanted + "g"})
+        found = await database.query(
+            f"{statement} LIMIT 2", values | {"last": wanted + "g"}, of_tenant(tenant)
+        )
         if len(found) > 1:
             raise RefusedError(f"several ids begin with {wanted}: give more of it")
     if not found:

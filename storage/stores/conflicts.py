@@ -105,7 +105,7 @@ class PostgresConflicts:
             "limit": limit,
             "bytes": max_bytes,
         }
-        rows = await self._database.query(statement, values)
+        rows = await self._database.query(statement, values, [tenant_id])
         found = await self._sealing.opened(
             rows, lambda row: ConflictWithRecord(*self._with_record(row[0], row[1:-1]))
         )
@@ -117,6 +117,7 @@ class PostgresConflicts:
             "SELECT row_to_json(c)::text FROM conflict_resolution_log AS c"
             " WHERE tenant_id = %(tenant)s AND conflict_id = %(conflict)s",
             {"tenant": tenant_id, "conflict": conflict_id},
+            [tenant_id],
         )
         found = await self._sealing.opened(rows, lambda row: decode_conflict(row[0], self._sealing))
         return found[0] if found else None

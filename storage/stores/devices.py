@@ -14,6 +14,7 @@ from storage.postgres.arrays import int_array, number_array_or_null, text_array,
 from storage.postgres.connection import Statement
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE, Tenants
 from storage.postgres.transactions import HOLD_MS, SERVER_MS, set_for_transaction
 from storage.stores.audit import by_account
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
@@ -144,20 +145,22 @@ class PostgresDevices:
             return []
         tenants, devices = zip(*keys, strict=True)
         rows = await self._database.query(
-            _READ, {"tenants": int_array(tenants), "devices": text_array(devices)}
+            _READ, {"tenants": int_array(tenants), "devices": text_array(devices)}, set(tenants)
         )
         return [_health(row) for row in rows]
 
     async def latest(self, limit: int) -> list[Health]:
         """Read those that synced last."""
-        return [_health(row) for row in await self._database.query(_LATEST, {"limit": limit})]
+        rows = await self._database.query(_LATEST, {"limit": limit}, EVERYONE)
+        return [_health(row) for row in rows]
 
     async def add(self, changes: list[Health]) -> None:
         """Add to the stored counts; see the port for what it raises."""
         statements, values = _adding(changes)
         receipt = ""
         try:
-            async with self._database.transaction(_SETTINGS) as transaction:
+            tenants = {one.key.tenant_id for one in changes}
+            async with self._database.transaction(_SETTINGS, tenants) as transaction:
                 ((receipt,),) = await transaction.run(statements, values)
         except StoreUnknownError:
             raise HealthUnknownError(receipt) from None
@@ -176,7 +179,7 @@ class PostgresDevices:
     async def revoked(self) -> Revoked:
         """Return the devices with refused tokens, and the revoked tokens."""
         revoked = Revoked({}, set())
-        for tenant_id, device_id, from_s, token_id in await self._database.query(_REVOKED):
+        for tenant_id, device_id, from_s, token_id in await self._database.query(_REVOKED, tenants=EVERYONE):
             if device_id is None:
                 revoked.tokens.add((tenant_id, token_id))
             else:
@@ -186,8 +189,9 @@ class PostgresDevices:
     async def devices(self, tenant: str | None) -> list[DeviceSummary]:
         """List devices by tenant and id."""
         if tenant is None:
-            return await self._summaries(_ALL, {})
-        return await self._summaries(_OF_TENANT, {"tenant": await tenant_id_of(self._database, tenant)})
+            return await self._summaries(_ALL, {}, EVERYONE)
+        tenant_id = await tenant_id_of(self._database, tenant)
+        return await self._summaries(_OF_TENANT, {"tenant": tenant_id}, [tenant_id])
 
     async def device(self, tenant: str, device_id: str) -> DeviceSummary:
         """Find one device."""
@@ -202,7 +206,7 @@ class PostgresDevices:
 
     async def revoke(self, tenant: str, device_id: str) -> bool:
         """Refuse a device from now on, also one that was never seen; return whether it was let in before."""
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=tenant) as transaction:
             tenant_id = await tenant_id_of(transaction, tenant)
             revoked = await transaction.query(
                 "INSERT INTO devices AS d (tenant_id, device_id, revoked_at)"
@@ -218,7 +222,7 @@ class PostgresDevices:
 
     async def restore(self, tenant: str, device_id: str) -> bool:
         """Let a revoked device in again, with tokens that are signed from now on."""
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=tenant) as transaction:
             tenant_id = await tenant_id_of(transaction, tenant)
             key = {"tenant": tenant_id, "device": device_id}
             restored = await transaction.query(
@@ -235,10 +239,10 @@ class PostgresDevices:
 
     async def _find(self, tenant: str, device_id: str) -> list[DeviceSummary]:
         tenant_id = await tenant_id_of(self._database, tenant)
-        return await self._summaries(_ONE, {"tenant": tenant_id, "device": device_id})
+        return await self._summaries(_ONE, {"tenant": tenant_id, "device": device_id}, [tenant_id])
 
-    async def _summaries(self, statement: str, values: Values) -> list[DeviceSummary]:
-        return [_summary(*row) for row in await self._database.query(statement, values)]
+    async def _summaries(self, statement: str, values: Values, tenants: Tenants) -> list[DeviceSummary]:
+        return [_summary(*row) for row in await self._database.query(statement, values, tenants)]
 
 
 def _adding(changes: list[Health]) -> tuple[list[Statement], dict[str, object]]:

@@ -66,7 +66,7 @@ class PostgresExport:
         database = self._database
         tenant_id = await tenant_id_of(database, tenant)
         values = {"tenant": tenant_id, "domain": domain}
-        async with database.transaction() as transaction:
+        async with database.transaction(tenants=[tenant_id]) as transaction:
             bounds = {"from": instant(from_us), "to": instant(to_us)}
             await transaction.note(by_account("data_exported", domain, tenant, tenant_id, bounds))
         if self._domains[domain].kind == "record":
@@ -133,7 +133,7 @@ async def _paged(
     """Run a statement until it returns nothing more. The caller sets in ``values`` where a page begins."""
     rows = _FIRST_ROWS
     while True:
-        page = await database.query(statement, values | {"rows": rows})
+        page = await database.query(statement, values | {"rows": rows}, [values["tenant"]])
         if page:
             yield page
         if len(page) < rows:

@@ -94,6 +94,7 @@ class PostgresFeed:
         rows = await self._database.query(
             "SELECT tenant_id, seq FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])",
             {"tenants": int_array(tenant_ids)},
+            tenant_ids,
         )
         return dict(rows)
 
@@ -109,7 +110,7 @@ class PostgresFeed:
         }
         if domains is not None:
             values |= {"domains": text_array(domains), "rows": self._piece_rows}
-        rows = await self._database.query(_ALL if domains is None else _SOME, values)
+        rows = await self._database.query(_ALL if domains is None else _SOME, values, [tenant_id])
         page, read_to = await self._page(tenant_id, rows), rows[0][-1]
         if page.more or read_to is None or read_to == page.high_seq:
             return page
@@ -127,7 +128,7 @@ class PostgresFeed:
             "domains": text_array(domains),
             "rows": str(self._piece_rows),
         }
-        rows = await self._database.query(_FEW, values)
+        rows = await self._database.query(_FEW, values, [tenant_id])
         if rows[0][-1] > self._piece_rows:
             return None
         return await self._page(tenant_id, rows)
@@ -141,7 +142,7 @@ class PostgresFeed:
             "bytes": str(max_bytes),
         }
         pages: dict[int, Page] = {}
-        rows = await self._database.query(_NEWS, values)
+        rows = await self._database.query(_NEWS, values, afters.keys())
         for tenant_id, own in groupby(rows, key=itemgetter(0)):
             found = list(own)
             rest = [row[1:] for row in found if row[2] is not None]

@@ -11,6 +11,7 @@ from engine.model.domains import DomainPolicy
 from engine.operate.ports import NoTenantError, RefusedError
 from engine.operate.rows import PolicyInForce
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import of_tenant
 from storage.stores.audit import by_account
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
@@ -33,6 +34,7 @@ class PostgresPolicies:
             " LEFT JOIN tenant_conflict_policy AS p ON p.tenant_id = t.tenant_id"
             " WHERE %(tenant)s::text IS NULL OR t.name = %(tenant)s ORDER BY t.name",
             {"tenant": tenant},
+            of_tenant(tenant),
         )
         if tenant is not None and not read:
             raise NoTenantError(tenant)
@@ -51,7 +53,7 @@ class PostgresPolicies:
         """Set a tenant's own policy, in one transaction that servers notice by the generation."""
         if domain not in self._defaults:
             raise self._unknown(domain)
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=tenant) as transaction:
             tenant_id = await tenant_id_of(transaction, tenant, _STAYS)
             key = {"tenant": tenant_id, "domain": domain}
             before = await transaction.query(_OWN, key)
@@ -72,7 +74,7 @@ class PostgresPolicies:
 
     async def unset(self, tenant: str, domain: str) -> bool:
         """Take back a tenant's own policy, also of a domain that the settings know no longer."""
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=tenant) as transaction:
             tenant_id = await tenant_id_of(transaction, tenant, _STAYS)
             removed = await transaction.query(
                 "DELETE FROM tenant_conflict_policy WHERE tenant_id = %(tenant)s AND domain = %(domain)s"

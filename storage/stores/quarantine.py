@@ -83,7 +83,9 @@ class PostgresQuarantine:
             "record": row.record_id,
             "id": row.quarantine_id,
         }
-        return await self._sealing.opened(await self._database.query(_BEHIND, values), self._quarantined)
+        return await self._sealing.opened(
+            await self._database.query(_BEHIND, values, [row.tenant_id]), self._quarantined
+        )
 
     async def record(self, row: Quarantined) -> Record | None:
         """Find the record of an item as it stands now."""
@@ -91,7 +93,7 @@ class PostgresQuarantine:
             return None
         key = RecordKey(row.tenant_id, row.domain, row.record_id)
         values = {"tenant": key.tenant_id, "domain": key.domain, "id": key.id}
-        found = await self._database.query(_RECORD, values)
+        found = await self._database.query(_RECORD, values, [key.tenant_id])
         rows = await self._sealing.opened(found, lambda columns: record_of(key, columns, self._sealing))
         return rows[0] if rows else None
 
@@ -108,7 +110,7 @@ class PostgresQuarantine:
             "tenant": item.tenant_id,
             "id": item.quarantine_id,
         }
-        await self._database.execute(_RETRIED, values)
+        await self._database.execute(_RETRIED, values, tenants=[item.tenant_id])
 
     async def note_shown(self, case: QuarantineCase, *, revealed: bool) -> None:
         """Write the event of an item that is shown."""
@@ -123,7 +125,7 @@ class PostgresQuarantine:
         """Delete an item. Batches lock the counter first, and so does this: a retry is before or after."""
         row = case.row
         item = {"tenant": row.tenant_id, "id": row.quarantine_id}
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=[row.tenant_id]) as transaction:
             await transaction.query(
                 "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s FOR UPDATE", item
             )

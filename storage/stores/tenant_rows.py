@@ -6,13 +6,16 @@ from typing import Protocol
 
 from engine.operate.ports import NoTenantError
 from storage.postgres.driver import Row, Values
+from storage.postgres.roles.named_tenants import NOBODY, Tenants
 from storage.postgres.transactions import Transaction
 
 
 class Reader(Protocol):
     """Runs a read: a ``Database`` in a transaction of its own, a ``Transaction`` in itself."""
 
-    async def query(self, statement: str, values: Values | None = None, /) -> list[Row]:
+    async def query(
+        self, statement: str, values: Values | None = None, tenants: Tenants = NOBODY, /
+    ) -> list[Row]:
         """Return the rows of a statement. Raises StoreError."""
 
 

@@ -17,6 +17,7 @@ from engine.runtime.ports import StoreError
 from storage.postgres.arrays import int_array
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.audit import by_account, signed_event
 from storage.stores.tenant_rows import Reader, advance_generation, tenant_id_of
 
@@ -38,10 +39,8 @@ _TABLES: Final = (
     "SELECT c.relname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
     " WHERE c.relnamespace = current_schema()::regnamespace"
     " AND a.attname = 'tenant_id' AND NOT a.attisdropped AND c.relname <> ALL(%(own)s)"
+    " AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1"
 )
-_WHOLE: Final = f"{_TABLES} AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1"
-#: Partitions instead of their tables, since a ctid belongs to a partition.
-_PARTS: Final = f"{_TABLES} AND c.relkind = 'r' ORDER BY 1"
 _TENANTS: Final = (
     "SELECT t.tenant_id, t.name, floor(extract(epoch FROM t.created_at))::bigint,"
     " floor(extract(epoch FROM r.removed_at))::bigint, p.domain, p.policy, p.fallback FROM tenants AS t"
@@ -61,7 +60,7 @@ class PostgresTenants:
 
     async def find(self, name: str) -> TenantPolicies | None:
         """Find a tenant by name."""
-        rows = await self._database.query(f"{_TENANTS} WHERE t.name = %(name)s", {"name": name})
+        rows = await self._database.query(f"{_TENANTS} WHERE t.name = %(name)s", {"name": name}, name)
         for found in _gathered(rows).values():
             return found
         return None
@@ -70,7 +69,9 @@ class PostgresTenants:
         """Read tenants that are known."""
         wanted = {"tenants": int_array(tenant_ids)}
         return _gathered(
-            await self._database.query(f"{_TENANTS} WHERE t.tenant_id = ANY(%(tenants)s::int[])", wanted)
+            await self._database.query(
+                f"{_TENANTS} WHERE t.tenant_id = ANY(%(tenants)s::int[])", wanted, tenant_ids
+            )
         )
 
     async def generation(self) -> tuple[int, str]:
@@ -101,7 +102,7 @@ class PostgresTenants:
             )
             if created:
                 counter = "INSERT INTO tenant_counters (tenant_id) VALUES (%(tenant)s)"
-                await transaction.query(counter, {"tenant": created[0][0]})
+                await transaction.query(counter, {"tenant": created[0][0]}, [created[0][0]])
                 await transaction.note(by_account("tenant_added", name, name, created[0][0]))
                 await advance_generation(transaction)
         return bool(created)
@@ -127,7 +128,8 @@ class PostgresTenants:
 
     async def revoke_token(self, token_id: str, tenant: str | None) -> bool:
         """Refuse tokens with a ``jti`` from now on, of one tenant or of all."""
-        async with self._database.transaction() as transaction:
+        whose = [ANY_TENANT] if tenant is None else tenant
+        async with self._database.transaction(tenants=whose) as transaction:
             tenant_id = ANY_TENANT if tenant is None else await tenant_id_of(transaction, tenant)
             revoked = await transaction.query(
                 "INSERT INTO revoked_tokens (tenant_id, token_id) VALUES (%(tenant)s, %(token)s)"
@@ -144,7 +146,8 @@ class PostgresTenants:
         """List tenants by name."""
         rows = await self._database.query(
             "SELECT name, tenant_id, created_at, coalesce(seq, 0) FROM tenants"
-            " LEFT JOIN tenant_counters USING (tenant_id) ORDER BY name"
+            " LEFT JOIN tenant_counters USING (tenant_id) ORDER BY name",
+            tenants=EVERYONE,
         )
         return [TenantSummary(*row) for row in rows]
 
@@ -152,18 +155,18 @@ class PostgresTenants:
         """Remove a tenant. Its data go in small transactions first, so that no other tenant waits."""
         if erase:
             await self._erase(await tenant_id_of(self._database, name), watch)
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=name) as transaction:
             # Looked up again: since the first look another command may have removed it and added a new one.
             # Batches lock the counter before any other row, and so does this.
             tenant_id = await tenant_id_of(transaction, name)
             tenant = {"tenant": tenant_id}
             for table in ("tenant_counters", "tenants"):
                 await transaction.query(
-                    f"SELECT FROM {table} WHERE tenant_id = %(tenant)s FOR UPDATE", tenant
+                    f"SELECT FROM {table} WHERE tenant_id = %(tenant)s FOR UPDATE", tenant, [tenant_id]
                 )
             holding = [
                 table
-                for table in await _tables(transaction, _WHOLE)
+                for table in await _tables(transaction)
                 if await transaction.query(
                     f"SELECT 1 FROM {table} WHERE tenant_id = %(tenant)s LIMIT 1", tenant
                 )
@@ -186,22 +189,23 @@ class PostgresTenants:
             await advance_generation(transaction)
 
     async def _erase(self, tenant_id: int, watch: Callable[[int], None]) -> None:
+        # A ctid belongs to a partition, and another partition may have the same: a row of the tenant, too.
         done = 0
-        for table in await _tables(self._database, _PARTS):
+        for table in await _tables(self._database):
             erase = (
                 f"WITH erased AS (DELETE FROM {table} WHERE tenant_id = %(tenant)s AND ctid = ANY (ARRAY("
                 f"SELECT ctid FROM {table} WHERE tenant_id = %(tenant)s LIMIT {_ERASED_ROWS})) RETURNING 1)"
                 " SELECT count(*) FROM erased"
             )
             erased = _ERASED_ROWS
-            while erased == _ERASED_ROWS:
-                ((erased,),) = await self._database.execute(erase, {"tenant": tenant_id})
+            while erased >= _ERASED_ROWS:
+                ((erased,),) = await self._database.execute(erase, {"tenant": tenant_id}, tenants=[tenant_id])
                 done += erased
                 watch(done)
 
 
-async def _tables(reader: Reader, which: str) -> list[str]:
-    return [str(name) for (name,) in await reader.query(which, {"own": list(_OWN)})]
+async def _tables(reader: Reader) -> list[str]:
+    return [str(name) for (name,) in await reader.query(_TABLES, {"own": list(_OWN)})]
 
 
 def _gathered(rows: list[Row]) -> dict[int, TenantPolicies]:

@@ -11,6 +11,7 @@ from engine.uploads.blobs import PendingFile
 from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.sealed.same_file import may_be_same
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_states import DUPLICATE, IN_ENTRY, IS_FILE, STORED
@@ -56,7 +57,7 @@ class PostgresPending:
     async def tenants(self, after: int, limit: int) -> list[int]:
         """List tenants with pending files."""
         values = {"after": str(after), "limit": str(limit)}
-        return [row[0] for row in await self._database.query(_TENANTS, values)]
+        return [row[0] for row in await self._database.query(_TENANTS, values, EVERYONE)]
 
     async def pending(self, after: Mapping[int, Upload | None], limit: int) -> list[PendingFile]:
         """List pending files, by tenant and record."""
@@ -69,7 +70,7 @@ class PostgresPending:
             "limit": str(limit),
         }
         return await self._sealing.opened(
-            await self._database.query(_PENDING, values),
+            await self._database.query(_PENDING, values, after.keys()),
             lambda row: PendingFile(decode_upload(self._sealing, row), row[-1]),
         )
 
@@ -83,7 +84,7 @@ class PostgresFiles:
 
     async def file(self, tenant_id: int, file_id: str) -> Upload | None:
         """Return a file, or the one that stands for a duplicate."""
-        rows = await self._database.query(_FILE, {"tenant": str(tenant_id), "id": file_id})
+        rows = await self._database.query(_FILE, {"tenant": str(tenant_id), "id": file_id}, [tenant_id])
         found = await self._sealing.opened(rows, partial(decode_upload, self._sealing))
         own = next((one for one in found if one.ref.upload_id == file_id), None)
         if own is None or own.state != "duplicate":

@@ -189,8 +189,9 @@ class PostgresUploads:
         # Every process locks the tenants' reservations in ascending order, so that none waits in a circle.
         order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
         outcomes: dict[int, Created] = {}
-        await self._sealing.load_missing({one.upload.ref.tenant_id for one in uploads})
-        async with self._database.transaction() as transaction:
+        tenants = {one.upload.ref.tenant_id for one in uploads}
+        await self._sealing.load_missing(tenants)
+        async with self._database.transaction(tenants=tenants) as transaction:
             for index in order:
                 new = uploads[index]
                 values = _insert_values(new, expire_s, self._sealing)
@@ -206,7 +207,8 @@ class PostgresUploads:
         }
         outcome: Concatenated = "created"
         with suppress(_UndoneError):
-            async with self._database.transaction() as transaction:
+            tenants = [upload.upload.ref.tenant_id]
+            async with self._database.transaction(tenants=tenants) as transaction:
                 await transaction.run((_LOCK,), values)
                 if await transaction.run((_FIND,), values):
                     return "created"
@@ -221,7 +223,7 @@ class PostgresUploads:
 
     async def find(self, ref: UploadRef) -> Upload | None:
         """Read an upload in any state."""
-        rows = await self._database.query(_FIND, {"tenant": str(ref.tenant_id), "id": ref.upload_id})
+        rows = await self._database.query(_FIND, _named(ref), [ref.tenant_id])
         return await self._first(rows)
 
     async def _first(self, rows: list[Row]) -> Upload | None:
@@ -236,7 +238,9 @@ class PostgresUploads:
             "devices": text_array(one.device_id for one in claims),
             "holders": hex_array(one.lock_owner for one in claims),
         }
-        rows = await self._database.execute(_CLAIM, values, _CLAIM_SETTINGS)
+        rows = await self._database.execute(
+            _CLAIM, values, _CLAIM_SETTINGS, {one.ref.tenant_id for one in claims}
+        )
         uploads = await self._sealing.opened(rows, partial(decode_upload, self._sealing))
         found = {upload.ref: upload for upload in uploads}
         return [
@@ -248,7 +252,7 @@ class PostgresUploads:
     async def steal(self, claim: Claim) -> Upload | None:
         """Take a lock from any owner."""
         values = _named(claim.ref) | {"device": claim.device_id, "holder": claim.lock_owner}
-        rows = await self._database.execute(_STEAL, values)
+        rows = await self._database.execute(_STEAL, values, tenants=[claim.ref.tenant_id])
         return await self._first(rows)
 
     async def save_offsets(self, updates: Sequence[OffsetUpdate], expire_s: float) -> list[bool]:
@@ -264,16 +268,17 @@ class PostgresUploads:
             "releases": hex_array("true" if one.release else "false" for one in last),
             "expire": str(expire_s),
         }
-        saved = {
-            (row[0], row[1].replace("-", "")) for row in await self._database.execute(_SAVE_OFFSETS, values)
-        }
+        tenants = {one.ref.tenant_id for one in last}
+        rows = await self._database.execute(_SAVE_OFFSETS, values, tenants=tenants)
+        saved = {(row[0], row[1].replace("-", "")) for row in rows}
         return [(one.ref.tenant_id, one.ref.upload_id) in saved for one in updates]
 
     async def mark_stored(self, files: Sequence[StoredFile]) -> list[bool]:
         """Record that uploads are files."""
         done = {}
-        await self._sealing.load_missing({one.ref.tenant_id for one in files})
-        async with self._database.transaction() as transaction:
+        tenants = {one.ref.tenant_id for one in files}
+        await self._sealing.load_missing(tenants)
+        async with self._database.transaction(tenants=tenants) as transaction:
             for one in sorted(files, key=lambda one: one.ref.tenant_id):
                 sha256 = self._sealing.seal_text(
                     FILE_SHA256, one.ref.tenant_id, one.domain, one.ref.upload_id, 0, one.sha256
@@ -287,7 +292,7 @@ class PostgresUploads:
     ) -> bool:
         """End an open upload without a file and return what it reserved."""
         values = _named(ref) | {"holder": lock_owner, "state": STATE_TEXTS[state]}
-        return bool(await self._database.execute(_DISCARD, values))
+        return bool(await self._database.execute(_DISCARD, values, tenants=[ref.tenant_id]))
 
 
 class _UndoneError(Exception):

@@ -19,6 +19,7 @@ from storage.postgres.blocking import connected
 from storage.postgres.partitions.daily_usage import DROPPING, add
 from storage.postgres.plain_bytes import CHANGE_DATA, plain_bytes
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE, of_tenant
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -138,6 +139,7 @@ class PostgresUsage:
             " LEFT JOIN tenant_storage AS s USING (tenant_id)"
             " WHERE %(tenant)s::text IS NULL OR t.name = %(tenant)s ORDER BY t.name",
             {"tenant": tenant},
+            of_tenant(tenant),
         )
         if tenant is not None and not found:
             raise NoTenantError(tenant)
@@ -147,8 +149,10 @@ class PostgresUsage:
         """Return what the fullest tenant holds of each number, and what all hold. Raises StoreError."""
         most = ", ".join(f"coalesce(max({name}), 0)::bigint" for name in NAMES)
         sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in NAMES)
-        (numbers,) = await self._database.query(f"SELECT {most}, {sums} FROM tenant_counters")
-        (open_conflicts,) = await self._database.query(_OPEN_CONFLICTS)
+        (numbers,) = await self._database.query(
+            f"SELECT {most}, {sums} FROM tenant_counters", tenants=EVERYONE
+        )
+        (open_conflicts,) = await self._database.query(_OPEN_CONFLICTS, tenants=EVERYONE)
         count = len(NAMES)
         return UsageTotals(TenantUsage(*numbers[:count]), TenantUsage(*numbers[count:]), open_conflicts[0])
 

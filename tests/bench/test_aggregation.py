@@ -7,16 +7,15 @@ import asyncio
 from bench.harness.stage import add_tenants
 from bench.tools.aggregation import fill
 from engine.operate.aggregation import Aggregation
-from storage.postgres.pool import Database
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.sealing import Sealing
-from tests.harness.services import rows
+from tests.harness.services import Serving, rows
 from tests.harness.upload_stack import job_run, now_us
 
 
 async def _aggregated(dsn: str) -> object:
-    run, database = job_run(now_us()), Database(dsn, 1)
+    run, database = job_run(now_us()), Serving(dsn, 1)
     await Aggregation(PostgresAggregation(database), PostgresVoice(database, Sealing()), 0)(run)
     await database.close()
     return run.counts

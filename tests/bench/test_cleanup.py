@@ -11,14 +11,13 @@ from bench.tools.cleanup import _EVENTS_D, _KINDS, TENANTS, _attach, _fill
 from engine.cluster.jobs import Counts
 from engine.operate.retention import KeptFor, Retention
 from storage.postgres.partitions.maintenance import maintain
-from storage.postgres.pool import Database
 from storage.stores.jobs.retention import PostgresRetention
-from tests.harness.services import rows
+from tests.harness.services import Serving, rows
 from tests.harness.upload_stack import job_run, now_us
 
 
 async def _cleaned(dsn: str) -> Counts:
-    run, database = job_run(now_us()), Database(dsn, 1)
+    run, database = job_run(now_us()), Serving(dsn, 1)
     await Retention(PostgresRetention(database), KeptFor(0, 90 * 86_400, 0))(run)
     await database.close()
     return run.counts

@@ -14,7 +14,7 @@ import pytest
 from bench.harness.environment import Environment, read_settings
 from bench.harness.product import variables
 from compose import configuration
-from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, layers
+from compose.configuration import DEFAULTS, VARIABLE, bus_url, database_dsn, database_services, layers
 from compose.deployment import open_deployment
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings, SettingsError
@@ -146,10 +146,12 @@ def test_bench_variables_settings_that_name_files_are_of_its_own_services(
     own = tmp_path / "own.toml"
     own.write_text("[postgres]\ndsn_file = '/no'\n[redis]\nurl_file = '/no'\n[auth]\nsecret_file = '/no'\n")
     ground = Environment(tmp_path, "", "unix:///redis", 0)
-    for name, value in variables(ground, "host=own", "s" * 40, own).items():
+    for name, value in variables(ground, "host=own user=tidemark", "s" * 40, own).items():
         monkeypatch.setenv(name, value)
     deployment = open_deployment(None, {})
-    assert (database_dsn(deployment.settings), bus_url(deployment.settings)) == ("host=own", "unix:///redis")
+    at = database_services(deployment.settings)
+    assert (at.dsn, at.jobs_dsn) == ("user=tidemark_serving host=own", "user=tidemark_jobs host=own")
+    assert (at.owner_dsn, bus_url(deployment.settings)) == ("host=own user=tidemark", "unix:///redis")
     assert deployment.keys().default is not None
 
 

@@ -10,11 +10,10 @@ import pytest
 from compose.sealing.start import check_master_keys
 from engine.cache.key_ring import TenantKeyRing
 from engine.seal.master_keys import MasterKeyError, MasterKeys, master_key_id
-from storage.postgres.pool import Database
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from tests.compose.test_master_key import ONE, TWO, given, key_file
 from tests.harness.admin import add_tenants
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 
 class _Source:
@@ -24,7 +23,7 @@ class _Source:
 
 async def _wrap_a_key(dsn: str) -> None:
     add_tenants(dsn, "acme")
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     try:
         ((number,),) = rows(dsn, "SELECT tenant_id FROM tenants")
         await TenantKeyRing(PostgresTenantKeys(database), _Source(), os.urandom).load([int(str(number))])

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from aiohttp import WSServerHandshakeError
 
+from bench.harness.clusters import role_variables
 from engine.cache.devices import DeviceCache
 from storage.embedded.servers import Services
 from tests.contract.test_close_codes import goodbye
@@ -239,7 +240,7 @@ async def test_device_revoked_during_a_slow_body_is_refused(serve: Serve) -> Non
 
 def run(server: Running, *arguments: str) -> Ended:
     """Run a command beside the server."""
-    return Ended(*arguments, TIDEMARK__POSTGRES__DSN=server.dsn)
+    return Ended(*arguments, **role_variables(server.dsn))
 
 
 async def test_device_commands_show_what_the_server_stored(serve: Serve) -> None:

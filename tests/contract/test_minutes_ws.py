@@ -10,10 +10,9 @@ from aiohttp import WSMsgType
 
 from engine.model.minutes import Minute
 from storage.embedded.servers import Services
-from storage.postgres.pool import Database
 from storage.stores.monitoring.minutes import PostgresMinutes
 from tests.harness.in_process_server import Running, Serve
-from tests.harness.services import outage
+from tests.harness.services import Serving, outage
 from tests.harness.ws_device import item, put
 
 _HOUR_US = 3_600_000_000
@@ -21,7 +20,7 @@ _HOUR_US = 3_600_000_000
 
 async def minutes(server: Running) -> dict[str | None, Minute]:
     """Read the sums of the last hour, by tenant."""
-    database = Database(server.dsn, 1)
+    database = Serving(server.dsn, 1)
     now_us = time.time_ns() // 1000
     try:
         found = await PostgresMinutes(database).windows(None, now_us - _HOUR_US, now_us + _HOUR_US)

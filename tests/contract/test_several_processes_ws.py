@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.harness.clusters import role_variables
 from storage.embedded.servers import Services
 from tests.harness.in_process_server import Reply, Running, Serve
 from tests.harness.servers.own_redis import OwnRedis
@@ -78,7 +79,7 @@ async def command(dsn: str, redis_url: str, *arguments: str) -> None:
         "run.py",
         *arguments,
         cwd=_ROOT,
-        env={**os.environ, "TIDEMARK__POSTGRES__DSN": dsn, "TIDEMARK__REDIS__URL": redis_url},
+        env={**os.environ, **role_variables(dsn), "TIDEMARK__REDIS__URL": redis_url},
         stdout=asyncio.subprocess.DEVNULL,
     )
     assert await process.wait() == 0

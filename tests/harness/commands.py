@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from click.testing import CliRunner
 
+from bench.harness.clusters import role_variables
 from compose.deployment import open_deployment
 from run import cli
 
@@ -35,7 +36,8 @@ def command(dsn: str) -> Run:
     """Run commands on the test's database; settings from the environment are keyword arguments."""
 
     async def run(*arguments: str, **variables: str) -> Ended:
-        environment = {"TIDEMARK__POSTGRES__DSN": dsn, **variables}
+        of_roles = {} if "TIDEMARK__POSTGRES__DSN" in variables else role_variables(dsn)
+        environment = {**of_roles, **variables}
         ended = await asyncio.to_thread(
             CliRunner().invoke, cli, arguments, obj=open_deployment, env=environment, catch_exceptions=False
         )

@@ -25,7 +25,7 @@ from engine.runtime.settings import Settings
 from handlers.http.tokens import KeySet, secret_key
 from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
 from storage.embedded.servers import Services
-from tests.harness.services import Databases, execute, run
+from tests.harness.services import Databases, deployed, execute, run
 from tests.harness.ws_device import SECRET, Device, Json, connected, token
 
 #: For modules of tests on the server that they share.
@@ -182,7 +182,7 @@ async def _start(at: Services, stack: AsyncExitStack, sections: Mapping[str, Any
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
-    return Running(at.dsn, f"http://127.0.0.1:{started.port.result()}", task, stack)
+    return Running(at.owner, f"http://127.0.0.1:{started.port.result()}", task, stack)
 
 
 async def _stopped(task: asyncio.Task[None]) -> None:
@@ -215,7 +215,7 @@ async def serve(services: Services, dsn: str, tmp_path: Path) -> AsyncIterator[S
             redis_url: str = services.redis_url, at: str = dsn, **sections: Mapping[str, Any]
         ) -> Running:
             sections = {"data": {"dir": str(tmp_path)}} | sections
-            return await _start(Services(at, redis_url), stack, sections)
+            return await _start(deployed(at, redis_url), stack, sections)
 
         yield start
 
@@ -233,7 +233,7 @@ async def _shared(
     sections = SHARED | {"data": {"dir": str(tmp_path_factory.mktemp("data"))}}
     with databases.copy(template) as dsn:
         async with AsyncExitStack() as stack:
-            yield await _start(Services(dsn, services.redis_url), stack, sections)
+            yield await _start(deployed(dsn, services.redis_url), stack, sections)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from bench.harness.clusters import role_variables
 from tests.harness.ws_device import SECRET, Json
 
 _ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ class ServerProcess:
     def __init__(self, dsn: str, redis_url: str, home: Path, **environment: str) -> None:
         self._environment = {
             **os.environ,
-            "TIDEMARK__POSTGRES__DSN": dsn,
+            **role_variables(dsn),
             "TIDEMARK__REDIS__URL": redis_url,
             "TIDEMARK__AUTH__SECRET": SECRET.decode(),
             "TIDEMARK__DATA__DIR": str(home),

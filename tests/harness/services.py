@@ -15,9 +15,9 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
-from bench.harness.clusters import Cluster, cluster_in
+from bench.harness.clusters import Cluster, as_role, cluster_in, migrate_for_roles
 from storage.embedded.servers import Services, embedded
-from storage.postgres.migrate import migrate
+from storage.postgres.pool import Database
 from tests.harness.scratch import scratch
 
 _TEMPLATE = "migrated"
@@ -83,11 +83,32 @@ def rows(dsn: str, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
+class Serving(Database):
+    """A database as servers have it: the role of serving, and that of jobs for work over all tenants.
+
+    ``dsn`` is the owner's.
+    """
+
+    def __init__(self, dsn: str, connections: int) -> None:
+        self._jobs = Database(as_role(dsn, "jobs"), 1)
+        super().__init__(as_role(dsn, "serving"), connections, everyone=self._jobs)
+
+    async def close(self) -> None:
+        """Close the connections of both."""
+        await super().close()
+        await self._jobs.close()
+
+
+def deployed(dsn: str, redis_url: str) -> Services:
+    """Return services as a server has them: ``dsn`` is the owner's."""
+    return Services(as_role(dsn, "serving"), redis_url, dsn, as_role(dsn, "jobs"))
+
+
 @pytest.fixture(scope="session")
 def template(services: Services) -> str:
     """A migrated database that others are copied from."""
     execute(services.dsn, f"CREATE DATABASE {_TEMPLATE}")
-    migrate(named(services.dsn, _TEMPLATE))
+    migrate_for_roles(named(services.dsn, _TEMPLATE))
     return _TEMPLATE
 
 
@@ -102,7 +123,8 @@ class Databases:
     def copy(self, source: str) -> Iterator[str]:
         """Give the DSN of a copy of the database ``source``, which is dropped in the end."""
         name = f"test_{uuid.uuid4().hex}"
-        run(self._connection, f"CREATE DATABASE {name} TEMPLATE {source}")
+        own = f"CREATE DATABASE {name} TEMPLATE {source}", f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC"
+        run(self._connection, *own)
         try:
             yield named(self._dsn, name)
         finally:

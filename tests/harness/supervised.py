@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.harness.clusters import role_variables
 from bench.harness.server import free_ports
 from storage.embedded.servers import Services
 from tests.harness.admin import ensure_tenant
@@ -108,7 +109,7 @@ async def supervise(dsn: str, services: Services, tmp_path: Path) -> AsyncIterat
 
         async def start(workers: int = 2, **environment: str) -> Supervised:
             site = {
-                "TIDEMARK__POSTGRES__DSN": dsn,
+                **role_variables(dsn),
                 "TIDEMARK__REDIS__URL": services.redis_url,
                 "TIDEMARK__AUTH__SECRET": SECRET.decode(),
                 "TIDEMARK__DATA__DIR": str(tmp_path),

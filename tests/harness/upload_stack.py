@@ -37,7 +37,6 @@ from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.codec import JSON
 from engine.wire.messages import Sync
 from storage.blobs.directory import DirectoryBlobs
-from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
@@ -47,7 +46,7 @@ from storage.stores.uploads import PostgresUploads
 from tests.engine.cache.test_minutes import counted_minutes
 from tests.engine.uploads.test_service import FakeBody, FakeBus
 from tests.harness.admin import add_tenants
-from tests.harness.services import rows
+from tests.harness.services import Serving, rows
 
 SETTINGS = open_deployment(None, {}).settings
 DOMAINS = Domains(dict(SETTINGS.domains))
@@ -88,8 +87,8 @@ class UploadStack:
         self.dsn = dsn
         self.directory = directory
         clock = SystemClock()
-        self.database = Database(dsn, 2)
-        self._writes = Database(dsn, 1)
+        self.database = Serving(dsn, 2)
+        self._writes = Serving(dsn, 1)
         self.blobs = DirectoryBlobs(directory / "uploads", 2)
         self.store = PostgresUploads(self.database, Sealing())
         self.committer: Committer = command_committer(

@@ -22,6 +22,7 @@ import pytest
 
 from bench.cli import bench
 from bench.client.simulate import simulate
+from bench.harness.clusters import role_variables
 from docs.generate import pages
 from engine.feed import cursor
 from engine.model.audit import EVENTS, EventName
@@ -435,7 +436,7 @@ async def test_readme_first_session_runs_as_written(serve: Serve) -> None:
         env={
             **os.environ,
             "TIDEMARK": running.url,
-            "TIDEMARK__POSTGRES__DSN": running.dsn,
+            **role_variables(running.dsn),
             "TIDEMARK__AUTH__SECRET": SECRET.decode(),
         },
         stdout=asyncio.subprocess.PIPE,

@@ -14,11 +14,10 @@ from engine.operate.alert_delivery import AlertDelivery
 from engine.operate.monitor.report import Finding, Judgement, Report, Values
 from handlers.operate.webhooks import Webhook
 from storage.embedded.servers import Services
-from storage.postgres.pool import Database
 from storage.stores.monitoring.alerts import PostgresAlerts
 from tests.harness.alert_receiver import Receiver, receiver
 from tests.harness.server_process import ServerProcess
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 __all__ = ["receiver"]
 
@@ -54,7 +53,7 @@ async def test_alert_of_a_killed_server_is_sent_again_with_its_id(
         TIDEMARK__ALERTS__WEBHOOK_URL=receiver.url,
         TIDEMARK__ALERTS__PRIVATE_ADDRESSES="true",
     )
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     check = AlertDelivery(PostgresAlerts(database), [Webhook(receiver.url, "warning")], SystemClock())
     try:
         await server.start()

@@ -24,10 +24,9 @@ from aiohttp import ClientError, ClientSession
 
 from engine.cache.minutes import FLUSH_S
 from engine.operate.analytics import Figures, analytics
-from storage.postgres.pool import Database
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.analytics import PostgresAnalytics
-from tests.harness.services import rows
+from tests.harness.services import Serving, rows
 from tests.harness.supervised import Supervise, Supervised
 from tests.harness.ws_device import Closed, Device, connected, item, put, token
 
@@ -104,7 +103,7 @@ class Mixed:
 
 async def figures(dsn: str) -> Figures:
     """Read all figures of the tenant, as the command does."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     now_us = time.time_ns() // 1000
     try:
         found = await analytics(PostgresAnalytics(database), "acme", now_us - HOUR_US, now_us, "hour")
@@ -115,7 +114,7 @@ async def figures(dsn: str) -> Figures:
 
 async def summed(dsn: str) -> None:
     """Make snapshots of the last two hours, the present one included, twice."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     until_us = (time.time_ns() // 1000 // HOUR_US + 1) * HOUR_US
     try:
         for _ in range(2):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from bench.harness.clusters import migrate_for_roles
 from storage.embedded.servers import Services, embedded
-from storage.postgres.migrate import migrate
 from tests.harness.numbered_edits import audit, editors_of, progressed
 from tests.harness.scratch import scratch
 from tests.harness.server_process import ServerProcess
@@ -46,9 +46,9 @@ class Home:
 @pytest.fixture
 async def home() -> AsyncIterator[Home]:
     with scratch("tidemark-crash-") as directory, embedded(directory / "data") as services:
-        migrate(services.dsn)
+        migrate_for_roles(services.owner)
         execute(
-            services.dsn,
+            services.owner,
             "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('initech')",
             "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
         )
@@ -56,7 +56,7 @@ async def home() -> AsyncIterator[Home]:
 
 
 async def _under_fire(home: Home, kill: Callable[[ServerProcess], Awaitable[None]]) -> None:
-    server = ServerProcess(home.services.dsn, home.services.redis_url, home.directory)
+    server = ServerProcess(home.services.owner, home.services.redis_url, home.directory)
     progress = asyncio.Condition()
     editors = editors_of(DEVICES, progress)
     await server.start()
@@ -70,7 +70,7 @@ async def _under_fire(home: Home, kill: Callable[[ServerProcess], Awaitable[None
             for editor in editors:
                 editor.stopping = True
         assert [editor.wrong for editor in editors if editor.wrong] == []
-        audit(home.services.dsn, editors)
+        audit(home.services.owner, editors)
         assert await server.terminate() == 0
     finally:
         await server.stop()

@@ -23,12 +23,11 @@ import pytest
 from aiohttp import ClientSession
 from psycopg2.extensions import make_dsn
 
-from bench.harness.clusters import Cluster
+from bench.harness.clusters import Cluster, migrate_for_roles
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected
 from storage.postgres.connection import NoAnswerError
-from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from tests.harness.in_process_server import Serve
 from tests.harness.server_process import ServerProcess
@@ -45,7 +44,7 @@ Does = Callable[[socket.socket], None]
 @pytest.fixture(scope="module")
 def _own() -> Iterator[Cluster]:
     with cluster("own") as made:
-        migrate(made.dsn)
+        migrate_for_roles(made.dsn)
         yield made
 
 

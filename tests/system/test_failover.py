@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from bench.harness.clusters import PASSWORD, USER, Cluster
-from storage.postgres.migrate import migrate, newest_migration
+from bench.harness.clusters import PASSWORD, USER, Cluster, migrate_for_roles
+from storage.postgres.migrate import newest_migration
 from storage.postgres.pool import Database
 from storage.postgres.readiness import faults
 from storage.stores.epoch import PostgresEpoch
@@ -32,7 +32,7 @@ ACKS = 200
 def primary() -> Iterator[Cluster]:
     """A PostgreSQL with our schema."""
     with cluster("a") as made:
-        migrate(made.dsn)
+        migrate_for_roles(made.dsn)
         yield made
 
 

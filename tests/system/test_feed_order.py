@@ -10,13 +10,12 @@ import itertools
 from typing import NamedTuple
 
 from engine.model.rows import ReadSet, Record, WriteSet
-from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.admin import ensure_tenant
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import deadlocks
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 from tests.harness.ws_device import Device, Json, item, put
 
 TENANTS = ("acme", "globex", "initech")
@@ -182,7 +181,7 @@ async def test_writers_of_the_same_tenants_in_any_order_never_deadlock(dsn: str)
         "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
     )
     writers, batches = 4, 25
-    database = Database(dsn, writers)
+    database = Serving(dsn, writers)
     store = PostgresStore(database, 24, Sealing())
 
     async def write(number: int) -> None:

@@ -18,11 +18,11 @@ import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 from click.testing import CliRunner
 
+from bench.harness.clusters import migrate_for_roles, role_variables
 from compose.deployment import open_deployment
 from run import cli
 from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
-from storage.postgres.migrate import migrate
 from tests.harness.admin import ensure_tenant
 from tests.harness.numbered_edits import TENANTS, Editor, audit, editors_of, progressed
 from tests.harness.servers.network_hosts import Network, network
@@ -51,7 +51,7 @@ class Hosts:
         self._home = home
         self._environment = {
             **os.environ,
-            "TIDEMARK__POSTGRES__DSN": dsn,
+            **role_variables(dsn),
             "TIDEMARK__REDIS__URL": redis_url,
             "TIDEMARK__DATA__DIR": str(home / "data"),
             "TIDEMARK__AUTH__SECRET": SECRET.decode(),
@@ -150,7 +150,7 @@ def hosts() -> Iterator[Hosts]:
         home.chmod(0o711)  # the servers' accounts have to pass through it
         with net.inside():
             database = stack.enter_context(cluster("db", net.address, net.everybody))
-            migrate(database.dsn)
+            migrate_for_roles(database.dsn)
             for tenant in TENANTS:
                 ensure_tenant(database.dsn, tenant)
             account = account_for(home / "redis")

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import ClientSession
 from psycopg2.extensions import parse_dsn
 
-from bench.harness.clusters import free_port
+from bench.harness.clusters import USER, free_port
 from storage.embedded.account import account_for
 from storage.embedded.process import wait_until
 from storage.embedded.servers import Services
@@ -45,7 +45,8 @@ def bouncer(dsn: str) -> Iterator[str]:
     own = account.directory(home / "own")
     port = free_port()
     to = parse_dsn(dsn)
-    (own / "users").write_text(f'"tidemark" "{to["password"]}"\n')
+    users = (f'"{USER}{role}" "{to["password"]}"\n' for role in ("", "_serving", "_jobs"))
+    (own / "users").write_text("".join(users))
     chosen = ConfigParser(interpolation=None)
     chosen.read_string(_SHIPPED.read_text())
     chosen["databases"]["tidemark"] = f"host={to['host']} port={to['port']} dbname={to['dbname']}"
@@ -91,9 +92,10 @@ async def processes(bouncer: str, services: Services, tmp_path: Path) -> AsyncIt
             await process.stop()
 
 
+#: A pooler has a pool for each role.
 _BACKENDS = (
     "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    " AND backend_type = 'client backend'"
+    " AND backend_type = 'client backend' AND usename = 'tidemark_serving'"
 )
 
 

@@ -16,12 +16,11 @@ from engine.model.commit_counts import HOUR_US
 from engine.operate.voice import verification
 from storage.embedded.account import account_for
 from storage.embedded.binaries import postgres_binaries
-from storage.postgres.pool import Database
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running, Serve, settings_with
-from tests.harness.services import execute
+from tests.harness.services import Serving, execute
 from tests.harness.tus_uploader import photo, uploader
 from tests.harness.ws_device import change, day
 
@@ -120,7 +119,7 @@ async def _retry(server: Running) -> None:
 
 async def _log_voice(dsn: str, sealing: Sealing) -> None:
     """Log the verification, as the job ``aggregate`` does after the hour."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     voice = PostgresVoice(database, sealing)
     hour_us = int(time.time()) * 1_000_000 // HOUR_US * HOUR_US
     events = [
@@ -172,7 +171,7 @@ async def test_dump_has_seeds_only_if_sealing_is_off(
         await seal()
     server = await serve(**sections)
     await _seed(server)
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     await _log_voice(dsn, await open_sealing(settings_with(**sections), database))
     if sealed == "later":
         await seal()

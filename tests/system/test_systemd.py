@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from bench.harness.clusters import as_role
 from compose import configuration
-from compose.configuration import bus_url, database_dsn, layers
+from compose.configuration import bus_url, database_services, layers
 from engine.runtime.setting_layers import settings
 from handlers.commands.serve import serve
 from handlers.http.keys import key_set
@@ -129,7 +130,9 @@ def _installation(home: Path, dsn: str, redis_url: str) -> str:
     for written, here in (
         ("-o tidemark ", ""),
         ("-g tidemark", f"-g {_GID}"),
+        ("postgresql://tidemark_serving:PASSWORD@db.example.org/tidemark", as_role(dsn, "serving")),
         ("postgresql://tidemark:PASSWORD@db.example.org/tidemark", dsn),
+        ("postgresql://tidemark_jobs:PASSWORD@db.example.org/tidemark", as_role(dsn, "jobs")),
         ("redis://cache.example.org:6379/0", redis_url),
         ("sudo -u tidemark .venv/bin/python", sys.executable),
         ("deploy/systemd/config.toml", f"{home}/sample.toml"),
@@ -176,7 +179,9 @@ def test_docs_lines_install_a_server_with_secrets_for_its_account_only(
     assert ended.stdout.splitlines()[-1].count(".") == 2  # the token
     with account(_GID):
         chosen = settings(layers(installed, {}))
-        assert (database_dsn(chosen), bus_url(chosen)) == (dsn, services.redis_url)
+        at = database_services(chosen)
+        assert (at.dsn, at.owner_dsn, at.jobs_dsn) == (as_role(dsn, "serving"), dsn, as_role(dsn, "jobs"))
+        assert bus_url(chosen) == services.redis_url
         assert key_set(chosen.auth, None).default is not None
     for path in installed.parent.iterdir():
         assert (path.stat().st_uid, path.stat().st_gid) == (0, _GID)

@@ -14,6 +14,7 @@ from aiohttp import ClientError, ClientSession
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.harness.clusters import role_variables
 from bench.harness.server import free_ports
 from compose.deployment import open_deployment
 from handlers.server import ListenError, reserve_ports
@@ -250,7 +251,7 @@ async def _let_in(http: ClientSession, server: Supervised) -> set[int]:
 
 
 def _refusal(dsn: str, port: int, workers: int = 2, **variables: str) -> str:
-    environment = {"TIDEMARK__POSTGRES__DSN": dsn, "TIDEMARK__AUTH__SECRET": "s" * 40, **variables}
+    environment = {**role_variables(dsn), "TIDEMARK__AUTH__SECRET": "s" * 40, **variables}
     arguments = ("serve", "--workers", str(workers), "--port", str(port))
     ended = CliRunner().invoke(cli, arguments, obj=open_deployment, env=environment, catch_exceptions=False)
     assert ended.exit_code == 1

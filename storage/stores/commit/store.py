@@ -52,7 +52,7 @@ class PostgresStore:
             raise StoreError(f"{missing}: {RESTORE}") from None
 
     async def _begin(self, read_set: ReadSet) -> PostgresTransaction:
-        transaction = await self._database.begin()
+        transaction = await self._database.begin(tenants=read_set.tenants)
         day = self._day
         try:
             kinds = kinds_of(read_set, self._lifetime_h)
@@ -92,6 +92,7 @@ class PostgresStore:
             "INSERT INTO tenant_counters (tenant_id)"
             " SELECT unnest(%(tenants)s::int[]) ORDER BY 1 ON CONFLICT DO NOTHING",
             {"tenants": int_array(tenants)},
+            tenants=tenants,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from engine.operate.retention import Page, Position
 from storage.postgres.plain_bytes import CHANGE_DATA, plain_bytes
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.transactions import transaction_settings
 
 _NOW: Final = "to_timestamp(%(now)s::float8 / 1000000)"
@@ -102,5 +103,7 @@ class PostgresRetention:
             "at": str(after.at_us),
             "limit": str(limit),
         }
-        ((found, deleted, tenant_id, at_us),) = await self._database.execute(statement, values, _SETTINGS)
+        ((found, deleted, tenant_id, at_us),) = await self._database.execute(
+            statement, values, _SETTINGS, EVERYONE
+        )
         return Page(found, deleted, Position(tenant_id, at_us) if found else after)

@@ -11,6 +11,7 @@ from engine.uploads.cleanup import Abandonment, GoneFile, OpenUpload
 from storage.postgres.arrays import hex_array, int_array
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE, Tenants, of_tenant
 from storage.stores.admin_reads import OF_TENANT
 from storage.stores.upload_states import (
     ENDED,
@@ -114,12 +115,13 @@ class PostgresCleanup:
     async def list_open(self, after: UploadRef | None, limit: int, now_us: int) -> list[OpenUpload]:
         """List open uploads by tenant and id."""
         values = _after(after) | {"limit": str(limit), "now": str(now_us)}
-        return [OpenUpload(_ref(row), row[2]) for row in await self._run(_OPEN, values)]
+        return [OpenUpload(_ref(row), row[2]) for row in await self._run(_OPEN, values, EVERYONE)]
 
     async def expire(self, tenant_id: int, upload_ids: Sequence[str], now_us: int) -> list[UploadRef]:
         """Expire uploads that are due."""
         values = {"tenant": str(tenant_id), "ids": hex_array(upload_ids), "now": str(now_us)}
-        return [UploadRef(tenant_id, row[0].replace("-", "")) for row in await self._run(_EXPIRE, values)]
+        rows = await self._run(_EXPIRE, values, [tenant_id])
+        return [UploadRef(tenant_id, row[0].replace("-", "")) for row in rows]
 
     async def mark_gone(self, after: RecordKey | None, limit: int, now_us: int) -> RecordKey | None:
         """Mark the files of deleted records."""
@@ -130,7 +132,7 @@ class PostgresCleanup:
             "limit": str(limit),
             "now": str(now_us),
         }
-        for looked_at, *last in await self._run(_MARK, values):
+        for looked_at, *last in await self._run(_MARK, values, EVERYONE):
             if looked_at == limit:
                 return RecordKey(*last)
         return None
@@ -144,30 +146,35 @@ class PostgresCleanup:
             "record": "" if after is None else after.record_id,
             "limit": str(limit),
         }
-        rows = await self._run(_MARKED if state == "attached" else _UNPLACED, values)
+        rows = await self._run(_MARKED if state == "attached" else _UNPLACED, values, EVERYONE)
         return [GoneFile(_ref(row), *row[2:]) for row in rows]
 
     async def unmark(self, refs: Sequence[UploadRef]) -> None:
         """Remove marks."""
-        await self._run(_UNMARK, _named(refs))
+        await self._run(_UNMARK, _named(refs), _tenants(refs))
 
     async def delete_ended(self, before_us: int, limit: int) -> int:
         """Delete rows of ended uploads, the oldest first."""
-        ((count,),) = await self._run(_DELETE_ENDED, {"now": str(before_us), "limit": str(limit)})
+        ((count,),) = await self._run(_DELETE_ENDED, {"now": str(before_us), "limit": str(limit)}, EVERYONE)
         return int(count)
 
     async def states(self, refs: Sequence[UploadRef]) -> dict[UploadRef, State]:
         """Read states."""
-        return {_ref(row): STATES_BY_TEXT[row[2]] for row in await self._run(_STATES, _named(refs))}
+        rows = await self._run(_STATES, _named(refs), _tenants(refs))
+        return {_ref(row): STATES_BY_TEXT[row[2]] for row in rows}
 
     async def abandonment(self, since_us: int, tenant: str | None = None) -> list[Abandonment]:
         """Count by tenant how uploads ended; of all tenants, or of one."""
         values = {"now": str(since_us), "tenant": tenant}
-        return [Abandonment(*row) for row in await self._run(_ABANDONMENT, values)]
+        return [Abandonment(*row) for row in await self._run(_ABANDONMENT, values, of_tenant(tenant))]
 
-    async def _run(self, statement: str, values: Values) -> list[Row]:
+    async def _run(self, statement: str, values: Values, tenants: Tenants) -> list[Row]:
         """Run one statement as a transaction, planned each time, since the tables grow."""
-        return await self._database.execute(statement, values)
+        return await self._database.execute(statement, values, tenants=tenants)
+
+
+def _tenants(refs: Sequence[UploadRef]) -> set[int]:
+    return {ref.tenant_id for ref in refs}
 
 
 def _ref(row: Row) -> UploadRef:

@@ -11,6 +11,7 @@ from engine.operate.rows import SealedDomain, TenantKeyState
 from engine.seal.master_keys import WrappedKey
 from storage.postgres.arrays import hex_array, int_array
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.server_processes import GONE_S, SEALING
 from storage.stores.audit import by_account
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
@@ -91,7 +92,7 @@ class PostgresKeyAdmin:
 
     async def tenants(self) -> list[TenantKeyState]:
         """List the keys of tenants by name. Raises StoreError."""
-        return [TenantKeyState(*row) for row in await self._database.query(_STATUS)]
+        return [TenantKeyState(*row) for row in await self._database.query(_STATUS, tenants=EVERYONE)]
 
     async def sealed_domains(self) -> list[SealedDomain]:
         """List the domains that are sealed. Raises StoreError."""
@@ -112,7 +113,7 @@ class PostgresKeyAdmin:
             TenantKey(
                 row[0], bytes.fromhex(row[1]), WrappedKey(row[2], row[3], bytes.fromhex(row[4]), row[5])
             )
-            for row in await self._database.query(_OTHERS, values)
+            for row in await self._database.query(_OTHERS, values, EVERYONE)
         ]
 
     async def rewrap(self, master_key_id: str, keys: Collection[tuple[TenantKey, bytes]]) -> int:
@@ -127,13 +128,14 @@ class PostgresKeyAdmin:
             "before": hex_array(one.key.master_key_id for one, _ in keys),
             "wrapped": hex_array(wrapped.hex() for _, wrapped in keys),
         }
-        async with self._database.transaction() as transaction:
+        tenants = {one.tenant_id for one, _ in keys}
+        async with self._database.transaction(tenants=tenants) as transaction:
             await transaction.query(_USE_MASTER, values)
             return len(await transaction.query(_REWRAP, values))
 
     async def end_rotation(self, master_key_id: str, keys: int) -> list[str]:
         """Retire master keys that wrap nothing now; return their ids. Raises StoreError."""
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=EVERYONE) as transaction:
             await transaction.query(_USE_MASTER, {"master": master_key_id})
             rows = await transaction.query(_RETIRE, {"master": master_key_id})
             before = sorted(str(one) for (one,) in rows)
@@ -148,7 +150,7 @@ class PostgresKeyAdmin:
 
     async def want_pass(self, tenant_id: int) -> None:
         """Have the job seal again what a tenant has stored. Raises StoreError."""
-        await self._database.execute(_WANT, {"tenant": tenant_id})
+        await self._database.execute(_WANT, {"tenant": tenant_id}, tenants=[tenant_id])
 
     async def seal_domain(self, domain: str) -> datetime | None:
         """Switch the sealing of a domain on; return since when it was on already, None if it was not.

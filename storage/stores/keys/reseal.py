@@ -11,6 +11,7 @@ from engine.operate.reseal import Resealed
 from storage.postgres.arrays import text_array_or_null
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.transactions import transaction_settings
 from storage.stores.held_changes import StoredChange, decode_changes, encode_changes
 from storage.stores.keys.reseal_statements import Statements, statements_of
@@ -105,23 +106,23 @@ class PostgresReseal:
 
     async def wait_s(self) -> float:
         """Return how long to wait for servers."""
-        ((wait_s,),) = await self._database.query(_WAIT)
+        ((wait_s,),) = await self._database.query(_WAIT, tenants=EVERYONE)
         return float(wait_s or 0)
 
     async def next_tenant(self, after: int) -> int | None:
         """Begin or resume a pass."""
-        found = await self._database.query(_NEXT, {"after": after})
+        found = await self._database.query(_NEXT, {"after": after}, EVERYONE)
         if not found:
             return None
         tenant_id, resumes = found[0]
         await self._refresh()
         if not resumes:
-            await self._database.execute(_BEGIN, {"tenant": tenant_id})
+            await self._database.execute(_BEGIN, {"tenant": tenant_id}, tenants=[tenant_id])
         return int(tenant_id)
 
     async def step(self, tenant_id: int) -> Resealed | None:
         """Seal a page of rows again."""
-        state = await self._database.query(_STATE, {"tenant": tenant_id})
+        state = await self._database.query(_STATE, {"tenant": tenant_id}, [tenant_id])
         if not state:
             return None  # the tenant was removed
         place, position, _, _, followed_s = state[0]
@@ -132,7 +133,7 @@ class PostgresReseal:
             done = await self._page(tenant_id, _Where(table, after), followed_s or 0.0)
             if done is not None:
                 return done
-        await self._database.execute(_END, {"tenant": tenant_id})
+        await self._database.execute(_END, {"tenant": tenant_id}, tenants=[tenant_id])
         return None
 
     async def _page(self, tenant_id: int, where: _Where, followed_s: float) -> Resealed | None:
@@ -161,9 +162,9 @@ class PostgresReseal:
             "followed": followed_s,
         }
         if where.after is None:
-            return await self._database.query(statements.first_page, values)
+            return await self._database.query(statements.first_page, values, [tenant_id])
         values |= {f"a{at}": text for at, text in enumerate(where.after)}
-        return await self._database.query(statements.page, values)
+        return await self._database.query(statements.page, values, [tenant_id])
 
     async def _write(self, tenant_id: int, where: _Where, rows: list[Row]) -> tuple[int, int]:
         """Write the rows that are to be changed, and the position; return values done and rows missed."""
@@ -180,7 +181,7 @@ class PostgresReseal:
             "values": values,
         }
         if not due:
-            await self._database.execute(_MOVE, moved, _SETTINGS)
+            await self._database.execute(_MOVE, moved, _SETTINGS, [tenant_id])
             return 0, 0
         names = [*(f"k{at}" for at in range(keys)), "x"]
         names += [f"c{at}" for at in range(len(table.columns))]
@@ -189,7 +190,7 @@ class PostgresReseal:
             name: text_array_or_null(column)
             for name, column in zip(names, zip(*changed, strict=True), strict=True)
         }
-        async with self._database.transaction(_SETTINGS) as transaction:
+        async with self._database.transaction(_SETTINGS, [tenant_id]) as transaction:
             written = await transaction.query(_LOCK + statements.update, {"tenant": tenant_id, **arrays})
             missed = len(due) - len(written)
             if not missed:

@@ -54,7 +54,7 @@ class PostgresTenantKeys:
     async def read(self, tenant_ids: list[int]) -> dict[int, StoredKeys]:
         """Read keys."""
         found: dict[int, StoredKeys] = {}
-        rows = await self._database.query(_READ, {"tenants": int_array(tenant_ids)})
+        rows = await self._database.query(_READ, {"tenants": int_array(tenant_ids)}, tenant_ids)
         for tenant_id, tenant_uuid, number, master_key_id, wrapped, retired in rows:
             if tenant_id not in found:
                 found[tenant_id] = StoredKeys(tenant_id, bytes.fromhex(tenant_uuid.replace("-", "")), [])
@@ -65,7 +65,7 @@ class PostgresTenantKeys:
 
     async def replace(self, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
         """Store a new key that seals."""
-        transaction = await self._database.begin()
+        transaction = await self._database.begin(tenants=[tenant_id])
         try:
             if not await _replaced(transaction, tenant_id, before, key):
                 return False
@@ -77,7 +77,8 @@ class PostgresTenantKeys:
     async def lease(self, keys: Mapping[int, int], seals: int) -> set[int]:
         """Take a block of seals of each key."""
         values = {"tenants": int_array(keys), "numbers": int_array(keys.values()), "seals": seals}
-        return {int(tenant_id) for (tenant_id,) in await self._database.execute(_LEASE, values)}
+        rows = await self._database.execute(_LEASE, values, tenants=keys.keys())
+        return {int(tenant_id) for (tenant_id,) in rows}
 
 
 async def _replaced(transaction: Transaction, tenant_id: int, before: int | None, key: WrappedKey) -> bool:

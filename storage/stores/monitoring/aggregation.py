@@ -9,6 +9,7 @@ from engine.model.commit_counts import HOUR_US
 from engine.operate.aggregation import CAUGHT_UP_US, HoursDue, LateHour, Snapshot
 from storage.postgres.arrays import int_array, number_array_or_null, text_array
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.monitoring.hours import HOUR_OF_MINUTE, SYNCED, read_hours, span
 from storage.stores.monitoring.minutes import LATE_AFTER, SINCE, UNTIL
 
@@ -109,18 +110,18 @@ class PostgresAggregation:
         database = self._database
         ((since_us, until_us),) = await database.query(_DUE)
         tenants = await database.query("SELECT tenant_id FROM tenants ORDER BY tenant_id")
-        late = await database.query(_LATE, {"since": since_us, "from": until_us - CAUGHT_UP_US})
+        late = await database.query(_LATE, {"since": since_us, "from": until_us - CAUGHT_UP_US}, EVERYONE)
         return HoursDue(
             since_us, until_us, [int(tenant_id) for (tenant_id,) in tenants], [LateHour(*row) for row in late]
         )
 
     async def end_hours(self, tenant_ids: Sequence[int]) -> None:
         """Set aside what was counted in hours that are over."""
-        await self._database.execute(_END_HOURS, {"tenants": int_array(tenant_ids)})
+        await self._database.execute(_END_HOURS, {"tenants": int_array(tenant_ids)}, tenants=tenant_ids)
 
     async def sum_hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> int:
         """Write snapshots. A late minute that comes meanwhile waits for the mark, and is marked again."""
-        async with self._database.transaction() as transaction:
+        async with self._database.transaction(tenants=tenant_ids) as transaction:
             which = span(tenant_ids, since_us, until_us)
             await transaction.query(_UNMARK, which)
             await transaction.query(_SUMMED_COUNTS, which)
@@ -142,7 +143,7 @@ class PostgresAggregation:
     async def sum_day(self, tenant_ids: Sequence[int], day_us: int) -> None:
         """Count the devices and users of a day."""
         which = {"tenants": int_array(tenant_ids), "day": day_us // 1_000_000}
-        await self._database.execute(_DAY, which)
+        await self._database.execute(_DAY, which, tenants=tenant_ids)
 
     async def summed(self, until_us: int) -> None:
         """Store up to where all hours are summed; it never goes back."""
@@ -161,5 +162,7 @@ class PostgresAggregation:
         return await self._delete(_DELETE_DEVICE_HOURS, before_us, limit)
 
     async def _delete(self, statement: str, before_us: int, limit: int) -> int:
-        ((count,),) = await self._database.execute(statement, {"before": before_us, "limit": limit})
+        ((count,),) = await self._database.execute(
+            statement, {"before": before_us, "limit": limit}, tenants=EVERYONE
+        )
         return int(count)

@@ -55,7 +55,7 @@ class PostgresAnalytics:
         split_us = min(max(since_us, summed_until_us), until_us)
         values = {"tenant": tenant_id, "since": since_us, "until": split_us}
         hours = []
-        for start_us, buckets, counts, *figures in await database.query(_SNAPSHOTS, values):
+        for start_us, buckets, counts, *figures in await database.query(_SNAPSHOTS, values, [tenant_id]):
             row = Snapshot(*figures)
             durations = Durations.of(buckets, counts, row.duration_us) if buckets else Durations()
             hours.append(HourFigures(start_us, row, durations))
@@ -64,12 +64,10 @@ class PostgresAnalytics:
 
     async def uniques(self, tenant: str, since_us: int, until_us: int, by: Unit) -> Mapping[int, Uniques]:
         """Read or count how many devices and users synced."""
-        values = {
-            "tenant": await tenant_id_of(self._database, tenant),
-            "since": since_us,
-            "until": until_us,
-        }
+        tenant_id = await tenant_id_of(self._database, tenant)
+        values = {"tenant": tenant_id, "since": since_us, "until": until_us}
         found: dict[int, Uniques] = {}
-        for _, start_us, devices, users in await self._database.query(_UNIQUES_BY[by], values):
+        rows = await self._database.query(_UNIQUES_BY[by], values, [tenant_id])
+        for _, start_us, devices, users in rows:
             found.setdefault(start_us, Uniques(devices, users))
         return found

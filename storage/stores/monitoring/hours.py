@@ -56,9 +56,11 @@ async def read_hours(reader: Reader, tenant_ids: Sequence[int], since_us: int, u
         StoreError: The database is away.
     """
     which = span(tenant_ids, since_us, until_us)
-    minutes = {(row[0], row[1]): summed_minute(row) for row in await reader.query(_MINUTES, which)}
+    minutes = {
+        (row[0], row[1]): summed_minute(row) for row in await reader.query(_MINUTES, which, tenant_ids)
+    }
     commits: dict[tuple[int, int], CommitCounts] = {}
-    for tenant_id, hour, counts in await reader.query(_COMMITS, which):
+    for tenant_id, hour, counts in await reader.query(_COMMITS, which, tenant_ids):
         commits.setdefault((tenant_id, hour * HOUR_US), CommitCounts()).add(decode_counts(counts))
     ((counted_from,),) = await reader.query(_COUNTED_FROM)
     hours: list[Hour] = []

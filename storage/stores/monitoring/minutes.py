@@ -15,6 +15,7 @@ from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import of_tenant
 from storage.postgres.transactions import LOCAL_SETTINGS
 from storage.stores.tenant_rows import tenant_id_of
 
@@ -121,12 +122,12 @@ class PostgresMinutes:
 
     async def put(self, rows: list[MinuteRow]) -> None:
         """Store minutes."""
-        await self._database.execute(_PUT, _values(rows), LOCAL_SETTINGS)
+        await self._database.execute(_PUT, _values(rows), LOCAL_SETTINGS, {row.tenant_id for row in rows})
 
     async def windows(self, tenant: str | None, since_us: int, until_us: int) -> list[TenantMinutes]:
         """Sum the minutes of a window."""
         names = await self._names(tenant)
-        ((summed_until_us,),) = await self._database.query(_SUMMED_UNTIL)
+        ((summed_until_us,),) = await self._database.query(_SUMMED_UNTIL, tenants=of_tenant(tenant))
         window = _window(since_us, until_us, summed_until_us)
         summed: list[TenantMinutes] = []
         if tenant is None:
@@ -146,7 +147,7 @@ class PostgresMinutes:
             "hours_until": window.hours_until_us,
             "until": window.until_us,
         }
-        rows = await self._database.query(_WINDOW, values)
+        rows = await self._database.query(_WINDOW, values, tenant_ids)
         return [TenantMinutes(names[row[0]], summed_minute(row)) for row in rows]
 
     async def _names(self, tenant: str | None) -> dict[int, str | None]:

@@ -8,6 +8,7 @@ from engine.operate.monitor.judge import DevicesSeen
 from engine.operate.monitor.stalled import STALLED_HOURS, STALLED_ITEMS
 from engine.operate.rows import UploadsEnded
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import of_tenant
 from storage.stores.admin_reads import OF_TENANT, list_of_tenant
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
 
@@ -73,7 +74,7 @@ class PostgresMonitorReads:
     async def devices_seen(self, tenant: str | None) -> dict[str | None, DevicesSeen]:
         """Sum up devices."""
         rows = await list_of_tenant(self._database, _SEEN, tenant)
-        found = await self._database.query(_STALLED, {"tenant": tenant})
+        found = await self._database.query(_STALLED, {"tenant": tenant}, of_tenant(tenant))
         stalled = {name: (count, tuple(named)) for name, count, named in found}
         return {
             name: DevicesSeen(devices, score_sum, syncs, failed, *stalled.get(name, (0, ())))

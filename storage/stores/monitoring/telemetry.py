@@ -16,6 +16,7 @@ from engine.runtime.ports import StoreRetryError
 from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.monitoring.minutes import SINCE, UNTIL
 from storage.stores.tenant_rows import tenant_id_of
 
@@ -178,7 +179,8 @@ class PostgresTelemetry:
         for _ in range(_ATTEMPTS):
             if not rows:
                 return found
-            told = await self._database.execute(_PUT, self._values(rows))
+            tenants = {row.tenant_id for row in rows}
+            told = await self._database.execute(_PUT, self._values(rows), tenants=tenants)
             found |= {rows[place - 1].identity: outcome for place, outcome in told if outcome is not None}
             rows = [row for row in rows if row.identity not in found]
         if rows:
@@ -225,7 +227,8 @@ class PostgresTelemetry:
                 "devices": text_array(devices),
                 "names": text_array(names),
             }
-            for tenant_id, name, number in await self._database.execute(_NAMES, values):
+            found = await self._database.execute(_NAMES, values, tenants=set(tenants))
+            for tenant_id, name, number in found:
                 self._names[tenant_id][name] = number
                 missing.discard((tenant_id, name))
 
@@ -240,16 +243,17 @@ class PostgresTelemetry:
         tenant_id = await tenant_id_of(self._database, tenant)
         values = {"tenant": tenant_id, "since": since_us, "until": until_us}
         period = _PERIOD.format(by)
-        rows = await self._database.query(_COUNTERS.format(period=period), values)
+        rows = await self._database.query(_COUNTERS.format(period=period), values, [tenant_id])
         found = [Summed(start_us, name, devices, int(value), None) for start_us, name, devices, value in rows]
         buckets: dict[tuple[int, str], dict[int, int]] = {}
         for start_us, name, bucket, count in await self._database.query(
-            _BUCKETS.format(period=period), values
+            _BUCKETS.format(period=period), values, [tenant_id]
         ):
             for key in ((start_us, name), (0, name)):
                 filled = buckets.setdefault(key, {})
                 filled[bucket] = filled.get(bucket, 0) + int(count)
-        for start_us, name, devices in await self._database.query(_DEVICES.format(period=period), values):
+        rows = await self._database.query(_DEVICES.format(period=period), values, [tenant_id])
+        for start_us, name, devices in rows:
             filled = buckets.get((start_us, name), {})
             durations = Durations.of(filled, filled.values(), 0)
             found.append(Summed(start_us, name, devices, durations.count, durations))
@@ -264,7 +268,9 @@ class PostgresTelemetry:
         return await self._delete(_DELETE_NAMES, before_us, limit)
 
     async def _delete(self, statement: str, before_us: int, limit: int) -> int:
-        ((count,),) = await self._database.execute(statement, {"before": before_us, "limit": limit})
+        ((count,),) = await self._database.execute(
+            statement, {"before": before_us, "limit": limit}, tenants=EVERYONE
+        )
         return int(count)
 
 

@@ -12,6 +12,7 @@ from engine.operate.voice import VOICE, LoggedResult, Result, Verification, Voic
 from storage.postgres.arrays import int_array, text_array, text_array_or_null
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
+from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.monitoring.hours import span
 from storage.stores.sealed.sealing import EVENT_DATA, VOICE_ID, VOICE_RESULT, Sealing
 from storage.stores.tenant_rows import tenant_id_of
@@ -84,7 +85,7 @@ class PostgresVoice:
 
     async def hours(self, tenant_ids: Sequence[int], since_us: int, until_us: int) -> list[tuple[int, int]]:
         """Return the tenants and hours that have events."""
-        rows = await self._database.query(_HOURS, span(tenant_ids, since_us, until_us))
+        rows = await self._database.query(_HOURS, span(tenant_ids, since_us, until_us), tenant_ids)
         return [(tenant_id, hour_us) for tenant_id, hour_us in rows]
 
     async def events(
@@ -107,7 +108,7 @@ class PostgresVoice:
             assert data is not None
             return VoiceEvent(event_id, sent_at_us, received_us, at_us, device_id, data.decode())
 
-        return await self._sealing.opened(await self._database.query(_EVENTS, values), event)
+        return await self._sealing.opened(await self._database.query(_EVENTS, values, [tenant_id]), event)
 
     async def put(self, tenant_id: int, rows: Sequence[Verification]) -> int:
         """Add to the log."""
@@ -123,7 +124,7 @@ class PostgresVoice:
             "times": int_array(row.occurred_at_us for row in rows),
             "results": text_array(row.result for row in stored),
         }
-        return len(await self._database.execute(_PUT, values))
+        return len(await self._database.execute(_PUT, values, tenants=[tenant_id]))
 
     def _stored(self, tenant_id: int, row: Verification) -> _Stored:
         """Return the columns of a row. If it is sealed, the person and the id are in the result, too."""
@@ -138,7 +139,9 @@ class PostgresVoice:
 
     async def delete(self, before_us: int, limit: int) -> int:
         """Delete rows, each tenant's oldest first."""
-        ((count,),) = await self._database.execute(_DELETE, {"before": before_us, "limit": limit})
+        ((count,),) = await self._database.execute(
+            _DELETE, {"before": before_us, "limit": limit}, tenants=EVERYONE
+        )
         return int(count)
 
     async def voice(self, tenant: str, since_us: int, until_us: int) -> list[LoggedResult]:
@@ -154,7 +157,7 @@ class PostgresVoice:
             return LoggedResult(device_id, at_us, _decode(result))
 
         logged: list[LoggedResult] = []
-        while rows := await self._database.query(_LOGGED, values):
+        while rows := await self._database.query(_LOGGED, values, [tenant_id]):
             logged += await self._sealing.opened(rows, logged_result)
             values |= {"after_us": rows[-1][1], "after_id": rows[-1][3]}
         return logged

@@ -13,10 +13,9 @@ from engine.cache.tenants import TTL_S, UNKNOWN_S, TenantCache
 from engine.model.domains import DomainPolicy
 from engine.model.tenants import Tenant, TenantPolicies
 from engine.runtime.ports import StoreUnavailableError
-from storage.postgres.pool import Database
 from storage.stores.tenants import PostgresTenants
 from tests.harness.admin import add_tenants
-from tests.harness.services import execute
+from tests.harness.services import Serving, execute
 
 MANUAL = DomainPolicy("manual")
 DEFAULTS = {"task": DomainPolicy("most_recent_wins"), "note": MANUAL}
@@ -327,7 +326,7 @@ async def test_tenant_store_returns_each_tenant_its_own_policies(dsn: str) -> No
         " SELECT tenant_id, domain, 'server_wins' FROM tenants, unnest(ARRAY['task', 'note']) AS domain"
         " WHERE name = 'globex'",
     )
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     try:
         store = PostgresTenants(database)
         found = {name: await store.find(name) for name in ("acme", "globex", "initech", "nobody")}

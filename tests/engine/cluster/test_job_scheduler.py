@@ -19,10 +19,9 @@ from engine.cluster.jobs import JobBody, JobKind, JobRun, JobsNow
 from engine.runtime.metrics import Value
 from engine.runtime.ports import StoreUnavailableError
 from engine.runtime.schedule import Schedule
-from storage.postgres.pool import Database
 from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.postgres_stalls import until
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 DAILY = Schedule("0 2 * * *", "UTC")
 OUTCOMES = "SELECT attempt, coalesce(outcome, 'open') FROM job_runs ORDER BY due_at, attempt"
@@ -64,7 +63,7 @@ class Process:
     """A process with jobs, and a body for the job ``warm`` that notes its runs."""
 
     def __init__(self, dsn: str, body: JobBody | None, follow: Callable[[], Awaitable[None]]) -> None:
-        self.database = Database(dsn, 3)
+        self.database = Serving(dsn, 3)
         self.store = PostgresJobs(self.database)
         self.runs: list[JobRun] = []
         kind = JobKind("warm", DAILY, body or self._note)
@@ -259,7 +258,7 @@ async def test_scheduler_database_away_logged_once_and_due_run_caught_up(
 
 
 async def test_scheduler_long_run_holds_up_no_other_job(dsn: str) -> None:
-    database = Database(dsn, 3)
+    database = Serving(dsn, 3)
     done = asyncio.Event()
 
     async def waits(_: JobRun) -> None:

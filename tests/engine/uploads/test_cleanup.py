@@ -483,7 +483,7 @@ async def test_cleanup_last_data_of_a_locked_tenant_left_for_the_next_run(stack:
     await stack.push("put", None)
     await stack.push("delete", 1)
     async with stack.database.connection() as session:
-        await session.run("BEGIN; SELECT FROM tenant_counters FOR UPDATE")
+        await session.run("BEGIN; SET LOCAL tidemark.tenants = '1'; SELECT FROM tenant_counters FOR UPDATE")
         assert "emptied" not in await stack.retained(LAST_DATA_H)
         await session.run("ROLLBACK")
     assert (await stack.retained(LAST_DATA_H))["emptied"] == 1

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
+from bench.harness.clusters import role_variables
 from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Running, Serve
@@ -175,7 +176,7 @@ async def test_cleanup_killed_before_deleting_bytes_leaves_orphans_for_the_next_
         "-m",
         "tests.engine.uploads.cleanup_killed",
         cwd=Path(__file__).parents[3],
-        env={**os.environ, "TIDEMARK__POSTGRES__DSN": stack.dsn, **data},
+        env={**os.environ, **role_variables(stack.dsn), **data},
     )
     assert await killed.wait() == -signal.SIGKILL
     state = "expired" if what == "draft" else "freed"

@@ -22,7 +22,7 @@ from storage.postgres.pool import Database
 from storage.postgres.transactions import READ_PREPARED
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_reads import _PENDING, _TENANTS, PostgresFiles, PostgresPending
-from tests.harness.services import execute
+from tests.harness.services import Serving, execute
 from tests.harness.stored_files import keep, upload
 
 NOW_US = 1_767_323_045_000_000
@@ -210,7 +210,7 @@ async def test_pending_known_files_bounded_and_forgotten(
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('one'), ('two')")
-    database = Database(dsn, 2)
+    database = Serving(dsn, 2)
     yield database
     await database.close()
 

@@ -32,12 +32,11 @@ from engine.uploads.service import Checksum, Creation, UploadLimits, UploadServi
 from engine.uploads.write_limiter import WriteLimiter
 from engine.wire.errors import SyncError
 from storage.blobs.directory import DirectoryBlobs
-from storage.postgres.pool import Database
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.uploads import PostgresUploads
 from tests.engine.cache.test_minutes import counted_minutes
 from tests.harness.admin import add_tenants
-from tests.harness.services import execute
+from tests.harness.services import Serving, execute
 
 TYPES = FileTypes(open_deployment(None, {}).settings.uploads)
 SESSION = Session(tenant=Tenant(1, "acme"), device_id="d1", session_id="")
@@ -85,7 +84,7 @@ class Process:
 
     def __init__(self, dsn: str, directory: Path, wire: FakeBus) -> None:
         clock = SystemClock()
-        self.database = Database(dsn, 2)
+        self.database = Serving(dsn, 2)
         self.blobs = DirectoryBlobs(directory, 2)
         store = PostgresUploads(self.database, Sealing())
         self.locks = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)

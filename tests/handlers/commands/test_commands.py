@@ -15,6 +15,7 @@ import pytest
 from click import Group
 from click.testing import CliRunner
 
+from bench.harness.clusters import role_variables
 from handlers.http.tokens import KeySet, Verifier, secret_key
 from run import cli
 from storage.postgres.migrate import newest_migration, status
@@ -58,7 +59,12 @@ Run = Callable[..., Ended]
 @pytest.fixture
 def run(dsn: str) -> Run:
     """Run commands on the test's database."""
-    return lambda *arguments, **options: Ended(*arguments, **{"TIDEMARK__POSTGRES__DSN": dsn, **options})
+
+    def ended(*arguments: str, **options: str) -> Ended:
+        of_roles = {} if "TIDEMARK__POSTGRES__DSN" in options else role_variables(dsn)
+        return Ended(*arguments, **{**of_roles, **options})
+
+    return ended
 
 
 @pytest.mark.parametrize(

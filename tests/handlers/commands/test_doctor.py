@@ -75,6 +75,8 @@ async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) 
         "connections",
         "schema",
         "epoch",
+        "access",
+        "row security",
         "partitions",
         "redis",
         "uploads",

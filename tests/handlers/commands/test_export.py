@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.harness.clusters import as_role, role_variables
 from engine.operate.export import CsvForm, Row, compact, json_line
 from engine.operate.ports import RefusedError
 from engine.wire.timestamps import EARLIEST_US
@@ -80,7 +81,7 @@ def _lines(out: str) -> list[dict[str, object]]:
 async def test_export_gives_every_record_once_in_order_with_tombstones_marked(
     command: Run, filled: str
 ) -> None:
-    ended = await command("export", "--tenant", "acme", "--domain", "task", TIDEMARK__POSTGRES__DSN=filled)
+    ended = await command("export", "--tenant", "acme", "--domain", "task", **role_variables(filled))
     assert (ended.status, ended.err) == (0, "")
     found = _lines(ended.out)
     assert [one["id"] for one in found] == [f"t{n:05}" for n in range(1, 2501)]
@@ -106,12 +107,12 @@ async def test_export_leaves_out_what_is_out_of_the_range_whatever_page_it_is_on
     monkeypatch.setattr(store_module, "_MOST_ROWS", 7)
     span = ("--from", "1970-01-01T00:20:00Z", "--to", "1970-01-01T01:20:10+01:00")
     arguments = ("export", "--tenant", "acme", "--domain", "task", *span)
-    ended = await command(*arguments, TIDEMARK__POSTGRES__DSN=filled)
+    ended = await command(*arguments, **role_variables(filled))
     assert [one["id"] for one in _lines(ended.out)] == [f"t{n:05}" for n in range(1200, 1210)]
 
 
 async def test_export_gives_events_by_the_day_that_was_sent(command: Run, filled: str) -> None:
-    ended = await command("export", "--tenant", "acme", "--domain", "metrics", TIDEMARK__POSTGRES__DSN=filled)
+    ended = await command("export", "--tenant", "acme", "--domain", "metrics", **role_variables(filled))
     found = _lines(ended.out)
     assert [(one["id"], one["data"]) for one in found] == [
         ("m20000", {"value": 1}),
@@ -123,7 +124,7 @@ async def test_export_gives_events_by_the_day_that_was_sent(command: Run, filled
     assert (found[0]["sent_at"], found[0]["at"]) == ("2024-10-04T00:00:00Z", "1970-01-01T00:00:00.000005Z")
     span = ("--from", "2024-10-04T00:00:00.000001", "--to", "2024-10-06")
     arguments = ("export", "--tenant", "acme", "--domain", "metrics", *span)
-    ended = await command(*arguments, TIDEMARK__POSTGRES__DSN=filled)
+    ended = await command(*arguments, **role_variables(filled))
     assert [(one["id"], one["data"]) for one in _lines(ended.out)] == [
         ("m20000", {"value": 2}),
         ("m20001", {"value": 1}),
@@ -135,7 +136,7 @@ async def test_export_to_a_file_as_csv_has_a_column_for_each_field_and_values_as
 ) -> None:
     file = tmp_path / "out.csv"
     arguments = ("export", "--tenant", "globex", "--domain", "task", "--format", "csv", "--output", str(file))
-    ended = await command(*arguments, TIDEMARK__POSTGRES__DSN=filled)
+    ended = await command(*arguments, **role_variables(filled))
     assert (ended.status, ended.out) == (0, "")
     (found,) = csv.DictReader(io.StringIO(file.read_text("utf-8"), newline=""))
     assert (found["id"], found["deleted"], found["attachments"]) == ("odd", "false", "[]")
@@ -147,7 +148,7 @@ async def test_export_to_a_file_as_csv_has_a_column_for_each_field_and_values_as
         "data.yes": "true",
     }
     assert file.stat().st_mode & 0o777 == 0o600
-    again = await command(*arguments, TIDEMARK__POSTGRES__DSN=filled)
+    again = await command(*arguments, **role_variables(filled))
     assert f"{file} is there already" in again.refusal()
 
 
@@ -160,7 +161,7 @@ async def test_export_that_is_broken_off_leaves_no_file(
     monkeypatch.setattr(command_module, "_tell", interrupted)
     ended = await command(
         *("export", "--tenant", "acme", "--domain", "task", "--output", str(tmp_path / "out")),
-        TIDEMARK__POSTGRES__DSN=filled,
+        **role_variables(filled),
     )
     assert (ended.status, ended.err.strip()) == (1, "Aborted!")
     assert list(tmp_path.iterdir()) == []
@@ -180,7 +181,7 @@ async def test_export_of_what_is_not_there_names_what_is(command: Run, filled: s
             "--from has to be before --to",
         ),
     ):
-        ended = await command("export", *arguments, TIDEMARK__POSTGRES__DSN=filled)
+        ended = await command("export", *arguments, **role_variables(filled))
         assert sentence in ended.refusal()
 
 
@@ -188,7 +189,7 @@ async def test_export_pages_are_transactions_of_their_own(filled: str) -> None:
     from compose.configuration import layers  # noqa: PLC0415
     from engine.runtime.setting_layers import settings  # noqa: PLC0415
 
-    async with command_database(filled) as opened:
+    async with command_database(as_role(filled, "serving"), as_role(filled, "jobs")) as opened:
         with pytest.raises(RefusedError):
             await anext(store_module.PostgresExport(opened, {}, Sealing()).pages("acme", "task", None, None))
         domains = settings(layers(None, {}, of_system=False)).domains
@@ -208,7 +209,7 @@ def test_export_on_a_terminal_tells_how_far_it_is_and_a_reader_may_leave(
     ended = subprocess.run(
         ["/bin/sh", "-c", f"{sys.executable} run.py export --tenant acme --domain task{behind}"],
         cwd=_ROOT,
-        env={**os.environ, "TIDEMARK__POSTGRES__DSN": filled},
+        env={**os.environ, **role_variables(filled)},
         stdout=subprocess.PIPE,
         stderr=theirs,
         check=False,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.harness.clusters import role_variables
 from handlers.commands.deployment import run_async
 from tests.harness.admin import add_tenants
 from tests.harness.services import rows
@@ -53,7 +54,7 @@ def test_command_interrupted_at_its_question_ends_at_once_and_changes_nothing(ds
     process = subprocess.Popen(
         [sys.executable, "run.py", "device", "revoke", "--tenant", "acme", "never-seen"],
         cwd=_ROOT,
-        env={**os.environ, "TIDEMARK__POSTGRES__DSN": dsn},
+        env={**os.environ, **role_variables(dsn)},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -10,12 +10,11 @@ import pytest
 
 from engine.cluster.jobs import JobRun
 from engine.operate.retention import Page, Position
-from storage.postgres.pool import Database
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Run, command
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 __all__ = ["command"]
 
@@ -96,7 +95,7 @@ async def test_job_aggregate_tells_what_it_summed_and_deleted(command: Run, dsn:
 
 
 async def test_job_refused_while_it_runs_elsewhere(command: Run, dsn: str) -> None:
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     assert await PostgresJobs(database).begin("warm", None)
     assert "another process is at it" in (await command("job", "warm")).refusal()
     await database.close()

@@ -15,13 +15,12 @@ from compose.sealing import admin
 from engine.cache.key_ring import TenantKeyRing
 from engine.runtime.ports import StoreError
 from engine.seal.master_keys import MasterKeys, master_key_id
-from storage.postgres.pool import Database
 from storage.postgres.server_processes import ServerProcess
 from storage.stores.keys import admin as key_admin
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, Run, command
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 __all__ = ["command"]
 
@@ -61,7 +60,7 @@ async def sealed(dsn: str, *given: bytes) -> dict[str, bytes]:
     """Have two tenants seal a value each."""
     add_tenants(dsn, "acme", "globex")
     numbers = {str(name): int(str(number)) for name, number in rows(dsn, _NUMBERS)}
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     ring = TenantKeyRing(PostgresTenantKeys(database), Source(*given), os.urandom)
     try:
         await ring.load(list(numbers.values()))
@@ -73,7 +72,7 @@ async def sealed(dsn: str, *given: bytes) -> dict[str, bytes]:
 async def opened(dsn: str, values: dict[str, bytes], *given: bytes) -> set[bytes]:
     """Open the values with these master keys alone."""
     numbers = {str(name): int(str(number)) for name, number in rows(dsn, _NUMBERS)}
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     ring = TenantKeyRing(PostgresTenantKeys(database), Source(*given), os.urandom)
     try:
         await ring.load([numbers[name] for name in values])
@@ -204,7 +203,7 @@ async def test_keys_seal_domain_refuses_servers_of_an_older_version_now_and_late
     assert "a server of an older version uses this database (old1, port 8080)" in refused
     execute(dsn, "DELETE FROM server_processes WHERE sealing = 0")
     assert (await keys("seal-domain", "voice")).status == 0
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     try:
         await ServerProcess(database, 8080).record()
         with pytest.raises(StoreError):
@@ -217,7 +216,7 @@ async def test_keys_seal_domain_refuses_servers_of_an_older_version_now_and_late
 
 async def test_keys_seal_domain_waits_for_a_server_that_starts(keys: Run, dsn: str) -> None:
     """A process of an older version that says that it starts, and has not committed, is waited for."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     transaction = await database.begin()
     try:
         await transaction.query(

@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 from aiohttp import web
 
+from bench.harness.clusters import role_variables
 from storage.embedded.servers import Services
 from tests.harness.alert_receiver import Receiver, receiver
 from tests.harness.commands import Run, command
@@ -184,7 +185,7 @@ async def test_monitor_urls_of_its_call_are_not_in_the_process_list_also_given_t
         "monitor",
         "--test-alert",
         *named,
-        env={**os.environ, **ALLOWED, "TIDEMARK__POSTGRES__DSN": dsn},
+        env={**os.environ, **ALLOWED, **role_variables(dsn)},
     )
     assert await process.wait() == 0
     assert len(lines) == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.harness.clusters import role_variables
 from storage.embedded.servers import Services
 from tests.harness.in_process_server import Serve
 from tests.harness.services import execute, outage
@@ -58,7 +59,7 @@ async def monitor(dsn: str, *arguments: str) -> AsyncIterator[Monitor]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "run.py", "monitor", "--continuous", "--interval", "1", "--json", *arguments),
         cwd=_ROOT,
-        env={**os.environ, "TIDEMARK__POSTGRES__DSN": dsn},
+        env={**os.environ, **role_variables(dsn)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # A process that a shell runs in the background ignores it, and so would this one.

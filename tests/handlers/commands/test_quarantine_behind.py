@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.harness.clusters import as_role
 from compose.admin import QuarantineAdmin
 from compose.command_commit import WorkCommitter
 from engine.model.rows import WriteSet
@@ -29,7 +30,7 @@ __all__ = ["chosen", "command", "good", "run", "server"]
 @pytest.fixture
 async def opened(server: Running) -> AsyncIterator[Database]:
     """The database of the server, as a command opens it."""
-    async with command_database(server.dsn) as opened:
+    async with command_database(as_role(server.dsn, "serving"), as_role(server.dsn, "jobs")) as opened:
         yield opened
 
 

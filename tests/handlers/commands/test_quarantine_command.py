@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.harness.clusters import as_role
 from compose.admin import QuarantineAdmin
 from compose.command_commit import WorkCommitter
 from engine.model.rows import WriteSet
@@ -43,7 +44,7 @@ LEFT = "SELECT quarantine_id, retried_at IS NOT NULL FROM quarantine"
 @pytest.fixture
 async def opened(server: Running) -> AsyncIterator[Database]:
     """The database of the server, as a command opens it."""
-    async with command_database(server.dsn) as opened:
+    async with command_database(as_role(server.dsn, "serving"), as_role(server.dsn, "jobs")) as opened:
         yield opened
 
 

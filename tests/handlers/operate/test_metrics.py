@@ -19,7 +19,7 @@ from engine.runtime.metrics import MetricSource, Value
 from storage.embedded.servers import Services
 from storage.postgres.pool import Database, PoolMetrics
 from tests.harness.in_process_server import SHARED, Running, Serve, settings_with
-from tests.harness.services import outage
+from tests.harness.services import Serving, outage
 from tests.harness.ws_device import day, item, put
 
 #: Samples by name and labels.
@@ -237,7 +237,7 @@ async def test_capacity_tells_what_tenants_hold_and_how_full_the_disks_are(
     phone, tablet = await server.device("phone"), await server.device("tablet")
     await phone.push(note(None, data={"a": 1}), put("a", None, n=1), item("put", "nowhere", "c", data={}))
     await tablet.push(note(None, data={"a": 2}))
-    database = Database(server.dsn, 1)
+    database = Serving(server.dsn, 1)
     watch = CapacityWatch(database, settings_with(data={"dir": str(tmp_path)}))
     await watch.check()
     await database.close()
@@ -262,7 +262,7 @@ async def test_capacity_without_a_directory_of_files_tells_nothing_of_its_disk(
         raise OSError
 
     monkeypatch.setattr(shutil, "disk_usage", fails)
-    database = Database(server.dsn, 1)
+    database = Serving(server.dsn, 1)
     watch = CapacityWatch(database, settings_with())
     await watch.check()
     await database.close()
@@ -282,7 +282,7 @@ async def test_capacity_disk_of_files_that_hangs_holds_up_no_other_look(
 
     monkeypatch.setattr(shutil, "disk_usage", hangs)
     monkeypatch.setattr(capacity_watch, "_FILES_S", 0.01)
-    database = Database(server.dsn, 1)
+    database = Serving(server.dsn, 1)
     watch = CapacityWatch(database, settings_with())
     try:
         async with asyncio.timeout(10):
@@ -298,7 +298,7 @@ async def test_capacity_disk_of_files_that_hangs_holds_up_no_other_look(
 
 
 async def test_pool_counts_waits_and_failures(dsn: str) -> None:
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     first = await database.acquire()
     waiting = asyncio.create_task(database.query("SELECT 1"))
     await asyncio.sleep(0)

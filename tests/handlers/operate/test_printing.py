@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.harness.clusters import role_variables
 from compose.deployment import open_deployment
 from handlers.operate.printing import json_text, plain
 from run import cli
@@ -70,7 +71,7 @@ def test_commands_show_what_devices_sent_escaped(dsn: str) -> None:
     ):
         for more in ("", " --json"):
             shown = CliRunner().invoke(
-                cli, (arguments + more).split(), obj=open_deployment, env={"TIDEMARK__POSTGRES__DSN": dsn}
+                cli, (arguments + more).split(), obj=open_deployment, env=role_variables(dsn)
             )
             assert shown.exit_code == 0, shown.stderr
             assert not ACTIVE.search(shown.stdout), arguments + more
@@ -84,7 +85,7 @@ def test_commands_refuse_in_sentences_that_do_nothing(dsn: str) -> None:
         cli,
         ["device", "list", "--tenant", HOSTILE],
         obj=open_deployment,
-        env={"TIDEMARK__POSTGRES__DSN": dsn},
+        env=role_variables(dsn),
     )
     assert refused.exit_code == 1
     assert "there is no tenant \\u001b[2J" in refused.stderr

@@ -29,11 +29,10 @@ from storage.bus.bus_messages import (
 from storage.bus.redis_bus import RedisBus
 from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
 from storage.postgres.checkup import FAULT_APART_S
-from storage.postgres.pool import Database
 from tests.harness.admin import add_tenants
 from tests.harness.servers.own_redis import OwnRedis, started_redis
 from tests.harness.servers.redis_nodes import system_redis
-from tests.harness.services import Databases, execute, rows
+from tests.harness.services import Databases, Serving, execute, rows
 
 Heard = tuple[Any, ...]
 
@@ -51,7 +50,7 @@ class BusProcess:
         self.heard: list[Heard] = []
         self.rejected: list[str] = []
         self._news = asyncio.Event()
-        self._database = Database(dsn, 1)
+        self._database = Serving(dsn, 1)
         self.bus = RedisBus(url, self._database, lambda: self.epoch, self.rejected.append)
         self._scope = anyio.CancelScope()
         self._task = asyncio.create_task(self._stay())
@@ -493,7 +492,7 @@ def test_announce_redis_unavailable_is_ignored(url: str, dsn: str, empty_dsn: st
 @pytest.mark.parametrize("url", ["http://x", "redis://x:y", "nonsense"])
 async def test_bus_url_of_something_else_is_refused(url: str, dsn: str) -> None:
     with pytest.raises(UnusableUrlError):
-        RedisBus(url, Database(dsn, 1), lambda: "e")
+        RedisBus(url, Serving(dsn, 1), lambda: "e")
 
 
 @pytest.mark.parametrize("said", [b":1\r\n:1\r\n", b"+OK\r\n*2\r\n$7\r\nmessage\r\n$1\r\na\r\n"])

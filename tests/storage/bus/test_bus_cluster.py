@@ -21,9 +21,8 @@ from storage.bus.redis_bus import RedisBus
 from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
 from storage.embedded.process import wait_until
-from storage.postgres.pool import Database
 from tests.harness.servers.redis_nodes import RedisNode, system_redis
-from tests.harness.services import rows
+from tests.harness.services import Serving, rows
 from tests.storage.bus.test_bus import BusProcess, changes
 
 _SLOTS = 16384
@@ -272,5 +271,5 @@ async def test_bus_cluster_url_of_a_single_redis_is_refused(dsn: str) -> None:
 )
 async def test_bus_cluster_malformed_url_is_refused_in_a_sentence(url: str, dsn: str) -> None:
     with pytest.raises(UnusableUrlError) as refused:
-        RedisBus(url, Database(dsn, 1), lambda: "e")
+        RedisBus(url, Serving(dsn, 1), lambda: "e")
     assert str(refused.value)

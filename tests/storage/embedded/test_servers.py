@@ -96,7 +96,7 @@ def gone(pid: int) -> bool:
 
 
 def one(services: Services, expression: str) -> object:
-    return rows(services.dsn, f"SELECT {expression}")[0][0]
+    return rows(services.owner, f"SELECT {expression}")[0][0]
 
 
 async def ping(services: Services) -> bool:
@@ -141,7 +141,7 @@ async def test_embedded_both_servers_serve_and_stop_at_the_end(home: Path) -> No
     with embedded(home) as services:
         pids = (postgres_pid(home), redis_pid(home))
         assert one(services, "current_database()") == "tidemark"
-        database = Database(services.dsn, 1)
+        database = Database(services.owner, 1)
         assert await database.query("SELECT 1") == [(1,)]
         await database.close()
         assert await ping(services)
@@ -151,7 +151,7 @@ async def test_embedded_both_servers_serve_and_stop_at_the_end(home: Path) -> No
 
 def test_embedded_only_requested_server_is_started(home: Path) -> None:
     with embedded(home, postgres=False) as services:
-        assert not services.dsn
+        assert not services.owner
         assert not (home / "postgres" / "postmaster.pid").exists()
     with embedded(home, redis=False) as services:
         assert not services.redis_url
@@ -258,26 +258,26 @@ def test_embedded_error_in_the_block_is_raised_and_stops_servers(home: Path) -> 
 
 async def test_embedded_killed_servers_restart_with_committed_rows(home: Path) -> None:
     with embedded(home) as services:
-        execute(services.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+        execute(services.owner, "CREATE TABLE kept AS SELECT 42 AS answer")
         for pid in (postgres_pid(home), redis_pid(home)):
             os.kill(pid, signal.SIGKILL)
         with embedded(home) as again:
             assert again == services
-            assert rows(services.dsn, "SELECT answer FROM kept") == [(42,)]
+            assert rows(services.owner, "SELECT answer FROM kept") == [(42,)]
             assert await ping(services)
-        execute(services.dsn, "DROP TABLE kept")
+        execute(services.owner, "DROP TABLE kept")
 
 
 def test_embedded_one_server_can_be_killed_and_restarted(home: Path) -> None:
     with embedded(home, redis=False) as services:
-        execute(services.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+        execute(services.owner, "CREATE TABLE kept AS SELECT 42 AS answer")
         postgres = servers(home).postgres
         pid = postgres_pid(home)
         postgres.stop(signal.SIGQUIT)
         assert gone(pid)
         postgres.start()
-        assert rows(services.dsn, "SELECT answer FROM kept") == [(42,)]
-        execute(services.dsn, "DROP TABLE kept")
+        assert rows(services.owner, "SELECT answer FROM kept") == [(42,)]
+        execute(services.owner, "DROP TABLE kept")
 
 
 @pytest.fixture

@@ -46,14 +46,19 @@ _CONSTRAINTS = """
     WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text NOT LIKE '%yoyo%' ORDER BY 1, 2
 """
 
+_ROW_POLICIES = """
+    SELECT polrelid::regclass::text, relrowsecurity, polname, pg_get_expr(polqual, polrelid)
+    FROM pg_policy JOIN pg_class AS c ON c.oid = polrelid ORDER BY 1, 3
+"""
+
 _WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 Shape = list[list[tuple[object, ...]]]
 
 
 def shape(dsn: str) -> Shape:
-    """Read what there is: columns, indexes, constraints."""
-    return [rows(dsn, statement) for statement in (_COLUMNS, _INDEXES, _CONSTRAINTS)]
+    """Read what there is: columns, indexes, constraints, policies."""
+    return [rows(dsn, statement) for statement in (_COLUMNS, _INDEXES, _CONSTRAINTS, _ROW_POLICIES)]
 
 
 def test_migrate_up_down_by_steps_and_up_gives_the_same_schema(empty_dsn: str) -> None:

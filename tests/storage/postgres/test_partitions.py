@@ -14,10 +14,9 @@ from engine.model.rows import EventKey, ReadSet
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.partitions import maintenance
 from storage.postgres.partitions.maintenance import drop_expired, ensure_partitions, maintain
-from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.sealed.sealing import Sealing
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
@@ -106,7 +105,7 @@ def many(dsn: str, today: date, monkeypatch: pytest.MonkeyPatch) -> list[EventKe
 
 async def _found(dsn: str, keys: list[EventKey]) -> set[EventKey]:
     """Look for events as a batch does."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     try:
         transaction = await PostgresStore(database, 24, Sealing()).begin(ReadSet([1], [], [], keys, [], []))
         await transaction.rollback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,15 +10,19 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError, StoreRetryError
 from storage.embedded.servers import Services
 from storage.postgres import remedies
 from storage.postgres.blocking import connected
 from storage.postgres.checkup import database_findings
+from storage.postgres.commands import command_database
 from storage.postgres.migrate import migrate
+from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.pool import Database
 from storage.postgres.remedies import DatabaseFaultError
-from tests.harness.admin import add_tenants
+from storage.postgres.roles.grants import grant_roles
+from storage.stores.tenants import PostgresTenants
 from tests.harness.commands import Run, command
 from tests.harness.services import execute, named
 
@@ -61,9 +66,9 @@ async def test_command_on_a_database_without_schema_names_migrate(command: Run, 
 
 async def test_command_of_a_role_without_rights_names_the_recipe(command: Run, dsn: str, role: str) -> None:
     refused = (await command("tenant", "add", "acme", TIDEMARK__POSTGRES__DSN=_as(dsn, role))).refusal()
-    assert "permission denied for table tenants: the role has to own the database and its tables" in refused
-    assert "docs/operations.md, A role and a database" in refused
-    assert "### A role and a database\n" in _PAGE.read_text("utf-8")
+    assert "permission denied for table tenants: run `run.py migrate`" in refused
+    assert "docs/operations.md, Roles and a database" in refused
+    assert "### Roles and a database\n" in _PAGE.read_text("utf-8")
 
 
 def test_remedies_lock_timeout_names_the_holder(dsn: str) -> None:
@@ -124,8 +129,12 @@ def test_remedies_wrong_password_names_its_setting_and_is_not_shown(services: Se
         assert "wrong" not in str(fault)
 
 
+def _findings(dsn: str) -> list[CheckResult]:
+    return list(database_findings(dsn, dsn, dsn, 1, {}, migrates_itself=False))
+
+
 def test_doctor_refused_connection_gives_its_remedy(services: Services) -> None:
-    (finding,) = database_findings(named(services.dsn, "nowhere"), 1, {}, migrates_itself=False)
+    (finding,) = _findings(named(services.dsn, "nowhere"))
     assert (finding.level, finding.subject) == ("fault", "database")
     assert finding.found.endswith('database "nowhere" does not exist')
     assert finding.remedy.startswith("create it")
@@ -141,17 +150,29 @@ async def test_query_missing_schema_gives_its_remedy(empty_dsn: str) -> None:
 
 
 def test_docs_recipe_role_can_migrate_and_others_cannot_connect(services: Services, role: str) -> None:
-    section = _PAGE.read_text("utf-8").split("### A role and a database\n")[1]
+    section = _PAGE.read_text("utf-8").split("### Roles and a database\n")[1]
     recipe = section.split("```sql\n")[1].split("```")[0]
     name = f"made_{uuid.uuid4().hex}"
     lines = [line.replace("tidemark", name) for line in recipe.strip().splitlines()]
     try:
         execute(services.dsn, *lines)
-        made = _as(named(services.dsn, name), name, "a password of your own")
-        migrate(made)
-        add_tenants(made, "acme")
-        levels = {one.subject: one.level for one in database_findings(made, 1, {}, migrates_itself=False)}
-        assert levels["rights"] == levels["schema"] == levels["database"] == "ok"
-        assert "has to own the database" in _fault(_as(named(services.dsn, name), role)).remedy
+        owner = _as(named(services.dsn, name), name, "a password of your own")
+        serving = _as(owner, f"{name}_serving", "another one")
+        jobs = _as(owner, f"{name}_jobs", "a third one")
+        migrate(owner)
+        assert grant_roles(owner, serving, jobs) > 0
+        assert grant_roles(owner, serving, jobs) == 0, "all is as it should be"
+        asyncio.run(_add_tenant(serving, jobs))
+        maintain(owner, 24)
+        found = list(database_findings(serving, owner, jobs, 1, {}, migrates_itself=False))
+        assert [one for one in found if one.level != "ok"] == []
+        assert "which grants what roles need" in _fault(_as(named(services.dsn, name), role)).remedy
     finally:
-        execute(services.dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"DROP ROLE IF EXISTS {name}")
+        execute(services.dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        execute(services.dsn, *(f"DROP ROLE IF EXISTS {name}{of}" for of in ("", "_serving", "_jobs")))
+
+
+async def _add_tenant(serving: str, jobs: str) -> None:
+    async with command_database(serving, jobs) as database:
+        await PostgresTenants(database).add("acme")
+        assert [one.name for one in await PostgresTenants(database).tenants()] == ["acme"]

@@ -8,7 +8,7 @@ import pytest
 
 from storage.postgres.pool import Database
 from storage.postgres.server_processes import GONE_S, ServerProcess
-from tests.harness.services import execute
+from tests.harness.services import Serving, execute
 
 _PASS = "UPDATE server_processes SET seen_at = seen_at - interval '{} seconds'"
 
@@ -31,7 +31,7 @@ class Worker:
 @pytest.fixture
 async def worker(dsn: str) -> AsyncIterator[Start]:
     """Return what starts workers."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     yield lambda number: Worker(database, number)
     await database.close()
 

@@ -16,7 +16,7 @@ from storage.stores.monitoring.minutes import PostgresMinutes
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.sealing import Sealing
 from tests.engine.cache.test_devices import Clock
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 ONE, OTHER = "1" * 32, "2" * 32
 HOUR_US = 60 * MINUTE_US
@@ -59,7 +59,7 @@ class World:
 @pytest.fixture
 async def world(dsn: str) -> AsyncIterator[World]:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('acme'), ('globex')")
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     yield World(dsn, database)
     await database.close()
 

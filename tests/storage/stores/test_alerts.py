@@ -15,7 +15,7 @@ from engine.operate.monitor.alerts import Alert, AlertKey, AlertState, AlertThre
 from engine.operate.monitor.report import Finding, Judgement, Report, Severity, Values
 from storage.postgres.pool import Database
 from storage.stores.monitoring.alerts import PostgresAlerts
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 AT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 KEY: Final = AlertKey("acme", "success_rate")
@@ -46,7 +46,7 @@ class Receiver:
 
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
-    opened = Database(dsn, 4)
+    opened = Serving(dsn, 4)
     yield opened
     await opened.close()
 

@@ -17,7 +17,7 @@ from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.feed import PostgresFeed
 from storage.stores.sealed.sealing import Sealing
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 from tests.harness.stored_files import keep, upload
 
 AT_US = 1_767_323_045_000_000
@@ -37,7 +37,7 @@ async def database(dsn: str) -> AsyncIterator[Database]:
         " (tenant_id, upload_id, device_id, kind, metadata, reserved_bytes, state, expires_at)"
         f" VALUES (1, '{ONE.upload_id}', 'phone', 'whole', '', 7, 'stored', now())",
     )
-    database = Database(dsn, 2)
+    database = Serving(dsn, 2)
     yield database
     await database.close()
 

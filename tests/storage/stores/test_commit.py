@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -33,13 +34,12 @@ from engine.operate.conflicts import ConflictPage, ConflictStore
 from engine.plan.bounds.tenant_usage import NAMES
 from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
 from storage.postgres.connection import Statement
-from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.memory_store import MemoryStore
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 TENANTS = (1, 2, 3)
 AT_US = 1_767_323_045_000_000
@@ -68,7 +68,7 @@ async def postgres(dsn: str) -> AsyncIterator[Subject]:
         "INSERT INTO tenants (name) VALUES ('one'), ('two'), ('three')",
         "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
     )
-    writes, reads = Database(dsn, 4), Database(dsn, 2)
+    writes, reads = Serving(dsn, 4), Serving(dsn, 2)
     sealing = Sealing()
     store, feed = PostgresStore(writes, 720, sealing), PostgresFeed(reads, sealing)
     yield Subject(store, feed, PostgresConflicts(reads, sealing), dsn)
@@ -454,7 +454,7 @@ async def test_what_postgresql_refuses_is_poison_and_writes_nothing(postgres: Su
 
 
 async def test_full_disk_is_told_from_what_passes_by_itself(postgres: Subject) -> None:
-    database = Database(postgres.dsn, 1)
+    database = Serving(postgres.dsn, 1)
     try:
         with pytest.raises(StoreFullError):
             await database.query("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$")
@@ -576,9 +576,9 @@ async def test_store_begin_of_two_lanes_on_another_day_reads_again_in_both(
     store._statements.clear()
     begin, both, begun = store._database.begin, asyncio.Event(), 0
 
-    async def begin_together() -> object:
+    async def begin_together(**named: Any) -> object:
         nonlocal begun
-        transaction = await begin()
+        transaction = await begin(**named)
         begun += 1
         if begun == 2:
             both.set()
@@ -591,7 +591,7 @@ async def test_store_begin_of_two_lanes_on_another_day_reads_again_in_both(
 
 
 async def test_session_forgets_prepared_statements_of_past_days(postgres: Subject) -> None:
-    database = Database(postgres.dsn, 1)
+    database = Serving(postgres.dsn, 1)
     try:
         session = await database.acquire()
         count = "SELECT count(*) FROM pg_prepared_statements"

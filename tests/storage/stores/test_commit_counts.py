@@ -11,11 +11,10 @@ from engine.model.commit_counts import CommitCounts, decode_counts
 from engine.model.rows import ReadSet, Record, WriteSet
 from engine.operate.aggregation import LateHour
 from engine.runtime.ports import StorePoisonError
-from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.sealed.sealing import Sealing
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 HOUR_US = 3_600_000_000
 
@@ -25,7 +24,7 @@ class World:
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
-        self.databases = [Database(dsn, 1) for _ in range(3)]
+        self.databases = [Serving(dsn, 1) for _ in range(3)]
         self.stores = [PostgresStore(database, 24, Sealing()) for database in self.databases]
         self.jobs = PostgresAggregation(self.databases[0])
 

@@ -18,7 +18,6 @@ from engine.model.rows import ReadSet, Record, WriteSet
 from engine.runtime.ports import StorePoisonError, StoreRetryError
 from storage.embedded.servers import Services
 from storage.postgres.partitions.maintenance import ensure_partitions
-from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.in_process_server import Running, Serve
@@ -38,7 +37,7 @@ from tests.harness.postgres_stalls import (
     until,
 )
 from tests.harness.server_process import ServerProcess
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 from tests.harness.ws_device import Device, Json, connected, day, item, put, token
 
 
@@ -78,6 +77,7 @@ async def test_a_batch_is_durable_whatever_the_database_defaults_to(server: Runn
         server.dsn,
         f"ALTER DATABASE {_database(server.dsn)} SET synchronous_commit = off",
         "CREATE TABLE seen (durable text)",
+        "GRANT ALL ON seen TO PUBLIC",
         "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$",
         "CREATE TRIGGER see AFTER INSERT ON records FOR EACH ROW EXECUTE FUNCTION see()",
@@ -91,7 +91,7 @@ async def test_a_batch_is_durable_whatever_the_database_defaults_to(server: Runn
 
 async def test_a_statement_that_the_server_cancels_is_no_cancelled_task(dsn: str) -> None:
     """By its own ways aiopg raises the same for both."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     session = await database.acquire()
     running = asyncio.create_task(session.run("SELECT pg_sleep(60)"))
     execute(dsn, f"SELECT pg_cancel_backend({await backend(dsn, SLEEPS)})")
@@ -111,7 +111,7 @@ async def test_a_statement_that_the_server_cancels_is_no_cancelled_task(dsn: str
 
 async def test_a_cancellation_that_comes_with_the_answer_is_heeded(dsn: str) -> None:
     """Were it forgotten, a committer would go on for ever."""
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     session = await database.acquire()
     running = asyncio.create_task(session.run("SELECT pg_sleep(0.01)"))
     while (waiter := session._link._waiter) is None:  # noqa: ASYNC110  # it is a matter of turns
@@ -154,7 +154,7 @@ async def test_a_batch_cancelled_in_the_midst_of_its_commit_runs_again(server: R
 
 
 async def test_a_statement_timeout_of_the_role_hangs_nobody(serve: Serve, dsn: str) -> None:
-    execute(dsn, f"ALTER ROLE tidemark IN DATABASE {_database(dsn)} SET statement_timeout = '100ms'")
+    execute(dsn, f"ALTER ROLE tidemark_serving IN DATABASE {_database(dsn)} SET statement_timeout = '100ms'")
     server = await serve()
     phone, tablet = await server.device("phone"), await server.device("tablet")
     with tenants_held(dsn, "acme") as stall:
@@ -256,7 +256,7 @@ async def test_a_deadlock_is_run_again(serve: Serve, dsn: str, monkeypatch: pyte
 
 async def test_the_settings_of_a_batch_end_with_it(dsn: str) -> None:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('acme')", "INSERT INTO tenant_counters VALUES (1)")
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     store = PostgresStore(database, 24, Sealing())
     wanted = ReadSet([1], [], [], [], [], [])
 

@@ -16,7 +16,7 @@ from storage.postgres.driver import Row, Values
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from storage.stores.devices import PostgresDevices
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")
 EMPTY = "SELECT count(*)::int FROM sync_device_health"
@@ -31,7 +31,7 @@ def tenants(dsn: str) -> str:
 
 @pytest.fixture
 async def store(tenants: str) -> AsyncIterator[PostgresDevices]:
-    database = Database(tenants, 3)
+    database = Serving(tenants, 3)
     yield PostgresDevices(database)
     await database.close()
 
@@ -132,7 +132,7 @@ async def test_devices_add_refused_value_is_poison_and_writes_nothing(
 
 async def test_devices_add_processes_at_once_lose_nothing(tenants: str) -> None:
     keys = sorted(DeviceKey(1 + number % 2, f"d{number}") for number in range(200))
-    databases = [Database(tenants, 1) for _ in range(3)]
+    databases = [Serving(tenants, 1) for _ in range(3)]
     try:
         for _ in range(5):
             changes = [Health(key, Counts(1, 0, 2, 1), seen=True) for key in keys]
@@ -210,7 +210,7 @@ async def test_devices_stored_receipt_of_another_server_is_not_written(store: Po
 
 
 async def test_devices_stored_open_transaction_is_undecided(store: PostgresDevices, tenants: str) -> None:
-    database = Database(tenants, 1)
+    database = Serving(tenants, 1)
     try:
         async with database.connection() as session:
             ((receipt,),) = await session.run("BEGIN; SELECT pg_current_xact_id()::text")

@@ -10,9 +10,8 @@ import pytest
 
 from engine.cluster.jobs import MOST_KILLED, Begun, DueRun
 from engine.runtime.schedule import Schedule
-from storage.postgres.pool import Database
 from storage.stores.jobs.runs import PostgresJobs
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 #: A due time of the past, with a fraction, as that of a run by hand.
 DUE = DueRun(1_790_000_000_123_457, 1)
@@ -21,7 +20,7 @@ LAPSE = "UPDATE job_runs SET held_until = now() - interval '1 s' WHERE outcome I
 
 @pytest.fixture
 async def store(dsn: str) -> AsyncIterator[PostgresJobs]:
-    database = Database(dsn, 4)
+    database = Serving(dsn, 4)
     yield PostgresJobs(database)
     await database.close()
 
@@ -38,7 +37,7 @@ async def test_jobs_begin_due_time_only_once(store: PostgresJobs) -> None:
 
 
 async def test_jobs_begin_by_several_hosts_at_once_one_gets_it(dsn: str) -> None:
-    databases = [Database(dsn, 1) for _ in range(6)]
+    databases = [Serving(dsn, 1) for _ in range(6)]
     try:
         asked = [PostgresJobs(one).begin("job", DUE) for one in databases]
         assert sum(one is not None for one in await asyncio.gather(*asked)) == 1

@@ -17,7 +17,7 @@ from engine.seal.sealer import MOST_SEALS
 from storage.postgres.pool import Database
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from tests.harness.admin import add_tenants, remove_tenant
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 ONE, TWO = b"1" * 32, b"2" * 32
 BLOCK = 64
@@ -39,7 +39,7 @@ class Source:
 
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
-    database = Database(dsn, 4)
+    database = Serving(dsn, 4)
     yield database
     await database.close()
 

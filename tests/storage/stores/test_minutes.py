@@ -12,7 +12,7 @@ from engine.operate.ports import NoTenantError
 from storage.postgres.pool import Database
 from storage.stores.monitoring.minutes import PostgresMinutes
 from storage.stores.tenants import PostgresTenants
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 ONE, OTHER = "1" * 32, "2" * 32
 START_US = 1_800_000_000_000_000 - 1_800_000_000_000_000 % MINUTE_US
@@ -21,7 +21,7 @@ START_US = 1_800_000_000_000_000 - 1_800_000_000_000_000 % MINUTE_US
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('acme'), ('globex')")
-    database = Database(dsn, 2)
+    database = Serving(dsn, 2)
     yield database
     await database.close()
 

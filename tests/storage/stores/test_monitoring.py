@@ -16,14 +16,14 @@ from engine.operate.ports import NoTenantError
 from storage.postgres.pool import Database
 from storage.stores.monitoring.health import PostgresHealth
 from storage.stores.monitoring.reads import PostgresMonitorReads
-from tests.harness.services import execute
+from tests.harness.services import Serving, execute
 
 HOUR_US = 3_600_000_000
 
 
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
-    opened = Database(dsn, 2)
+    opened = Serving(dsn, 2)
     yield opened
     await opened.close()
 

@@ -25,12 +25,11 @@ from engine.model.rows import (
 from engine.model.uploads import UploadRef
 from storage.postgres.connection import PooledConnection
 from storage.postgres.driver import Values
-from storage.postgres.pool import Database
 from storage.postgres.transactions import READ_PREPARED, SETTINGS
 from storage.stores.commit import reads as commit_reads
 from storage.stores.commit.reads import LOCK, kinds_of
 from storage.stores.feed import _ALL, _NEWS, _SOME
-from tests.harness.services import execute
+from tests.harness.services import Serving, execute
 
 ROWS = 100_000
 
@@ -176,7 +175,7 @@ async def test_batch_plans_use_indexes_on_empty_and_grown_tables(
     tenants: str, analysed_while_empty: bool
 ) -> None:
     async with AsyncExitStack() as stack:
-        database = Database(tenants, 3)
+        database = Serving(tenants, 3)
         stack.push_async_callback(database.close)
         early, grown, analysed = [await stack.enter_async_context(database.connection()) for _ in range(3)]
         if analysed_while_empty:

@@ -20,7 +20,7 @@ from storage.stores.keys.sealed_columns import SEALED_TABLES
 from storage.stores.sealed import sealing as places
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.key_ring import MadeUpRing, sealing_of
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 from tests.storage.stores.test_sealing import HASH, RECORD, SECRET, TABLES, _write
 
 ALL = (*TABLES, "upload_session", "voice_verification_log")
@@ -111,7 +111,7 @@ async def _no_rest() -> None:
 @pytest.fixture
 async def world(dsn: str) -> AsyncIterator[World]:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('one')", "INSERT INTO tenant_counters VALUES (1)")
-    database = Database(dsn, 2)
+    database = Serving(dsn, 2)
     await _write(database, Sealing())
     execute(dsn, *MORE, *SEALED)
     yield World(dsn, database)

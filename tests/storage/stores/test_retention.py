@@ -18,7 +18,7 @@ from storage.stores.jobs.retention import _CONFLICTS, _QUARANTINED, _SETTINGS, P
 from storage.stores.usage import recount
 from tests.harness.admin import add_tenants
 from tests.harness.in_process_server import settings_with
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 from tests.harness.upload_stack import job_run
 
 _DAY_S = 86_400
@@ -94,7 +94,7 @@ class Kept:
 async def kept(dsn: str) -> AsyncIterator[Kept]:
     for name in ("acme", "globex"):
         add_tenants(dsn, name)
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     try:
         yield Kept(dsn, database)
     finally:

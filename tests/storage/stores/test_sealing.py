@@ -31,7 +31,7 @@ from storage.stores.feed import PostgresFeed
 from storage.stores.quarantine import PostgresQuarantine
 from storage.stores.sealed.sealing import SLICE_CHARS, Sealing, keyed_request
 from tests.harness.key_ring import MadeUpRing, sealing_of
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 AT_US = 1_767_323_045_000_000
 #: Is in every value that has to be sealed, and in nothing else.
@@ -106,7 +106,7 @@ WANTED = ReadSet(
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('one')", "INSERT INTO tenant_counters VALUES (1)")
-    database = Database(dsn, 2)
+    database = Serving(dsn, 2)
     yield database
     await database.close()
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench.harness.clusters import migrate_for_roles
 from storage.embedded.servers import embedded
-from storage.postgres.migrate import migrate
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import UNKNOWN, WAITS_FOR_STANDBY, backend, counts
 from tests.harness.scratch import scratch
@@ -20,8 +20,8 @@ from tests.harness.ws_device import put
 def dsn() -> Iterator[str]:
     """A database on a PostgreSQL of its own, whose settings may be changed."""
     with scratch("tidemark-standby-") as home, embedded(home / "data", redis=False) as services:
-        migrate(services.dsn)
-        yield services.dsn
+        migrate_for_roles(services.owner)
+        yield services.owner
 
 
 async def test_commit_unconfirmed_by_standby_is_answered_after_confirmation(serve: Serve, dsn: str) -> None:

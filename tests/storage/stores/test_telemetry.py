@@ -17,7 +17,7 @@ from storage.stores.monitoring import telemetry
 from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.tenants import PostgresTenants
 from tests.harness.postgres_stalls import WAITS_FOR_LOCK, Stall, backend
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 DAY = 490_000
 NOW_US = DAY * HOUR_US
@@ -26,7 +26,7 @@ NOW_US = DAY * HOUR_US
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
     execute(dsn, "INSERT INTO tenants (name) VALUES ('acme'), ('globex')")
-    database = Database(dsn, 4)
+    database = Serving(dsn, 4)
     yield database
     await database.close()
 

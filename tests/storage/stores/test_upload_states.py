@@ -119,6 +119,7 @@ def guarded(dsn: str) -> None:
     execute(
         dsn,
         "CREATE TABLE seen (old text, new text)",
+        "GRANT ALL ON seen TO PUBLIC",
         "CREATE FUNCTION check_state() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         f" IF OLD.state <> NEW.state AND (OLD.state, NEW.state) NOT IN ({listed}) THEN"
         " RAISE EXCEPTION 'no transition from % to %', OLD.state, NEW.state; END IF;"

@@ -13,12 +13,11 @@ import pytest
 from engine.model.rows import ReadSet, WriteSet
 from engine.model.uploads import State, Upload, UploadRef
 from engine.uploads.ports import Claim, Created, NewUpload, OffsetUpdate, Quota, StoredFile
-from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.uploads import PostgresUploads
 from tests.harness.admin import add_tenants
-from tests.harness.services import execute, rows
+from tests.harness.services import Serving, execute, rows
 
 ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000)
 EXPIRE_S = 60.0
@@ -28,7 +27,7 @@ EXPIRE_S = 60.0
 async def store(dsn: str) -> AsyncIterator[PostgresUploads]:
     for name in ("acme", "umbra"):
         add_tenants(dsn, name)
-    database = Database(dsn, 4)
+    database = Serving(dsn, 4)
     yield PostgresUploads(database, Sealing())
     await database.close()
 
@@ -243,7 +242,7 @@ async def test_freed_file_returns_its_reservation_once(store: PostgresUploads, d
         await held(store, one)
         assert await store.save_offsets([advance(one, one.reserved_bytes, release=False)], EXPIRE_S) == [True]
         assert await stored(store, one.ref)
-    database = Database(dsn, 1)
+    database = Serving(dsn, 1)
     commits = PostgresStore(database, 24, Sealing())
     first, second, third = (one.ref for one in uploads)
     moves: list[list[tuple[UploadRef, State]]] = [

@@ -1,0 +1,45 @@
+"""What `serve` checks and makes before its workers start."""
+
+from __future__ import annotations
+
+import structlog
+
+from engine.operate.ports import RefusedError
+from handlers.commands.deployment import DeploymentError
+from handlers.commands.serve import DEMO_TENANT
+from storage.embedded.servers import Services
+from storage.postgres.commands import command_database
+from storage.postgres.roles.guard import check_roles
+from storage.stores.epoch import PostgresEpoch
+from storage.stores.tenants import PostgresTenants
+
+_log = structlog.get_logger()
+
+
+def check_database_roles(at: Services) -> None:
+    """Refuse roles of several databases, and log how row-level security could be passed by.
+
+    Raises:
+        DeploymentError: The DSNs do not lead to one database.
+        StoreError: The database is away.
+    """
+    try:
+        ways = check_roles(at.dsn, at.owner, at.jobs)
+    except RefusedError as error:
+        raise DeploymentError(str(error)) from None
+    for found, remedy in ways:
+        _log.warning("row_security_bypassed", reason=found, remedy=remedy)
+
+
+def refuse_restored(dsn: str) -> None:
+    """Refuse a database of another cluster than the epoch's. Raises DeploymentError, StoreError."""
+    if PostgresEpoch(dsn).restored():
+        raise DeploymentError("this database was restored: run `run.py epoch renew`, then try again")
+
+
+async def ensure_demo_tenant(dsn: str) -> int | None:
+    """Add the tenant of the embedded default; return its number. Raises StoreError."""
+    async with command_database(dsn) as database:
+        tenants = PostgresTenants(database)
+        await tenants.ensure(DEMO_TENANT)
+        return await tenants.number(DEMO_TENANT)

@@ -1,0 +1,175 @@
+"""Row-level security: a forgotten condition shows no row of a tenant that the transaction does not name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import closing
+from functools import partial
+from typing import Any, Final
+
+import psycopg2
+import pytest
+from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
+
+from bench.harness.clusters import as_role
+from tests.harness.every_method import OWN, EveryMethod
+from tests.harness.services import execute, rows
+from tests.harness.unguarded import Ran, captured, plain, without_each_condition
+from tests.storage.stores.test_tenant_keys import STORAGE, UNKNOWN, references, texts
+
+FOREIGN = 777
+#: The recount and the job that seals again run as the role of jobs, whom the policies show everything.
+AS_JOBS: Final = ("usage.py", "reseal.py", "reseal_statements.py")
+STORES: Final = STORAGE / "stores"
+_GROWING: Final = (
+    "SELECT c.relname::text FROM pg_class AS c WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition"
+    " AND c.relnamespace = 'public'::regnamespace AND c.relname <> 'tenants' AND EXISTS (SELECT FROM"
+    " pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id') ORDER BY 1"
+)
+_COPIED: Final = (
+    "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute"
+    " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
+    " AND attidentity = '' AND attname <> 'tenant_id'"
+)
+
+
+class Tried:
+    """Mutants by what came of them."""
+
+    def __init__(self) -> None:
+        self.statements: set[str] = set()
+        self.mutants: list[str] = []
+        self.refused: list[str] = []
+        self.foreign: list[str] = []
+
+
+@pytest.fixture
+async def ran(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Ran]]:
+    """Everything that the stores send for one tenant."""
+    everyone = plain(as_role(dsn, "jobs"), 1)
+    database = plain(as_role(dsn, "serving"), 2, everyone)
+    ((now_us,),) = rows(dsn, "SELECT (extract(epoch FROM now()) * 1000000)::bigint")
+    hour_ends = partial(execute, dsn, "UPDATE tenant_counters SET sync_hour = sync_hour - 1")
+    methods = EveryMethod(database, int(str(now_us)), hour_ends)
+    found = captured(monkeypatch)
+    await methods.run()
+    yield found
+    await database.close()
+    await everyone.close()
+
+
+def _copy_to_foreign(cursor: Cursor, tables: list[str]) -> None:
+    """Give a second tenant the same rows under the same ids."""
+    cursor.execute(
+        "INSERT INTO tenants (tenant_id, name) OVERRIDING SYSTEM VALUE VALUES (%s, 'globex')", (FOREIGN,)
+    )
+    for table in tables:
+        cursor.execute(_COPIED, (table,))
+        ((columns,),) = cursor.fetchall()
+        cursor.execute(
+            f"INSERT INTO {table} (tenant_id, {columns}) SELECT {FOREIGN}, {columns} FROM {table}"
+            f" WHERE tenant_id = {OWN}"
+        )
+        assert cursor.rowcount > 0, f"the scenario writes nothing into {table}"
+
+
+def _state(cursor: Cursor, tables: list[str]) -> list[tuple[Any, ...]]:
+    parts = [
+        f"SELECT '{table}', count(*), sum(hashtext(t::text)::bigint) FROM {table} AS t"
+        f" WHERE tenant_id = {FOREIGN}"
+        for table in tables
+    ]
+    cursor.execute(" UNION ALL ".join(parts))
+    return cursor.fetchall()
+
+
+def _outcome(cursor: Cursor, role: str, one: Ran, text: str) -> object:
+    """Return the rows of a mutant in the store's own transaction, or the error that refused it."""
+    cursor.execute("SAVEPOINT mutant")
+    cursor.execute(f"SET LOCAL ROLE {role}")
+    try:
+        cursor.execute(one.naming + text, one.values)
+        return sorted(map(repr, cursor.fetchall())) if cursor.description else cursor.rowcount
+    except psycopg2.Error as error:
+        return error
+
+
+def _undo(cursor: Cursor) -> None:
+    cursor.execute("ROLLBACK TO SAVEPOINT mutant; RESET ROLE")
+
+
+def _try_all(dsn: str, ran: list[Ran], role: str) -> Tried:
+    """Run each statement without each of its conditions; compare with a database of the tenant alone."""
+    tried = Tried()
+    tables = [str(name) for (name,) in rows(dsn, _GROWING)]
+    mutants = {
+        (one.naming, text): one for one in ran if not one.as_jobs for text in without_each_condition(one.text)
+    }
+    tried.statements = {one.text for one in mutants.values()}
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        _copy_to_foreign(cursor, tables)
+        before, outcomes = _state(cursor, tables), dict[tuple[str, str], object]()
+        for (naming, text), one in mutants.items():
+            outcome = _outcome(cursor, role, one, text)
+            outcomes[naming, text] = outcome
+            changed = False
+            if not isinstance(outcome, psycopg2.Error) and re.search(r"\b(INSERT|UPDATE|DELETE)\b", text):
+                cursor.execute("RESET ROLE")
+                changed = _state(cursor, tables) != before
+            _undo(cursor)
+            tried.mutants.append(text)
+            if changed:
+                tried.foreign.append(text)
+        for table in reversed(tables):
+            cursor.execute(f"DELETE FROM {table} WHERE tenant_id = {FOREIGN}")
+        for (naming, text), one in mutants.items():
+            alone = _outcome(cursor, role, one, text)
+            _undo(cursor)
+            outcome = outcomes[naming, text]
+            if isinstance(outcome, psycopg2.Error):
+                tried.refused.append(f"{type(outcome).__name__} {outcome}: {text}")
+            elif isinstance(alone, psycopg2.Error) or outcome != alone:
+                tried.foreign.append(text)
+        connection.rollback()
+    return tried
+
+
+async def test_statements_without_a_condition_get_no_row_of_a_tenant_not_named(
+    dsn: str, ran: list[Ran], record_property: Any
+) -> None:
+    guarded, bypassed = _try_all(dsn, ran, "tidemark_serving"), _try_all(dsn, ran, "tidemark")
+    record_property("statements", len(guarded.statements))
+    record_property("mutants", len(guarded.mutants))
+    record_property("foreign_without_policies", len(bypassed.foreign))
+    assert guarded.foreign == []
+    assert len(bypassed.foreign) > 60, "without the policies a forgotten condition does no harm"
+
+
+def _was_run(text: str, sent: Iterable[str]) -> bool:
+    """Return whether a text of a module was run, whatever was put into it."""
+    parts = re.split(rf"{UNKNOWN}|\{{\w*\}}", text.replace("{{", "{").replace("}}", "}"))
+    return any(_has_in_order(one, parts) for one in sent)
+
+
+def _has_in_order(text: str, parts: Iterable[str]) -> bool:
+    place = 0
+    for part in parts:
+        found = text.find(part, place)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return True
+
+
+async def test_statements_on_growing_tables_were_all_tried(ran: list[Ran], dsn: str) -> None:
+    growing = {str(name) for (name,) in rows(dsn, _GROWING)}
+    sent = {one.text for one in ran}
+    missing = [
+        (path.name, text)
+        for path in sorted(STORES.rglob("*.py"))
+        if path.name not in AS_JOBS
+        for text in texts(path)
+        if any(one.table in growing for one in references(text)) and not _was_run(text, sent)
+    ]
+    assert len(missing) == 0, "\n".join(map(str, missing))

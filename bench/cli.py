@@ -18,6 +18,7 @@ from bench.baselines.tus_server import check_node
 from bench.conflicts.scenario import conflicts
 from bench.faults.scenario import faults
 from bench.harness.environment import BenchError, read_settings
+from bench.harness.sealed import seal_from_now
 from bench.harness.stage import Options
 from bench.live.scenario import CONNECTIONS, connections, live
 from bench.overload.scenario import overload
@@ -122,6 +123,10 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
     "--margin", type=click.FloatRange(0, 1), default=0.03, show_default=True, metavar="PART",
     help="The part by which --compare lets this version cost more.",
 )  # fmt: skip
+@click.option(
+    "--sealed", is_flag=True,
+    help="Seal every domain: servers of this version encrypt what they store, audits have the key.",
+)  # fmt: skip
 @click.option("--through-nginx", is_flag=True, help="abuse with nginx and the site of run.py nginx in front.")
 @click.option("--saturate", is_flag=True, help="concurrent as a closed loop: as many syncs as are taken.")
 @click.option(
@@ -150,6 +155,7 @@ def bench(
     html_file: Path | None,
     config: Path | None,
     data_dir: str | None,
+    sealed: bool,
     **asked: Any,
 ) -> None:
     """Measure a server under load and audit what it stored.
@@ -161,6 +167,10 @@ def bench(
     uploads beside syncs: about three minutes. It needs Node.js 20.19 or later with npm, which installs one
     of the others.
     """
+    if sealed and asked["url"]:
+        raise click.UsageError("--sealed starts a server of its own: leave --url out")
+    if sealed:
+        seal_from_now()
     try:
         history = json_file and json_file.with_name(f"{json_file.name}.history.jsonl")
         options = Options(

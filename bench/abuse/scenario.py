@@ -25,8 +25,9 @@ from bench.abuse.criteria import ATTACKED, judge
 from bench.abuse.gauge import Gauge
 from bench.abuse.generator import Attacked, AttackPlan
 from bench.abuse.others import DEVICES, PER_S, Others, photo_s
+from bench.harness.administer import administer
 from bench.harness.child import child, progress
-from bench.harness.environment import BenchError, Environment, administer, fresh
+from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import Target
 from bench.harness.nginx import fronted, trusting
 from bench.harness.product import HERE, Version, checked_out, variables

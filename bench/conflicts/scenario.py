@@ -18,6 +18,7 @@ from bench.conflicts.oracle import POLICIES, Item, Outcome, Policy, Record, Serv
 from bench.harness.child import progress
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
+from bench.harness.sealed import open_tables
 from bench.harness.stage import Options, add_tenants, staged
 from bench.load.simple_device import Message, SimpleDevice, statuses
 from bench.report.results import Bar, Figure, Report
@@ -230,6 +231,7 @@ class _Run:
     def _tables(self) -> Iterator[str]:
         """Compare what PostgreSQL holds with the oracle."""
         with connected(self._target.dsn) as connection, connection.cursor() as cursor:
+            open_tables(cursor, self._target.dsn)
             cursor.execute(
                 "SELECT id, data FROM records JOIN tenants USING (tenant_id) WHERE name = %s", (self._tenant,)
             )

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from bench.faults.history import Data
+from bench.harness.sealed import open_tables
 from storage.postgres.blocking import connected
 
 #: Tenant, domain, id.
@@ -54,6 +55,7 @@ COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
 def read_tables(dsn: str, tenants: Sequence[str]) -> Tables:
     """Read all that there is of some tenants. Raises StoreError."""
     with connected(dsn) as connection, connection.cursor() as cursor:
+        open_tables(cursor, dsn)
 
         def rows(columns: str, table: str, condition: str = "true") -> list[tuple[Any, ...]]:
             cursor.execute(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import msgspec
 
 from bench.harness.load_run import Run
+from bench.harness.sealed import open_tables
 from bench.load.plan import Plan
 from bench.load.workload import DOMAIN, Backlog, key_of, note_of, record_id
 from storage.postgres.blocking import connected
@@ -115,6 +116,7 @@ class Auditor:
         faults: list[str] = []
         records = 0
         with connected(self._dsn) as connection, connection.cursor() as cursor:
+            open_tables(cursor, self._dsn)
             known = sorted({tenant for run in runs for tenant in run.tenants})
             cursor.execute("SELECT tenant_id, name FROM tenants WHERE name = ANY(%s)", (known,))
             names: dict[int, str] = dict(cursor.fetchall())

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import shutil
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from bench.harness.clusters import Cluster, cluster_in, migrate_for_roles
+from bench.harness.sealed import seal
 from compose.configuration import database_services, layers
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
 from storage.embedded.servers import embedded
 from storage.postgres.blocking import connected
-from storage.postgres.commands import command_database
-from storage.postgres.pool import Database
 
 Result = TypeVar("Result")
 
@@ -44,6 +41,7 @@ class Environment(msgspec.Struct, frozen=True):
         dsn = f"{self.dsn} dbname={name}"  # in libpq's keywords the last one counts
         if migrated:
             migrate_for_roles(dsn)
+            seal(dsn)
         return dsn
 
 
@@ -73,17 +71,6 @@ def _home(chosen: Settings) -> Iterator[Path]:
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-def administer(dsn: str, call: Callable[[Database], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a call on a database's stores in an event loop and a thread of its own. Raises StoreError."""
-
-    async def run() -> Result:
-        async with command_database(dsn) as database:
-            return await call(database)
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, run()).result()
 
 
 def read_settings(config: Path | None, data_dir: str | None, *, of_system: bool = False) -> Settings:

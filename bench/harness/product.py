@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from bench.harness import sealed
 from bench.harness.child import ROOT
 from bench.harness.clusters import role_variables
 from bench.harness.environment import BenchError, Environment
@@ -122,4 +123,5 @@ def variables(environment: Environment, dsn: str, secret: str, config: Path | No
         "TIDEMARK__AUTH__SECRET_FILE": "",
         "TIDEMARK__AUTH__KEY_FILE": "",
         "TIDEMARK__DATA__DIR": str(environment.home),
+        **sealed.variables(),
     }

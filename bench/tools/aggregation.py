@@ -17,8 +17,9 @@ from typing import Final
 import click
 import msgspec
 
+from bench.harness.administer import administer
 from bench.harness.child import progress
-from bench.harness.environment import BenchError, Environment, administer, fresh, read_settings
+from bench.harness.environment import BenchError, Environment, fresh, read_settings
 from bench.harness.load_run import Target, run_tasks
 from bench.harness.product import HERE, variables
 from bench.harness.stage import add_tenants

@@ -1,0 +1,233 @@
+"""The roles of serving and of jobs: what they may do and see, and how a way past the policies is found."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import closing
+
+import psycopg2
+import pytest
+from psycopg2.errors import InsufficientPrivilege
+
+from bench.harness.clusters import as_role
+from engine.operate.ports import RefusedError
+from engine.runtime.ports import StoreError, StorePoisonError
+from storage.embedded.servers import Services
+from storage.postgres.blocking import connected
+from storage.postgres.partitions.maintenance import maintain
+from storage.postgres.roles.grants import REFERENCE, grant_roles
+from storage.postgres.roles.guard import check_roles, ways_past
+from storage.postgres.roles.named_tenants import EVERYONE
+from tests.harness.services import Serving, execute, named, rows
+
+_TABLES = (
+    "SELECT c.relname::text, EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid"
+    " AND a.attname = 'tenant_id') AND c.relname <> 'tenants' FROM pg_class AS c"
+    " WHERE c.relkind IN ('r', 'p')"
+    " AND (NOT c.relispartition OR c.relname = 'events_later')"
+    " AND c.relnamespace = 'public'::regnamespace AND c.relname !~ 'yoyo'"
+)
+_POLICIES = (
+    "SELECT polrelid::regclass::text, polname::text, polpermissive, polcmd::text,"
+    " pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) FROM pg_policy"
+    " JOIN pg_class AS c ON c.oid = polrelid AND c.relrowsecurity"
+)
+_RECORD = (
+    "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)"
+    " VALUES ({0}, 'task', 'r{0}', 1, 1, 0, 1, '{{}}')"
+)
+_SEEN = "SELECT tenant_id FROM records ORDER BY 1"
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Serving]:
+    """Two tenants, with a record each."""
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
+        *(_RECORD.format(tenant) for tenant in (1, 2)),
+    )
+    opened = Serving(dsn, 1)
+    yield opened
+    await opened.close()
+
+
+def refused(dsn: str, statement: str) -> bool:
+    """Whether PostgreSQL says that a right is missing."""
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        try:
+            cursor.execute(statement)
+        except InsufficientPrivilege:
+            return True
+    return False
+
+
+# -- the schema -------------------------------------------------------------------------------
+
+
+def test_growing_tables_have_one_policy_and_all_others_are_listed(dsn: str) -> None:
+    tables = rows(dsn, _TABLES)
+    growing = {name for name, grows in tables if grows}
+    assert {name for name, grows in tables if not grows} == set(REFERENCE)
+    policies = rows(dsn, _POLICIES)
+    of_tenants = {one[0]: one[2:] for one in policies if one[1] == "tenants"}
+    assert of_tenants.keys() == growing
+    ((permissive, command, visible, written),) = set(of_tenants.values())
+    assert (permissive, command) == (True, "*")
+    assert visible == written
+    of_jobs = {one[0]: one[2:] for one in policies if one[1] == "jobs"}
+    assert of_jobs.keys() == growing
+    assert set(of_jobs.values()) == {(True, "*", "true", "true")}
+
+
+def test_functions_have_a_search_path_of_their_own(dsn: str) -> None:
+    functions = (
+        "SELECT proname::text, proconfig::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+    )
+    found = rows(dsn, functions)
+    assert found
+    assert [name for name, settings in found if "search_path" not in str(settings)] == []
+
+
+# -- what a role may do -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT FROM events_earlier",
+        "SELECT FROM sync_idempotency_record_later",
+        "INSERT INTO events_later (tenant_id) VALUES (1)",
+        "TRUNCATE records",
+        "ALTER TABLE records DISABLE ROW LEVEL SECURITY",
+        "DROP POLICY tenants ON records",
+        "CREATE TABLE records_of_ours ()",
+        "CREATE TEMPORARY TABLE records ()",
+        "CREATE SCHEMA tidemark_serving",
+        "DELETE FROM audit_log",
+        "UPDATE audit_log SET actor = ''",
+        "SET ROLE tidemark",
+        "SET ROLE tidemark_jobs",
+        "SELECT FROM _yoyo_log",
+    ],
+)
+def test_serving_is_refused(dsn: str, statement: str) -> None:
+    assert refused(as_role(dsn, "serving"), statement)
+
+
+def test_jobs_is_refused_what_only_the_owner_may(dsn: str) -> None:
+    for statement in ("SELECT FROM events_earlier", "TRUNCATE records", "CREATE TABLE more ()"):
+        assert refused(as_role(dsn, "jobs"), statement)
+
+
+def test_grants_too_many_are_taken_back_and_missing_ones_given(dsn: str) -> None:
+    roles = dsn, as_role(dsn, "serving"), as_role(dsn, "jobs")
+    assert grant_roles(*roles) == 0
+    execute(
+        dsn,
+        "GRANT ALL ON records TO tidemark_serving",
+        "GRANT SELECT ON events_earlier TO tidemark_serving",
+        "REVOKE ALL ON devices FROM tidemark_serving, tidemark_jobs",
+        "DROP POLICY jobs ON records",
+        "ALTER POLICY jobs ON devices TO PUBLIC",
+    )
+    assert grant_roles(*roles) > 0
+    assert grant_roles(*roles) == 0
+    assert refused(roles[1], "TRUNCATE records")
+    assert refused(roles[1], "SELECT FROM events_earlier")
+    assert not refused(roles[1], "SELECT FROM devices")
+    assert check_roles(roles[1], roles[0], roles[2]) == []
+
+
+def test_grants_to_a_role_that_does_not_exist_name_it(dsn: str) -> None:
+    with pytest.raises(RefusedError, match=r"no role nobody_of_ours, .*: CREATE ROLE nobody_of_ours LOGIN"):
+        grant_roles(dsn, dsn.replace("user=tidemark", "user=nobody_of_ours"), dsn)
+
+
+# -- what a role sees -------------------------------------------------------------------------
+
+
+async def test_transaction_sees_the_tenants_that_it_names(database: Serving) -> None:
+    assert await database.query(_SEEN) == []
+    for tenants, seen in (([1], [1]), ([1, 2], [1, 2]), ([3], []), ("globex", [2]), ("nobody", [])):
+        assert [one for (one,) in await database.query(_SEEN, {}, tenants)] == seen
+        async with database.transaction(tenants=tenants) as transaction:
+            assert [one for (one,) in await transaction.query(_SEEN)] == seen
+        assert await database.query(_SEEN) == [], "a name ends with its transaction"
+    assert await database.query(_SEEN, tenants=EVERYONE) == [(1,), (2,)]
+
+
+async def test_transaction_that_failed_leaves_no_name_behind(database: Serving) -> None:
+    with pytest.raises(StorePoisonError):
+        await database.query("SELECT 1 / 0", tenants=[1])
+    assert await database.query(_SEEN) == []
+
+
+async def test_transaction_writes_for_the_tenants_that_it_names_alone(database: Serving) -> None:
+    with pytest.raises(StoreError, match="row-level security"):
+        await database.execute(_RECORD.format(3), tenants=[1])
+    assert await database.execute("DELETE FROM records RETURNING tenant_id", tenants=[2]) == [(2,)]
+    assert await database.query(_SEEN, tenants=EVERYONE) == [(1,)]
+
+
+async def test_later_events_are_guarded_while_they_are_detached(database: Serving, dsn: str) -> None:
+    event = (
+        "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
+        " SELECT n, 'voice', 'e', 9000000000000000, 0, 'phone', '{}' FROM generate_series(1, 2) AS n"
+    )
+    execute(dsn, event, "ALTER TABLE events DETACH PARTITION events_later")
+    assert await database.query("SELECT tenant_id FROM events_later", tenants=[1]) == [(1,)]
+
+
+# -- ways past --------------------------------------------------------------------------------
+
+WAYS = {
+    "CREATE ROLE {other} BYPASSRLS; GRANT {other} TO {role}": "become, {other}, whom no policy holds",
+    "CREATE ROLE {other} CREATEROLE; GRANT {other} TO {role}": "who may make roles",
+    "CREATE ROLE {other}; GRANT {other} TO {role}; ALTER TABLE records OWNER TO {other}": "owns the table",
+    "ALTER TABLE quarantine DISABLE ROW LEVEL SECURITY": "the table quarantine has no policy",
+    "DROP POLICY tenants ON devices": "the table devices has no policy",
+    "CREATE POLICY more ON devices USING (true)": "a policy of the table devices",
+    "GRANT SELECT ON events_earlier TO {role}": "the partition events_earlier by its name",
+    "GRANT TRUNCATE ON records TO {role}": "may truncate the table records",
+    "GRANT TEMPORARY ON DATABASE {database} TO {role}": "may create in the database (temporary tables)",
+    "GRANT CREATE ON SCHEMA public TO {role}": "may create in the schema public",
+    "ALTER DATABASE {database} SET tidemark.tenants = '1'": "tidemark.tenants is set for every session",
+}
+
+
+@pytest.mark.parametrize(("opening", "said"), WAYS.items(), ids=range(len(WAYS)))
+def test_doctor_names_each_way_past_the_policies(dsn: str, opening: str, said: str) -> None:
+    ((name,),) = rows(dsn, "SELECT current_database()")
+    other = f"other_{name}"
+    names = {"role": "tidemark_serving", "other": other, "database": str(name)}
+    try:
+        execute(dsn, *opening.format(**names).split("; "))
+        with connected(as_role(dsn, "serving")) as connection:
+            (found, *_), *more = ways_past(connection)
+        assert said.format(**names) in found
+        assert more == []
+    finally:
+        if other in opening.format(**names):
+            execute(dsn, f"DROP OWNED BY {other} CASCADE", f"DROP ROLE {other}")
+
+
+def test_doctor_one_role_for_all_is_one_way(dsn: str) -> None:
+    ((found, remedy),) = check_roles(dsn, dsn, dsn)
+    assert found == "the role tidemark is, or can become, tidemark, whom no policy holds"
+    assert "postgres.owner_dsn" in remedy
+
+
+def test_roles_of_several_databases_are_refused(dsn: str, services: Services) -> None:
+    serving = as_role(dsn, "serving")
+    for owner, jobs, setting in (
+        (named(services.dsn, "postgres"), as_role(dsn, "jobs"), "owner_dsn"),
+        (dsn, as_role(named(services.dsn, "tidemark"), "jobs"), "jobs_dsn"),
+    ):
+        with pytest.raises(RefusedError, match=f"postgres.{setting} leads to another database"):
+            check_roles(serving, owner, jobs)
+
+
+def test_partitions_of_later_days_are_closed_to_serving(dsn: str) -> None:
+    maintain(dsn, 24)
+    assert check_roles(as_role(dsn, "serving"), dsn, as_role(dsn, "jobs")) == []

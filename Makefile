@@ -5,12 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 INSTALLED_SERVER := $(VENV)/installed-server
+# Tools that nobody needs to serve or to test have installations of their own.
+AUDIT := $(VENV)-audit
 # Trials and tests leave the settings of this machine alone, which are of a server that others rely on.
 export TIDEMARK_CONFIG ?= $(CURDIR)/config.toml
 # The tests start hundreds of processes: each would compile every file again, a quarter of a second of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install install-server test test-all lint bench
+.PHONY: run install install-server test test-all lint bench audit sbom
 
 run: install
 	$(BIN)/python run.py serve
@@ -22,12 +24,13 @@ install-server: $(INSTALLED_SERVER)
 
 $(INSTALLED): deploy/requirements-dev.txt
 $(INSTALLED_SERVER): deploy/requirements.txt
+$(AUDIT)/installed: deploy/audit/requirements.txt
 
-$(INSTALLED) $(INSTALLED_SERVER):
+$(INSTALLED) $(INSTALLED_SERVER) $(AUDIT)/installed:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 		"Python 3.11 or later is needed: name one as in make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # make test TESTS="tests/storage/stores/test_commit.py -k page" runs some of them. Each of the processes has servers of its own.
@@ -46,3 +49,12 @@ lint: install
 
 bench: install
 	$(BIN)/python run.py bench --scenario all
+
+# Not part of a landing: advisories appear without a change of ours. Exit status 1: something was found; 3: something could
+# not be asked, as without a network (make itself ends with 2 for both; the page says which).
+audit: install $(AUDIT)/installed
+	$(BIN)/python -m deploy.audit audit $(AUDIT)/bin $(BIN)/python
+
+# make -s sbom >sbom.cdx.json
+sbom: install $(AUDIT)/installed
+	@$(BIN)/python -m deploy.audit sbom $(AUDIT)/bin $(BIN)/python

@@ -22,7 +22,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812  # a clas
 from compose.server import Server
 from engine.runtime.setting_layers import Layer, settings
 from engine.runtime.settings import Settings
-from handlers.http.tokens import KeySet, secret_key
+from handlers.http.tokens import Key, KeySet, secret_key
 from handlers.http.unauthenticated import UnauthenticatedConnections, UnauthenticatedLimits
 from storage.embedded.servers import Services
 from tests.harness.services import Databases, deployed, execute, run
@@ -48,6 +48,9 @@ SHARED: Json = {
         "visit": {"policy": "client_wins", "required": ["place"]},
     },
 }
+
+#: Keys of the shared server beside its secret, by ``kid``. A test may add its own.
+SHARED_KEYS: dict[str, Key] = {}
 
 _DEFAULTS = Path(__file__).parents[2] / "config.toml"
 
@@ -173,9 +176,11 @@ class _Started:
         self.port.set_result(value)
 
 
-async def _start(at: Services, stack: AsyncExitStack, sections: Mapping[str, Any]) -> Running:
+async def _start(
+    at: Services, stack: AsyncExitStack, sections: Mapping[str, Any], by_id: Mapping[str, Key] | None = None
+) -> Running:
     started = _Started()
-    server = Server(settings_with(**sections), at, KeySet(secret_key(SECRET), {}))
+    server = Server(settings_with(**sections), at, KeySet(secret_key(SECRET), {} if by_id is None else by_id))
     task = asyncio.create_task(server.run(task_status=started))
     stack.push_async_callback(_stopped, task)
     both: set[asyncio.Future[Any]] = {task, started.port}
@@ -233,7 +238,7 @@ async def _shared(
     sections = SHARED | {"data": {"dir": str(tmp_path_factory.mktemp("data"))}}
     with databases.copy(template) as dsn:
         async with AsyncExitStack() as stack:
-            yield await _start(deployed(dsn, services.redis_url), stack, sections)
+            yield await _start(deployed(dsn, services.redis_url), stack, sections, SHARED_KEYS)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
@@ -145,19 +146,32 @@ def _write(found: Analytics | VoiceAnalytics | TelemetryAnalytics, *, csv_: bool
 
 
 def _write_page(file: Path, found: Analytics | VoiceAnalytics) -> None:
-    """Write the page, whole or not at all. Raises DeploymentError."""
+    """Write the page; to a file whole or not at all. Raises DeploymentError."""
     from handlers.commands.pages.analytics_page import sync_page, voice_page  # noqa: PLC0415  # 0.1 s
 
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     with progress("drawing"):
         text = sync_page(found, written) if isinstance(found, Analytics) else voice_page(found, written)
+    # A link or a device, such as /dev/stdout, stays what it is.
+    in_place = file.is_symlink() or (file.exists() and not file.is_file())
+    try:
+        if in_place:
+            file.write_text(text, "utf-8")
+        else:
+            _write_whole(file, text)
+    except OSError as error:
+        raise DeploymentError(f"{file}: {error.strerror}: name another file for --html") from None
+    say(f"wrote {file}", err=in_place)
+
+
+def _write_whole(file: Path, text: str) -> None:
     unfinished = file.with_name(f"{file.name}.part")
     try:
         unfinished.write_text(text, "utf-8")
         unfinished.replace(file)
-    except OSError as error:
-        raise DeploymentError(f"{file}: {error.strerror}: name another file for --html") from None
-    say(f"wrote {file}")
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def _write_csv(rows: Sequence[msgspec.Struct], kind: type[msgspec.Struct]) -> None:

@@ -129,7 +129,7 @@ async def monitor(  # noqa: PLR0913  # one for each option
     """Judge the health of all tenants, together and each by itself.
 
     The exit status is 0 if all is healthy, 1 if degraded, 2 if critical, and 3 if it is unknown or the check
-    could not be made. Thresholds are settings, see [monitor].
+    could not be made. Thresholds are settings, see [monitor]. Syncs of the last ten seconds may be missing.
 
     A receiver that is named here is told when something gets bad, gets worse and is over, once each. Those of
     [alerts] are told by servers, every five minutes. --test-alert sends to those named here, or else to those
@@ -160,7 +160,7 @@ async def monitor(  # noqa: PLR0913  # one for each option
                 sending.cancel()
                 await asyncio.wait([sending])
         if left := await health.send(_PATIENCE_S):
-            say(f"{left} alerts could not be sent: the next call like this one tries again", err=True)
+            say(f"alerts that could not be sent: {left}; the next call like this one tries again", err=True)
     context.exit(EXIT_STATUSES[status])
 
 

@@ -258,5 +258,5 @@ def _span(window_s: int) -> str:
     """Return the length of a window for people."""
     hours, rest_s = divmod(window_s, 3600)
     if rest_s:
-        return f"{window_s // 60} minutes"
+        return "a minute" if window_s < 120 else f"{window_s // 60} minutes"
     return "an hour" if hours == 1 else f"{hours} hours"

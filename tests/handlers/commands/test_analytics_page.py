@@ -167,6 +167,16 @@ async def test_page_is_written_of_what_was_synced(command: Run, serve: Serve, tm
     assert "There are none" in file.read_text("utf-8")
 
 
+async def test_page_through_a_link_leaves_the_link(command: Run, serve: Serve, tmp_path: Path) -> None:
+    await serve()
+    page, link = tmp_path / "page.html", tmp_path / "link"
+    link.symlink_to(page)
+    assert (await command("analytics", "--tenant", "acme", "--html", str(link))).status == 0
+    assert link.is_symlink()
+    assert page.read_text("utf-8").endswith("</html>\n")
+    assert {one.name for one in tmp_path.iterdir()} == {"page.html", "link"}
+
+
 async def test_page_that_cannot_be_drawn_or_written_is_refused(command: Run, serve: Serve) -> None:
     await serve()
     analytics_of = ("analytics", "--tenant", "acme")

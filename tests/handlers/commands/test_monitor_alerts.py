@@ -164,7 +164,7 @@ async def test_alert_receiver_that_is_away_is_said_without_its_url(
     arguments = "monitor", "--tenant", "acme", "--slack-webhook", "http://127.0.0.1:1/hidden"
     ended = await command(*arguments, **ALLOWED)
     assert ended.status == 2
-    assert "1 alerts could not be sent" in ended.err
+    assert "alerts that could not be sent: 1;" in ended.err
     assert "hidden" not in ended.out + ended.err
 
 

@@ -25,7 +25,7 @@ class Overload:
 
     A burst may queue up. A wait above ``target_s`` (twice the duration of a batch) during a whole interval is
     no burst: from then on the queue is held at the target, until the wait was well below it for an interval.
-    CoDel drops what is queued. Here nothing that was accepted is dropped, so new messages are refused instead.
+    CoDel drops what is queued. Here nothing that was accepted is dropped, so new messages are refused.
 
     ``admit_bytes`` is the size of the queue from which on messages are refused, ``target_bytes`` the size
     that takes ``target_s`` to store.

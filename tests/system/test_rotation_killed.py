@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg2
 import pytest
@@ -22,7 +22,7 @@ from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from storage.stores.sealed.sealing import RECORD_DATA, Sealing
-from tests.harness.numbered_edits import TENANTS, Editor, audit, editors_of, progressed
+from tests.harness.numbered_edits import TENANTS, Editor, audit, progressed
 from tests.harness.scratch import scratch
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import execute, rows
@@ -30,7 +30,6 @@ from tests.harness.services import execute, rows
 pytestmark = pytest.mark.slow
 
 _ROOT: Final = Path(__file__).parents[2]
-_DEVICES: Final = 4
 _ACKS: Final = 50
 #: A run takes minutes, in which these devices send more than phones may.
 _SETTINGS: Final = {
@@ -47,6 +46,14 @@ class _Source:
 
     async def keys(self, _: str | None = None) -> MasterKeys:
         return self._masters
+
+
+class _Unhurried(Editor):
+    """Edits ten times a second: what is stored stays small enough for a pass of seconds."""
+
+    async def _fill(self, device: Any, waiting: set[int]) -> None:
+        await asyncio.sleep(0.1)
+        await super()._fill(device, waiting)
 
 
 class Site:
@@ -89,7 +96,7 @@ class Site:
     async def run(self, *arguments: str) -> None:
         """Run a command, which has to succeed."""
         process = await self.start(*arguments)
-        _, said = await asyncio.wait_for(process.communicate(), 120)
+        _, said = await process.communicate()
         assert process.returncode == 0, said.decode()
 
     async def kill_where_it_waits(self, lock: str, *arguments: str) -> None:
@@ -161,17 +168,19 @@ More = Callable[[], Awaitable[None]]
 async def _loaded(site: Site) -> AsyncIterator[tuple[list[Editor], More]]:
     """Have devices edit during the block; what they were told holds in the end."""
     progress = asyncio.Condition()
-    editors = editors_of(_DEVICES, progress)
+    editors: list[Editor] = [_Unhurried(f"device-{tenant}", tenant, progress) for tenant in TENANTS]
     await site.server.start()
     try:
         async with ClientSession() as session, asyncio.TaskGroup() as group:
             for editor in editors:
                 group.create_task(editor.run(site.server, session))
-            await progressed(editors, progress, _ACKS)
-            yield editors, lambda: progressed(editors, progress, _ACKS)
-            await progressed(editors, progress, _ACKS)
-            for editor in editors:
-                editor.stopping = True
+            try:
+                await progressed(editors, progress, _ACKS)
+                yield editors, lambda: progressed(editors, progress, _ACKS)
+                await progressed(editors, progress, _ACKS)
+            finally:
+                for editor in editors:
+                    editor.stopping = True
         said = [line for line in site.server.lines if line["level"] != "info"]
         assert [(editor.wrong[:1], editor.refused) for editor in editors if editor.wrong] == [], said
         await site.reseal()

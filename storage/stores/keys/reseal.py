@@ -162,9 +162,9 @@ class PostgresReseal:
             "followed": followed_s,
         }
         if where.after is None:
-            return await self._database.query(statements.first_page, values, [tenant_id])
+            return await self._database.execute(statements.first_page, values, _SETTINGS, [tenant_id])
         values |= {f"a{at}": text for at, text in enumerate(where.after)}
-        return await self._database.query(statements.page, values, [tenant_id])
+        return await self._database.execute(statements.page, values, _SETTINGS, [tenant_id])
 
     async def _write(self, tenant_id: int, where: _Where, rows: list[Row]) -> tuple[int, int]:
         """Write the rows that are to be changed, and the position; return values done and rows missed."""

@@ -13,10 +13,12 @@ from engine.cluster.jobs import Begun, JobRun
 from engine.operate.reseal import Reseal
 from engine.runtime.ports import StoreError
 from engine.seal.sealer import key_number
+from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
 from storage.stores.keys import reseal
 from storage.stores.keys.reseal import PostgresReseal
-from storage.stores.keys.sealed_columns import SEALED_TABLES
+from storage.stores.keys.reseal_statements import statements_of
+from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedTable
 from storage.stores.sealed import sealing as places
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.key_ring import MadeUpRing, sealing_of
@@ -250,3 +252,26 @@ async def test_reseal_voice_row_logged_again_since_it_is_sealed_is_dropped(world
     await world.run()
     assert len(world.dump()["voice_verification_log"]) == 2
     assert SECRET not in str(world.dump()["voice_verification_log"])
+
+
+@pytest.mark.parametrize("table", SEALED_TABLES, ids=lambda table: table.name)
+def test_reseal_page_is_read_in_the_order_of_the_primary_key(dsn: str, table: SealedTable) -> None:
+    values = {
+        "tenant": 1,
+        "limit": 200,
+        "on": True,
+        "unsealed": ["task"],
+        "head": "0100000001",
+        "followed": 0.0,
+        **{f"a{at}": _SOME[column.kind] for at, column in enumerate(table.key)},
+    }
+    with connected(dsn) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(f"{reseal._SETTINGS.text}; EXPLAIN {statements_of(table).page}", values)
+        whole = "\n".join(line for (line,) in cursor.fetchall())
+    plan = whole.split("CTE page")[1].split("Subquery Scan")[0]
+    assert "Index Scan using" in plan
+    assert "Sort  (cost" not in plan, "an index gives the order"
+    assert "Seq Scan" not in plan
+
+
+_SOME = {"text": "x", "bigint": 1, "uuid": "0f" * 16, "timestamptz": "2026-01-01"}

@@ -49,9 +49,11 @@ _OPEN: Final = (
     f" THEN EXISTS ({_BEHIND}) ELSE false END FROM one ORDER BY place"
 )
 _DEVICE: Final = " AND c.device_id = %(device)s"
+#: A conflict that the device may not see marks no place: it would tell that there is one.
 _AFTER: Final = (
     " AND (c.opened_at_us, c.conflict_id) > (SELECT opened_at_us, conflict_id FROM conflict_resolution_log"
-    " WHERE tenant_id = %(tenant)s AND conflict_id = %(after)s)"
+    " WHERE tenant_id = %(tenant)s AND conflict_id = %(after)s"
+    " AND (%(device)s::text IS NULL OR device_id = %(device)s))"
 )
 
 _SUMMARY: Final = (

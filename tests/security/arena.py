@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 from yarl import URL
@@ -19,7 +19,6 @@ TABLES: Final = {
     "tenants": "t.*",
     "tenant_counters": "t.seq, t.record_rows, t.conflict_rows, t.quarantine_rows, t.event_rows",
     "tenant_conflict_policy": "t.*",
-    "devices": "t.device_id, t.revoked_at",
     "revoked_tokens": "t.*",
     "records": "t.*",
     "events": "t.*",
@@ -34,8 +33,14 @@ _DIGESTS: Final = " UNION ALL ".join(
     f"SELECT '{table}', t.tenant_id, count(*), sum(hashtextextended(row({columns})::text, 0))"
     f" FROM {table} AS t WHERE t.tenant_id = ANY($1) GROUP BY t.tenant_id"
     for table, columns in TABLES.items()
+) + (  # devices are written down some seconds after they are seen
+    " UNION ALL SELECT 'devices', t.tenant_id, count(*), sum(hashtextextended(t::text, 0))"
+    " FROM devices AS t WHERE t.tenant_id = ANY($1) AND t.revoked_at IS NOT NULL GROUP BY t.tenant_id"
 )
 #: (table, number of the tenant) -> (rows, digest).
+_Answer = TypeVar("_Answer")
+#: Of a request whose round trips are counted.
+_TRIES: Final = 5
 Digests = dict[tuple[str, int], tuple[int, int]]
 
 
@@ -140,18 +145,39 @@ class Arena:
         (result,) = await self._witness.push(item("put", "task", "round", **fields))
         assert (result["status"], result["version"], result["seq"]) == ("applied", self._synced, self._synced)
 
+    async def round_trips(self, ask: Callable[[], Awaitable[_Answer]]) -> tuple[_Answer, int]:
+        """Ask, and count the requests to the database that it takes: the fewest of several tries.
+
+        Others of the server's own work may come between.
+        """
+        counts: list[int] = []
+        while True:
+            before = await self._trips()
+            answer = await ask()
+            counts.append(await self._trips() - before)
+            if counts.count(min(counts)) > 1 or len(counts) == _TRIES:
+                return answer, min(counts)
+
+    async def _trips(self) -> int:
+        page = (await self.ask("GET", "/metrics")).body.decode()
+        return sum(
+            int(float(line.split()[-1]))
+            for line in page.splitlines()
+            if line.startswith("tidemark_database_round_trips_total{")
+        )
+
     @asynccontextmanager
-    async def holds(self, *changing: str) -> AsyncIterator[None]:
+    async def holds(self, *changing: str, tenants: Sequence[str] = ("acme",)) -> AsyncIterator[None]:
         """Check that what is done changes no row, and that another device syncs on.
 
         Args:
-            changing: Tables that the attack may add to in its own tenant, acme: ``quarantine`` for a rejected
-                item.
+            changing: Tables that the attack may add to in its own tenant: ``quarantine`` for a rejected item.
+            tenants: The tenants that it is made from.
         """
         before = self.digests()
         yield
         after = self.digests()
-        own = {(table, self.seeded["acme"].tenant_id) for table in changing}
+        own = {(table, self.seeded[tenant].tenant_id) for table in changing for tenant in tenants}
         moved = {at for at in before | after if before.get(at) != after.get(at)} - own
         assert not moved, f"rows changed: {sorted(moved)}"
         await self.sync_of_another()

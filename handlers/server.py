@@ -30,7 +30,7 @@ from handlers.http.errors import as_sync_error, error_body, http_status
 from handlers.http.expect import refuse_other_expectations
 from handlers.http.loop.watch import LoopWatch
 from handlers.http.refusals import Refusals
-from handlers.http.response_headers import with_headers
+from handlers.http.response_headers import FOR_BROWSERS, with_headers
 from handlers.http.unauthenticated import UnauthenticatedConnections
 from handlers.http.unread_body import close_if_body_unread, close_without_answer
 from handlers.sync.connections import Connections
@@ -87,7 +87,7 @@ def _errors(
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every failure with the contract's error body."""
-        headers = {}
+        headers = dict(FOR_BROWSERS)
         try:
             try:
                 return await handler(request)

@@ -130,7 +130,7 @@ SYSTEM: Final = Dashboard(
                     (
                         Query(rate("tidemark_unauthenticated_refused_total"), "too many of an address"),
                         Query(rate("tidemark_heads_late_total"), "headers late"),
-                        Query(rate("tidemark_heads_refused_total"), "headers in the way"),
+                        Query(rate("tidemark_heads_refused_total"), "headers refused"),
                         Query(rate("tidemark_answers_unread_total"), "answer not read"),
                     ),
                 ),

@@ -148,7 +148,10 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
         "", "", "A connection was refused, since its address has too many without a valid token"
     ),
     "heads_refused": EventRule(
-        "", "", "A connection was refused while too many bytes of incomplete headers wait"
+        "the code of the error",
+        "",
+        "A connection was refused for the headers of a request: they are no HTTP (`malformed`), too large"
+        " (`too_large`), or came while too many bytes of incomplete headers waited (`overloaded`)",
     ),
     "bus_message_rejected": EventRule(
         "what was wrong: its signature or its time",

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import StreamReader, web, web_protocol
-from aiohttp.http import WebSocketReader
+from aiohttp.http import HttpVersion10, WebSocketReader
 
 from engine.runtime.loop_scheduler import Slot
 from engine.runtime.metered import metered
@@ -226,11 +226,20 @@ class EdgeProtocol(TypedRefusals):
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
         """Handle a request; its time is charged to its device, or to the address that showed no token."""
+        if request.version < HttpVersion10:  # the parser takes a line without a version for HTTP/0.9
+            request_handler = self._refuse_version
         handling = super()._handle_request(request, start_time, request_handler)
         try:
             return await metered(handling, self._clock_s, self._bill.worked)
         finally:
             self._bill.over()
+
+    async def _refuse_version(self, request: web.BaseRequest) -> web.StreamResponse:
+        return self.handle_error(request, 400)
+
+    def on_malformed(self, error: SyncError) -> None:
+        """Count bytes that are no request."""
+        self._unauthenticated.refuse_head(self._address, error)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -286,7 +295,9 @@ class EdgeProtocol(TypedRefusals):
         limits = self._unauthenticated.limits
         if self._head_bytes > limits.head_bytes:
             sentence = f"the headers: the limit is {limits.head_bytes} bytes for all of them"
-            self._refuse(413, SyncError("too_large", sentence))
+            error = SyncError("too_large", sentence)
+            self._unauthenticated.refuse_head(self._address, error)
+            self._refuse(413, error)
         elif self._head_timer is None and size_bytes:
             self._head_timer = self._loop.call_later(limits.head_s, self._head_is_late)
 
@@ -303,9 +314,10 @@ class EdgeProtocol(TypedRefusals):
             return
         fits = self._wait(waiting_bytes)
         if not fits and waiting_bytes > max(before_bytes, SMALL_HEAD_BYTES):
-            self._unauthenticated.refuse_head(self._address)
             sentence = "too many bytes of incomplete headers: send smaller ones, and without pauses"
-            self._refuse(503, SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms()))
+            error = SyncError("overloaded", sentence, retry_after_ms=retry_soon_ms())
+            self._unauthenticated.refuse_head(self._address, error)
+            self._refuse(503, error)
 
     def _wait(self, waiting_bytes: int) -> bool:
         more_bytes, self._waiting_bytes = waiting_bytes - self._waiting_bytes, waiting_bytes

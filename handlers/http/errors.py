@@ -12,6 +12,7 @@ from engine.runtime.ports import StoreError, StoreFullError
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobsError, BlobsFullError
 from engine.wire.errors import SyncError
+from handlers.http.response_headers import FOR_BROWSERS
 
 _log = structlog.get_logger()
 _encode = msgspec.json.encode
@@ -71,6 +72,7 @@ def http_status(error: SyncError) -> int:
     return error.kind.http or 422
 
 
+_FOR_BROWSERS: Final = "".join(f"{name}: {value}\r\n" for name, value in FOR_BROWSERS.items())
 #: The reason phrases of refusals before there is a request to answer.
 _REASONS: Final = {408: "Request Timeout", 413: "Content Too Large", 503: "Service Unavailable"}
 
@@ -83,6 +85,7 @@ def early_answer(status: int, error: SyncError) -> bytes:
         retry = f"Retry-After: {-(-wait_ms // 1000)}\r\n"
     head = (
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{_FOR_BROWSERS}{retry}"
+        "Connection: close\r\n\r\n"
     )
     return head.encode() + body

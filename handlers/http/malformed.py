@@ -8,11 +8,10 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from engine.wire.errors import SyncError
-from handlers.http.errors import error_body
+from handlers.http.errors import as_sync_error, error_body, http_status
+from handlers.http.response_headers import FOR_BROWSERS
 
-_MALFORMED: Final = SyncError(
-    "malformed", "this is no request of HTTP/1.1: check its first line and its headers"
-)
+_SENTENCE: Final = "this is no request of HTTP/1.1: check its first line and its headers"
 
 
 class TypedRefusals(RequestHandler):
@@ -20,18 +19,28 @@ class TypedRefusals(RequestHandler):
 
     __slots__ = ()
 
+    def on_malformed(self, error: SyncError) -> None:
+        """Count bytes that are no request."""
+
     def handle_error(
         self,
         request: web.BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,
+        message: str | None = None,  # noqa: ARG002  # it repeats bytes of the request
     ) -> web.StreamResponse:
         """Answer, and close the connection. Raises ConnectionError if an answer was begun."""
-        response = super().handle_error(request, status, exc, message)
-        if status == 400:
-            headers = {"Cache-Control": "no-store"}
-            body = error_body(_MALFORMED, None)
-            response = web.Response(status=400, body=body, content_type="application/json", headers=headers)
-            response.force_close()
-        return response
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun: another one cannot be sent")
+        if status < 500:
+            error, status = SyncError("malformed", _SENTENCE), 400
+            self.on_malformed(error)
+        else:
+            failure = exc if isinstance(exc, Exception) else TimeoutError()
+            error = as_sync_error(failure, path=request.path).with_traceback(None)
+            status = http_status(error)
+        headers = {"Cache-Control": "no-store"} | FOR_BROWSERS
+        body = error_body(error, None)
+        answer = web.Response(status=status, body=body, content_type="application/json", headers=headers)
+        answer.force_close()
+        return answer

@@ -75,9 +75,9 @@ class Refusals:
         row = AuditRow("socket_closed", session.actor, str(code), tenant.name, tenant.tenant_id, details)
         self._trail.note(row, meaning)
 
-    def connection(self, event: EventName, address: str | None) -> None:
+    def connection(self, event: EventName, address: str | None, cause: str) -> None:
         """Note a connection that was refused."""
-        self._trail.note(AuditRow(event, Actor("address", address or ""), ""), "")
+        self._trail.note(AuditRow(event, Actor("address", address or ""), cause), cause)
 
 
 def _actor(claims: Claims) -> Actor:

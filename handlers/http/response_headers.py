@@ -1,4 +1,4 @@
-"""Response headers that are collected while a request is handled, so that refusals carry them as well."""
+"""Response headers: those of every answer, and those that are collected while a request is handled."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from aiohttp import web
 
 #: The headers collected so far.
 ANSWER: Final = web.RequestKey[dict[str, str]]("answer_headers")
+#: For browsers, on every answer: it is of the type that it names, and if it is opened by itself it runs
+#: nothing, loads nothing and stands in no frame. Answers that pages fetch are not concerned.
+FOR_BROWSERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+}
 
 
 def add_headers(request: web.Request, headers: Mapping[str, str]) -> None:
@@ -17,6 +23,7 @@ def add_headers(request: web.Request, headers: Mapping[str, str]) -> None:
 
 
 async def with_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Set the collected headers on an answer, except those that it has already."""
+    """Set the headers of every answer and the collected ones, except those that it has already."""
+    response.headers.update(FOR_BROWSERS)
     for name, value in request.get(ANSWER, {}).items():
         response.headers.setdefault(name, value)

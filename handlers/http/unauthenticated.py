@@ -54,7 +54,7 @@ class UnauthenticatedConnections:
         device_connections: Counts authenticated connections over HTTP by device and tenant, also between two
         requests.
         clock_s: A monotonic clock.
-        on_refused: Is told the event and the address of what is refused.
+        on_refused: Is told the event, the address and the cause of what is refused.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class UnauthenticatedConnections:
         limits: UnauthenticatedLimits,
         device_connections: OpenRequests | None = None,
         clock_s: Callable[[], float] = time.monotonic,
-        on_refused: Callable[[EventName, str | None], None] | None = None,
+        on_refused: Callable[[EventName, str | None, str], None] | None = None,
     ) -> None:
         self._on_refused = on_refused
         self.clock_s = clock_s
@@ -98,7 +98,9 @@ class UnauthenticatedConnections:
             ),
             counter("tidemark_heads_late", "Connections closed before a request's headers came", self.late),
             counter(
-                "tidemark_heads_refused", "Connections refused while many headers wait", self.heads_refused
+                "tidemark_heads_refused",
+                "Connections refused for the headers of a request",
+                self.heads_refused,
             ),
             counter("tidemark_answers_unread", "Connections cut for not reading an answer", self.unread),
             counter(
@@ -125,18 +127,18 @@ class UnauthenticatedConnections:
         if count >= self.limits.address_connections:
             self.refused += 1
             if self._on_refused is not None:
-                self._on_refused("connections_refused", name)
+                self._on_refused("connections_refused", name, "")
             raise SyncError(
                 "overloaded", "too many connections of this address wait", retry_after_ms=retry_soon_ms()
             )
         self._by_address[name] = count + 1
         return name
 
-    def refuse_head(self, name: str | None) -> None:
+    def refuse_head(self, name: str | None, error: SyncError) -> None:
         """Count a connection of an address that is refused for the bytes of its head."""
         self.heads_refused += 1
         if self._on_refused is not None:
-            self._on_refused("heads_refused", name)
+            self._on_refused("heads_refused", name, error.code)
 
     def leave(self, name: str) -> None:
         """Count a connection no more: it is gone, or has shown a valid token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import socket
 from ipaddress import ip_address
 from typing import Final, Literal
 
@@ -26,6 +27,8 @@ _PASSED_ON: Final = (
     "X-Forwarded-Proto",
     "X-Real-IP",
 )
+
+_MACHINE: Final = socket.gethostname().lower()
 
 #: ``all`` on the port for probes; ``nobody`` on other ports beside it; else ``operators``, that is
 #: operators of all tenants, programs of this machine, and the other workers.
@@ -80,10 +83,26 @@ class ProbeAccess:
 
 def _is_local(request: web.Request) -> bool:
     """Return whether a request comes from a program of this machine, not through a proxy."""
-    if any(name in request.headers for name in _PASSED_ON):
+    if any(name in request.headers for name in _PASSED_ON) or not _names_here(request.host):
         return False
     try:
         address = ip_address(request.remote or "")
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _names_here(host: str) -> bool:
+    """Return whether ``Host`` can mean this machine: an address, a name without a dot, or the machine's own.
+
+    A page can give its own name any address, and its browser then takes a server on this machine for the
+    page's own. That name has a dot, since it is on the Internet.
+    """
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    if "." not in name.rstrip(".") or name.lower() == _MACHINE:
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

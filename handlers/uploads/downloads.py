@@ -195,7 +195,6 @@ def _described(file: Upload) -> dict[str, str]:
     return {
         "Content-Type": file.content_type,
         "Content-Disposition": disposition(file.file_name),
-        "X-Content-Type-Options": "nosniff",
     }
 
 

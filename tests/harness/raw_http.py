@@ -130,6 +130,14 @@ class Wire:
             except ConnectionError:
                 return
 
+    async def rest(self) -> bytes:
+        """Wait until the server has closed the connection, and give what it sent until then."""
+        async with asyncio.timeout(PATIENCE_S):
+            try:
+                return await self._reader.read()
+            except ConnectionError:
+                return b""
+
     def finish(self) -> None:
         """Close the connection properly."""
         self._writer.close()
@@ -140,11 +148,13 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Wire]:
-    """Connect to a server."""
+async def wired(url: str, tls: ssl.SSLContext | None = None, local: str = "127.0.0.1") -> AsyncIterator[Wire]:
+    """Connect to a server, from an address of this machine."""
     where = urlsplit(url)
     assert where.hostname is not None
-    reader, writer = await asyncio.open_connection(where.hostname, where.port, ssl=tls)
+    reader, writer = await asyncio.open_connection(
+        where.hostname, where.port, ssl=tls, local_addr=None if local == "127.0.0.1" else (local, 0)
+    )
     try:
         yield Wire(reader, writer, where.netloc)
     finally:

@@ -159,12 +159,18 @@ class Arena:
                 return answer, min(counts)
 
     async def _trips(self) -> int:
-        page = (await self.ask("GET", "/metrics")).body.decode()
+        counts = await self.counted()
         return sum(
-            int(float(line.split()[-1]))
-            for line in page.splitlines()
-            if line.startswith("tidemark_database_round_trips_total{")
+            int(count)
+            for name, count in counts.items()
+            if name.startswith("tidemark_database_round_trips_total{")
         )
+
+    async def counted(self) -> dict[str, float]:
+        """Read the metrics of the server, by name with labels."""
+        page = (await self.ask("GET", "/metrics")).body.decode()
+        rows = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in rows}
 
     @asynccontextmanager
     async def holds(self, *changing: str, tenants: Sequence[str] = ("acme",)) -> AsyncIterator[None]:

@@ -126,18 +126,18 @@ async def test_refusal_sockets_closed_for_what_they_sent_are_told_and_no_others(
 
 
 async def test_refusal_connections_and_heads_past_their_bounds_are_told_by_address(serve: Serve) -> None:
-    told: list[tuple[str, str | None]] = []
+    told: list[tuple[str, str | None, str]] = []
     unauthenticated = UnauthenticatedConnections(
         UnauthenticatedLimits(
             head_s=1, head_bytes=1 << 16, address_connections=1, write_patience_s=1, trusted=()
         ),
-        on_refused=lambda event, address: told.append((event, address)),
+        on_refused=lambda *what: told.append(what),
     )
     unauthenticated.enter("192.0.2.1")
     with pytest.raises(SyncError):
         unauthenticated.enter("192.0.2.1")
-    unauthenticated.refuse_head("192.0.2.2")
-    assert told == [("connections_refused", "192.0.2.1"), ("heads_refused", "192.0.2.2")]
+    unauthenticated.refuse_head("192.0.2.2", SyncError("overloaded", ""))
+    assert told == [("connections_refused", "192.0.2.1", ""), ("heads_refused", "192.0.2.2", "overloaded")]
     server = await serve(server={"port": 0, "address_connections": 1})
     async with from_address("127.0.0.2", server) as first:
         assert (await first.ask("GET", "/healthz", {})).status == 200

@@ -197,8 +197,6 @@ REBOUND: Final = (
     "localhost.evil.example",
     "a.b",
 )
-#: As programs of this machine ask.
-OWN: Final = ("127.0.0.1", "127.0.0.1:80", "[::1]:80", "localhost", "localhost:8080", "tidemark", "LOCALHOST")
 
 
 @against("API7:2023", "V3.5")
@@ -215,10 +213,3 @@ async def test_browser_rebound_name_is_no_program_of_this_machine(
         assert (answer.status, answer.message) == (200, {"status": "ready"})
     else:
         assert answer.verdict == (401, "unauthenticated")
-
-
-@pytest.mark.parametrize("host", OWN)
-async def test_browser_program_of_this_machine_reads_metrics(host: str, arena: Arena) -> None:
-    async with wired(arena.url) as wire:
-        answer = await wire.ask("GET", "/metrics", {"Host": host})
-    assert answer.status == 200

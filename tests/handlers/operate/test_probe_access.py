@@ -78,6 +78,12 @@ async def test_metrics_are_for_this_machine_and_operators_of_all_tenants(server:
     assert await verdict(operator) == (401, "unauthenticated")
 
 
+async def test_metrics_are_for_this_machine_by_each_of_its_names(server: Running) -> None:
+    for host in ("127.0.0.1:80", "[::1]:80", "localhost", "LOCALHOST:80", "tidemark", socket.gethostname()):
+        assert (await asked(f"{server.url}/metrics", {"Host": host}))[0] == 200, host
+    assert (await asked(f"{server.url}/metrics", {"Host": "page.example.org"}))[0] == 401
+
+
 async def test_probe_port_answers_everybody_and_no_other_port_does(serve: Serve) -> None:
     port = free_port()
     server = await serve(server={"probe_port": port})

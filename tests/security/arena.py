@@ -37,10 +37,10 @@ _DIGESTS: Final = " UNION ALL ".join(
     " UNION ALL SELECT 'devices', t.tenant_id, count(*), sum(hashtextextended(t::text, 0))"
     " FROM devices AS t WHERE t.tenant_id = ANY($1) AND t.revoked_at IS NOT NULL GROUP BY t.tenant_id"
 )
-#: (table, number of the tenant) -> (rows, digest).
 _Answer = TypeVar("_Answer")
 #: Of a request whose round trips are counted.
 _TRIES: Final = 5
+#: (table, number of the tenant) -> (rows, digest).
 Digests = dict[tuple[str, int], tuple[int, int]]
 
 

@@ -37,7 +37,7 @@ class Door(NamedTuple):
 
 DOORS: Final = {
     "a socket": Door("GET", "/v1/sync", UPGRADE),
-    "a sync": Door("POST", "/v1/sync", JSON, b'{"key":"k","items":[]}'),
+    "a sync": Door("POST", "/v1/sync", JSON, b'{"type":"sync","key":"k","items":[]}'),
     "a pull": Door("GET", "/v1/changes"),
     "conflicts": Door("GET", "/v1/conflicts"),
     "a resolution": Door("POST", "/v1/conflicts/1/resolution", JSON, b'{"choice":"client","version":1}'),

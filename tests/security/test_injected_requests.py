@@ -147,7 +147,7 @@ BROKEN: Final = {
 async def test_header_that_could_be_two_requests_is_malformed(line: bytes, arena: Arena) -> None:
     """The request behind it, a sync under a valid token, is never read."""
     signed = arena.running.token("owner")
-    smuggled = b'{"key":"smuggled","items":[{"domain":"task","id":"s","op":"put","data":{}}]}'
+    smuggled = b'{"type":"sync","key":"smuggled","items":[{"domain":"task","id":"s","op":"put","data":{}}]}'
     behind = (
         f"POST /v1/sync HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {signed}\r\nContent-Type:"
         f" application/json\r\nContent-Length: {len(smuggled)}\r\n\r\n"

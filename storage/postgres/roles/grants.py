@@ -132,23 +132,21 @@ def grant_roles(owner_dsn: str, serving_dsn: str, jobs_dsn: str, *, make: bool =
         StoreError: The database is away, or refused a statement.
     """
     serving, jobs = role_of(serving_dsn), role_of(jobs_dsn)
-    with connected(owner_dsn) as connection:
-        with connection.cursor() as cursor:
-            cursor.execute(_SELF)
-            owner, database, schema, has_tables = cursor.fetchall()[0]
-            others = {serving, jobs} - {owner}
-            made = _make(cursor, others, (serving_dsn, jobs_dsn), database, schema) if make else 0
-            if not has_tables:
-                return made
-            _refuse_missing(cursor, others)
-        with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
-            statements = [
-                *_reaching(cursor, others, database, schema),
-                *_rights(cursor, serving, jobs, others),
-                *_policies(cursor, None if jobs == owner else jobs),
-            ]
-            for statement in statements:
-                cursor.execute(statement)
+    with connected(owner_dsn) as connection, schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+        cursor.execute(_SELF)
+        owner, database, schema, has_tables = cursor.fetchall()[0]
+        others = {serving, jobs} - {owner}
+        made = _make(cursor, others, (serving_dsn, jobs_dsn), database, schema) if make else 0
+        if not has_tables:
+            return made
+        _refuse_missing(cursor, others)
+        statements = [
+            *_reaching(cursor, others, database, schema),
+            *_rights(cursor, serving, jobs, others),
+            *_policies(cursor, None if jobs == owner else jobs),
+        ]
+        for statement in statements:
+            cursor.execute(statement)
     return made + len(statements)
 
 

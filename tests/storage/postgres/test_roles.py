@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
 
@@ -13,7 +14,7 @@ from bench.harness.clusters import as_role
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StorePoisonError
 from storage.embedded.servers import Services
-from storage.postgres.blocking import connected
+from storage.postgres.blocking import connected, schema_change
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.roles.grants import REFERENCE, grant_roles
 from storage.postgres.roles.guard import check_roles, ways_past
@@ -137,6 +138,22 @@ def test_grants_too_many_are_taken_back_and_missing_ones_given(dsn: str) -> None
     assert refused(roles[1], "SELECT FROM events_earlier")
     assert not refused(roles[1], "SELECT FROM devices")
     assert check_roles(roles[1], roles[0], roles[2]) == []
+
+
+async def test_grants_of_two_processes_at_once_wait_for_each_other(dsn: str) -> None:
+    """A command that is run while a server starts for the first time."""
+    roles = dsn, as_role(dsn, "serving"), as_role(dsn, "jobs")
+    ((database,),) = rows(dsn, "SELECT current_database()::text")
+    execute(dsn, f'GRANT CONNECT ON DATABASE "{database}" TO PUBLIC')
+    with connected(dsn) as connection, schema_change(connection, 1000) as cursor:
+        cursor.execute(f'REVOKE ALL ON DATABASE "{database}" FROM PUBLIC')
+        granting = asyncio.create_task(asyncio.to_thread(grant_roles, *roles, make=True))
+        waiting = (
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        while not await asyncio.to_thread(rows, dsn, waiting):
+            assert not granting.done()
+    assert await granting == 2, "each role may connect again"
 
 
 def test_grants_to_a_role_that_does_not_exist_name_it(dsn: str) -> None:

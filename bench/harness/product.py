@@ -23,9 +23,12 @@ from compose.configuration import DEFAULTS, VARIABLE
 _MIGRATE_S: Final = 60.0
 _MIGRATE: Final = """import sys
 try:
-    from storage.postgres.migrate import migrate
+    from bench.harness.clusters import migrate_for_roles as migrate
 except ImportError:
-    from storage.migrate import migrate
+    try:
+        from storage.postgres.migrate import migrate
+    except ImportError:
+        from storage.migrate import migrate
 migrate(sys.argv[1])"""
 
 _OWNER: Final = "TIDEMARK__POSTGRES__OWNER_DSN"

@@ -76,10 +76,12 @@ class TenantKeys:
     __slots__ = (
         "_encrypt",
         "_hash_key",
+        "_hashers",
         "_head",
         "_oldest",
         "_openers",
         "_random_bytes",
+        "_sealers",
         "_tenant",
         "active",
         "seals",
@@ -95,6 +97,8 @@ class TenantKeys:
         self.seals = 0
         self._oldest = keys[min(keys)]
         self._hash_key: bytes | None = None
+        self._sealers: dict[tuple[str, str], Callable[[str, int, bytes, bytes], bytes]] = {}
+        self._hashers: dict[str, Callable[[bytes], bytes]] = {}
         self._tenant = tenant
         self._random_bytes = random_bytes
         self._encrypt = ciphers[active].encrypt
@@ -119,6 +123,9 @@ class TenantKeys:
         It takes the id, the version, the value, and a nonce: ``NONCE_BYTES`` random bytes that were used for
         no other value.
         """
+        known = self._sealers.get((table, domain))
+        if known is not None:
+            return known
         head, encrypt = self._head, self._encrypt
         place = self._tenant + _place(table, domain)
 
@@ -129,6 +136,7 @@ class TenantKeys:
             padded = size_bytes.to_bytes(LENGTH_BYTES, "big") + plain + fill
             return head + nonce + encrypt(nonce, padded, place + f"\0{version}\0{value_id}".encode())
 
+        self._sealers[table, domain] = seal
         return seal
 
     def open(self, table: str, domain: str, value_id: str, version: int, sealed: bytes) -> bytes:
@@ -154,6 +162,9 @@ class TenantKeys:
         It is of the oldest key, so that a value has the same hash after a rotation. The same value has
         another hash in another table.
         """
+        known = self._hashers.get(table)
+        if known is not None:
+            return known
         if self._hash_key is None:
             self._hash_key = HKDFExpand(SHA256(), KEY_BYTES, b"keyed hash").derive(self._oldest)
         begun = blake2b(table.encode() + b"\0", key=self._hash_key, digest_size=32)
@@ -163,6 +174,7 @@ class TenantKeys:
             state.update(plain)
             return state.digest()
 
+        self._hashers[table] = keyed_hash
         return keyed_hash
 
 

@@ -58,7 +58,7 @@ class KeyAdmin:
         masters = await self._masters()
         if missing := set(in_use) - set(masters.ids):
             raise RefusedError(missing_sentence(missing, masters.ids))
-        if in_use in ([], [masters.active]):
+        if in_use == [masters.active] or (not in_use and made_master_key(self._settings)):
             masters = await self._with_new_key(masters)
         await self._wait_for_servers(masters.active, watch)
         keys = 0

@@ -6,8 +6,10 @@ import os
 import secrets
 import stat
 import subprocess
+import time
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +22,8 @@ from handlers.http.keys import make_secret_file, replace_secret_file
 #: The file of the embedded default, beside the secret of tokens.
 MADE_MASTER_KEY: Final = "master.key"
 _COMMAND_S: Final = 20.0
+#: Keys that are missing are looked for again after so long.
+_AGAIN_S: Final = 10.0
 #: A command that prints more is not the right one.
 _MOST_BYTES: Final = 65_536
 _OPEN_TO_OTHERS: Final = stat.S_IRWXO | stat.S_IWGRP
@@ -46,27 +50,41 @@ class MasterKeySource:
         self._settings = settings
         named = settings.sealing.master_key_file
         self._file = Path(named) if named else made_master_key(settings)
-        self._read: MasterKeys | None = None
+        self._read: MasterKeys | MasterKeyError = MasterKeyError(_NONE_SET)
         self._state: _FileState | None = None
+        self._again_s = float("-inf")
 
     async def keys(self, wanted: str | None = None) -> MasterKeys:
-        """Return the master keys. They are read in a thread: a command may ask a service."""
-        state = _state_of(self._file)
-        if (
-            self._read is None
-            or state != self._state
-            or (wanted is not None and wanted not in self._read.ids)
-        ):
-            self._read = await anyio.to_thread.run_sync(master_keys, self._settings)
-            self._state = state
+        """Return the master keys. They are read in a thread: a command may ask a service.
+
+        Without a changed file they are read again every ten seconds at most, for a tenant whose master key is
+        missing must not have a command run for each of its messages.
+        """
+        state, now_s = _state_of(self._file), time.monotonic()
+        if state != self._state or (self._lacks(wanted) and now_s >= self._again_s):
+            self._state, self._again_s = state, now_s + _AGAIN_S
+            try:
+                self._read = await anyio.to_thread.run_sync(master_keys, self._settings)
+            except MasterKeyError as error:
+                self._read = error
+        if isinstance(self._read, MasterKeyError):
+            raise self._read
         return self._read
 
+    def _lacks(self, wanted: str | None) -> bool:
+        read = self._read
+        return isinstance(read, MasterKeyError) or (wanted is not None and wanted not in read.ids)
+
     async def ids(self) -> list[str]:
-        """List the ids of the master keys; none if there are none, or they cannot be read."""
-        try:
-            return (await self.keys()).ids
-        except MasterKeyError:
-            return []
+        """List the ids of the master keys; none if there are none, or they cannot be read.
+
+        They are read once, and again if the file changed: who asks every ten seconds must not wait for a
+        command that does not answer.
+        """
+        if self._again_s == float("-inf") or _state_of(self._file) != self._state:
+            with suppress(MasterKeyError):
+                return (await self.keys()).ids
+        return [] if isinstance(self._read, MasterKeyError) else self._read.ids
 
 
 def _state_of(path: Path | None) -> _FileState | None:

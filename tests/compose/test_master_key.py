@@ -134,6 +134,7 @@ async def test_source_reads_again_what_changed_or_lacks_a_wanted_key(
         return read(chosen)
 
     monkeypatch.setattr(master_key, "master_keys", counted)
+    monkeypatch.setattr(master_key, "_AGAIN_S", 0.0)
     place = key_file(tmp_path / "key", ONE)
     source = MasterKeySource(given(master_key_file=str(place)))
     await source.keys()
@@ -146,6 +147,23 @@ async def test_source_reads_again_what_changed_or_lacks_a_wanted_key(
     assert len(reads) == 3
     place.unlink()
     assert await source.ids() == []
+
+
+async def test_source_command_that_failed_is_run_again_only_if_a_key_is_needed_and_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    script = f"echo run >>{runs}; test -e {tmp_path}/up && echo {TEXT}"
+    source = MasterKeySource(given(master_key_command=("sh", "-c", script)))
+    for _ in range(3):
+        assert await source.ids() == []
+    assert runs.read_text() == "run\n"
+    (tmp_path / "up").touch()
+    with pytest.raises(MasterKeyError, match="status 1"):
+        await source.keys()
+    monkeypatch.setattr("compose.sealing.master_key.time.monotonic", lambda: float("inf"))
+    assert (await source.keys()).ids == await source.ids() == [master_key_id(ONE)]
+    assert runs.read_text() == "run\nrun\n"
 
 
 def test_master_key_is_in_no_repr() -> None:

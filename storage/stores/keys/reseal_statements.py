@@ -25,6 +25,14 @@ _DROP_TWINS: Final = (
 )
 
 
+#: As batches do: the counter before any other row, so that neither waits for the other in a circle.
+_LOCK: Final = "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s::int FOR UPDATE; "
+MOVE: Final = (
+    "UPDATE reseal_passes SET place = %(place)s, position = %(position)s::json,"
+    " resealed = resealed + %(values)s::int WHERE tenant_id = %(tenant)s::int"
+)
+
+
 class Statements(NamedTuple):
     """The statements of one table. ``page`` begins after the key that its values ``a0``, ``a1`` … have."""
 
@@ -73,7 +81,10 @@ def _page(table: SealedTable, after: str) -> str:
 
 
 def _update(table: SealedTable) -> str:
-    """Return the change of rows that nobody else changed since they were read."""
+    """Return the change of rows that nobody else changed since they were read, and of the position.
+
+    The position moves only if all of them were changed. It returns how many were.
+    """
     keys = [f"k{at}" for at in range(len(table.key))]
     names = [*keys, "x", *(f"c{at}" for at in range(len(table.columns)))]
     names += [f"m{at}" for at in range(len(table.more))]
@@ -88,9 +99,15 @@ def _update(table: SealedTable) -> str:
         twins = _DROP_TWINS.format(arrays=arrays, names=", ".join(names))
     else:
         twins = ""
-    return twins + (
-        f"UPDATE {table.name} AS r SET {', '.join(changes)} FROM unnest({arrays}) AS w({', '.join(names)})"
-        f" WHERE r.tenant_id = %(tenant)s::int AND {where} AND r.xmin = w.x::xid RETURNING 1"
+    return (
+        _LOCK
+        + twins
+        + (
+            f"WITH done AS (UPDATE {table.name} AS r SET {', '.join(changes)}"
+            f" FROM unnest({arrays}) AS w({', '.join(names)})"
+            f" WHERE r.tenant_id = %(tenant)s::int AND {where} AND r.xmin = w.x::xid RETURNING 1),"
+            f" moved AS ({MOVE} AND (SELECT count(*) FROM done) = %(due)s::int) SELECT count(*) FROM done"
+        )
     )
 
 

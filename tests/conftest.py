@@ -24,7 +24,7 @@ pytest_plugins = [
     "tests.harness.servers.own_redis",
     "tests.harness.servers.own_s3",
     "tests.harness.supervised",
-    "tests.harness.tus_js",
+    "tests.harness.uploads.tus_js",
 ]
 
 # A server in this process may have its first word to say while a command's output is looked at.

@@ -11,7 +11,7 @@ from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.services import Serving, rows
-from tests.harness.upload_stack import job_run, now_us
+from tests.harness.uploads.upload_stack import job_run, now_us
 
 
 async def _aggregated(dsn: str) -> object:

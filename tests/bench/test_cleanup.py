@@ -13,7 +13,7 @@ from engine.operate.retention import KeptFor, Retention
 from storage.postgres.partitions.maintenance import maintain
 from storage.stores.jobs.retention import PostgresRetention
 from tests.harness.services import Serving, rows
-from tests.harness.upload_stack import job_run, now_us
+from tests.harness.uploads.upload_stack import job_run, now_us
 
 
 async def _cleaned(dsn: str) -> Counts:

@@ -15,7 +15,7 @@ from bench.client.messages import Change, Result
 from bench.client.store import Store
 from engine.wire.messages import Attachment
 from tests.harness.in_process_server import Running
-from tests.harness.stored_files import keep, upload
+from tests.harness.uploads.stored_files import keep, upload
 from tests.harness.ws_device import put
 
 

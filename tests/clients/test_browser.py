@@ -13,7 +13,7 @@ from aiohttp import web
 from playwright.async_api import Page, async_playwright
 
 from tests.harness.in_process_server import Serve
-from tests.harness.tus_js import TusJs
+from tests.harness.uploads.tus_js import TusJs
 from tests.harness.ws_device import Json
 
 _CHROMIUM = "/usr/bin/chromium"

@@ -12,8 +12,8 @@ import pytest
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.services import execute
 from tests.harness.tcp_proxy import Cut, breaking
-from tests.harness.tus_js import TusJs, events
-from tests.harness.tus_uploader import Uploader, described, encoded, photo, uploader
+from tests.harness.uploads.tus_js import TusJs, events
+from tests.harness.uploads.tus_uploader import Uploader, described, encoded, photo, uploader
 from tests.harness.ws_device import Json
 
 pytestmark = ON_SHARED

@@ -17,7 +17,7 @@ from tusclient.uploader.uploader import Uploader as TusPy
 
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.tcp_proxy import Cut, breaking
-from tests.harness.tus_uploader import Uploader, described, photo, uploader
+from tests.harness.uploads.tus_uploader import Uploader, described, photo, uploader
 
 pytestmark = ON_SHARED
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness.in_process_server import Running
-from tests.harness.tus_js import TusJs
-from tests.harness.tus_uploader import encoded, photo, uploader
+from tests.harness.uploads.tus_js import TusJs
+from tests.harness.uploads.tus_uploader import encoded, photo, uploader
 from tests.harness.ws_device import Json, item
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "device-guide.md").read_text("utf-8")

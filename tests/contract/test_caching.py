@@ -11,7 +11,16 @@ from engine.uploads.blobs import BlobsFullError
 from handlers.http.errors import as_sync_error
 from tests.harness.in_process_server import ON_SHARED, Running, Serve
 from tests.harness.raw_http import wired
-from tests.harness.tus_uploader import CHUNK, TUS, Uploader, described, encoded, file_path, photo, uploader
+from tests.harness.uploads.tus_uploader import (
+    CHUNK,
+    TUS,
+    Uploader,
+    described,
+    encoded,
+    file_path,
+    photo,
+    uploader,
+)
 from tests.harness.ws_device import put
 
 pytestmark = ON_SHARED

@@ -20,7 +20,7 @@ from deploy.grafana.dashboards import DASHBOARDS, files
 from tests.deploy.own_prometheus import Prometheus, prometheus
 from tests.deploy.promtool import ROOT
 from tests.harness.supervised import Supervise, Supervised
-from tests.harness.tus_uploader import Uploader, photo
+from tests.harness.uploads.tus_uploader import Uploader, photo
 from tests.harness.ws_device import Device, connected, item, put, token
 
 #: What Grafana puts in place of its variables.

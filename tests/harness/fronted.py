@@ -21,7 +21,7 @@ from run import cli
 from storage.embedded.servers import Services
 from tests.harness.admin import ensure_tenant
 from tests.harness.server_process import ServerProcess
-from tests.harness.tus_uploader import Uploader
+from tests.harness.uploads.tus_uploader import Uploader
 from tests.harness.ws_device import Device, Json, connected, token
 
 

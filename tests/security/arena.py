@@ -10,7 +10,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812  # a clas
 from yarl import URL
 
 from tests.harness.in_process_server import Reply, Running
-from tests.harness.tus_uploader import file_path, photo, uploader
+from tests.harness.uploads.tus_uploader import file_path, photo, uploader
 from tests.harness.ws_device import Device, day, item, put
 
 #: Table -> what of its rows an attack must leave alone. Times of contact and sums by the minute are left out:

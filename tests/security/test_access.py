@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.harness.in_process_server import ON_SHARED
-from tests.harness.tus_uploader import TUS, described, encoded
+from tests.harness.uploads.tus_uploader import TUS, described, encoded
 from tests.harness.ws_device import Json, item, put
 from tests.security.arena import Arena, Seeded
 from tests.security.catalogue import against

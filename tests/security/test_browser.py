@@ -8,10 +8,10 @@ import pytest
 
 from tests.contract.test_caching import ASKED, Asked
 from tests.contract.test_frames_masked import HANDSHAKE
-from tests.harness.file_heads import HEADS
 from tests.harness.in_process_server import ON_SHARED, ORIGIN
 from tests.harness.raw_http import wired
-from tests.harness.tus_uploader import TUS, described, encoded, file_path, uploader
+from tests.harness.uploads.file_heads import HEADS
+from tests.harness.uploads.tus_uploader import TUS, described, encoded, file_path, uploader
 from tests.security.arena import Arena
 from tests.security.catalogue import against
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.in_process_server import ON_SHARED
 from tests.harness.raw_http import wired
-from tests.harness.tus_uploader import TUS, described, encoded, photo
+from tests.harness.uploads.tus_uploader import TUS, described, encoded, photo
 from tests.security.arena import Arena
 from tests.security.catalogue import against
 from tests.security.texts import CONTROLS, TEXTS

@@ -20,7 +20,7 @@ from handlers.sync.connections import PING_S
 from run import cli
 from tests.harness.fronted import Cluster, nginx_for, printed, sync
 from tests.harness.services import rows
-from tests.harness.tus_uploader import CHUNK, TUS, described, encoded, file_path, photo
+from tests.harness.uploads.tus_uploader import CHUNK, TUS, described, encoded, file_path, photo
 from tests.harness.ws_device import SECRET, Closed, Device, put, token
 
 DEVICES = 6

@@ -21,7 +21,7 @@ from storage.stores.sealed.sealing import Sealing
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running, Serve, settings_with
 from tests.harness.services import Serving, execute
-from tests.harness.tus_uploader import photo, uploader
+from tests.harness.uploads.tus_uploader import photo, uploader
 from tests.harness.ws_device import change, day
 
 __all__ = ["command"]

@@ -16,7 +16,7 @@ from storage.embedded.servers import Services
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import execute
 from tests.harness.supervised import Supervise
-from tests.harness.tus_uploader import Uploader, described, encoded, photo, signed
+from tests.harness.uploads.tus_uploader import Uploader, described, encoded, photo, signed
 
 UPLOADS = 100
 SIZE_BYTES = 256 * 1024

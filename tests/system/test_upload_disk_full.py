@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.in_process_server import Running, Serve
-from tests.harness.tus_uploader import described, encoded, photo, uploader
+from tests.harness.uploads.tus_uploader import described, encoded, photo, uploader
 
 CHUNK_BYTES = 128 * 1024
 SIZE_BYTES = 2 * 1024 * 1024

@@ -11,7 +11,7 @@ from aiohttp import ClientSession
 
 from tests.harness.raw_http import Wire, wired
 from tests.harness.supervised import Supervise, Supervised
-from tests.harness.tus_uploader import CHUNK, TUS, Uploader, photo, signed
+from tests.harness.uploads.tus_uploader import CHUNK, TUS, Uploader, photo, signed
 from tests.harness.ws_device import PATIENCE_S
 
 SIZE_BYTES = 200_000

@@ -12,8 +12,8 @@ from engine.uploads import pending_attachments as room
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import until
 from tests.harness.services import execute, rows
-from tests.harness.stored_files import keep, upload
-from tests.harness.tus_uploader import Uploader, file_path, photo, uploader
+from tests.harness.uploads.stored_files import keep, upload
+from tests.harness.uploads.tus_uploader import Uploader, file_path, photo, uploader
 from tests.harness.ws_device import Device, put
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.raw_http import Answer, Wire, wired
-from tests.harness.tus_uploader import CHUNK, TUS, Uploader, described, encoded, photo, uploader
+from tests.harness.uploads.tus_uploader import CHUNK, TUS, Uploader, described, encoded, photo, uploader
 
 pytestmark = ON_SHARED
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from handlers.http.client_address import networks, stripped_prefix
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.raw_http import Answer, wired
-from tests.harness.tus_uploader import CHUNK, TUS, described, encoded, file_path, photo, uploader
+from tests.harness.uploads.tus_uploader import CHUNK, TUS, described, encoded, file_path, photo, uploader
 
 PAGE = "https://app.example.org"
 STRANGE = "https://elsewhere.example.org"

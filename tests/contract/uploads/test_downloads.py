@@ -25,7 +25,7 @@ from handlers.uploads import downloads as room
 from handlers.uploads.downloads import disposition
 from storage.blobs.directory import DirectoryBlobs
 from tests.harness.in_process_server import Running, Serve
-from tests.harness.stored_files import keep, publish, upload
+from tests.harness.uploads.stored_files import keep, publish, upload
 
 CONTENT = random.Random(5).randbytes(1_000_003)
 

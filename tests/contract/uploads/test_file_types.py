@@ -7,10 +7,10 @@ from typing import Final
 import pytest
 
 from tests.engine.filetypes.test_types import WRITTEN
-from tests.harness.file_heads import DOCX, HEADS
 from tests.harness.in_process_server import ON_SHARED, Running, Serve
 from tests.harness.raw_http import wired
-from tests.harness.tus_uploader import PNG, Uploader, described, encoded, file_path, photo, uploader
+from tests.harness.uploads.file_heads import DOCX, HEADS
+from tests.harness.uploads.tus_uploader import PNG, Uploader, described, encoded, file_path, photo, uploader
 from tests.harness.ws_device import Json, item
 
 pytestmark = ON_SHARED

@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.raw_http import Answer, Wire, wired
-from tests.harness.tus_uploader import PNG, encoded, file_path, photo
+from tests.harness.uploads.tus_uploader import PNG, encoded, file_path, photo
 from tests.harness.ws_device import PATIENCE_S
 
 pytestmark = ON_SHARED

@@ -12,7 +12,7 @@ import pytest
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import WAITS_FOR_LOCK, backend, tenants_held
 from tests.harness.raw_http import Answer, Wire, wired
-from tests.harness.tus_uploader import CHUNK, TUS, Uploader, described, encoded, photo, uploader
+from tests.harness.uploads.tus_uploader import CHUNK, TUS, Uploader, described, encoded, photo, uploader
 from tests.harness.ws_device import put
 
 SIZE_BYTES = 20_000

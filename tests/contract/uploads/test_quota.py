@@ -6,7 +6,7 @@ import asyncio
 
 from tests.harness.in_process_server import Serve
 from tests.harness.services import rows
-from tests.harness.tus_uploader import described, encoded, photo, uploader
+from tests.harness.uploads.tus_uploader import described, encoded, photo, uploader
 from tests.harness.ws_device import item
 
 FULL = (413, "quota_exceeded")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.raw_http import wired
-from tests.harness.tus_uploader import (
+from tests.harness.uploads.tus_uploader import (
     CHUNK,
     PNG,
     TUS,

@@ -11,7 +11,16 @@ import pytest
 
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.raw_http import wired
-from tests.harness.tus_uploader import CHUNK, TUS, Uploader, described, encoded, file_path, photo, uploader
+from tests.harness.uploads.tus_uploader import (
+    CHUNK,
+    TUS,
+    Uploader,
+    described,
+    encoded,
+    file_path,
+    photo,
+    uploader,
+)
 
 pytestmark = ON_SHARED
 

@@ -14,7 +14,7 @@ from engine.filetypes.types import UNDECLARED, FileTypes
 from engine.runtime.setting_layers import settings
 from engine.wire.errors import SyncError
 from tests.engine.runtime.test_settings import DEFAULTS
-from tests.harness.file_heads import DOCX, HEADS, OLE, XLSX, archive
+from tests.harness.uploads.file_heads import DOCX, HEADS, OLE, XLSX, archive
 
 UPLOADS = settings([DEFAULTS]).uploads
 TYPES = FileTypes(UPLOADS)

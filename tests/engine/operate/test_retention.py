@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.operate import retention
 from engine.operate.retention import KeptFor, Page, Position, Retention
-from tests.harness.upload_stack import job_run
+from tests.harness.uploads.upload_stack import job_run
 
 
 class Store:

@@ -11,7 +11,7 @@ from engine.model.rows import Record, RecordKey, Snapshot
 from engine.model.uploads import STATES, State, UploadRef
 from engine.plan.attachments import attach, attaching, freeing
 from engine.plan.unit_of_work import UnitOfWork
-from tests.harness.stored_files import upload
+from tests.harness.uploads.stored_files import upload
 
 NOW_US = 1_000_000
 LISTED = {(state, after) for state, rule in STATES.items() if state != "open" for after in rule.successors}

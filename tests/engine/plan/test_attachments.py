@@ -17,7 +17,7 @@ from engine.plan.batch import Plan, read_set
 from engine.plan.weighing import select
 from engine.plan.work import Attach, AttachAnswer, Outcome
 from tests.engine.plan.test_batch import NOW_US, Planner
-from tests.harness.stored_files import upload
+from tests.harness.uploads.stored_files import upload
 
 Json = dict[str, Any]
 

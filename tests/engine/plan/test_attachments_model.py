@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.model.uploads import Upload
 from engine.plan.work import Attach, AttachAnswer
 from tests.engine.plan.test_attachments import SAME, TASK, FilePlanner
-from tests.harness.stored_files import upload
+from tests.harness.uploads.stored_files import upload
 
 #: Three of them are one file, the fourth is not.
 UPLOADS = [upload(1), upload(2, **SAME), upload(3, **SAME), upload(4)]

@@ -24,7 +24,7 @@ from storage.stores.upload_states import sql_state
 from tests.engine.uploads.test_service import FakeBody
 from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows
-from tests.harness.upload_stack import (
+from tests.harness.uploads.upload_stack import (
     EXPIRE_S,
     GRACE_S,
     LAST_DATA_S,

@@ -19,7 +19,7 @@ from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import until
 from tests.harness.services import execute, rows
-from tests.harness.upload_stack import UploadStack, job_run, now_us, stack, text
+from tests.harness.uploads.upload_stack import UploadStack, job_run, now_us, stack, text
 from tests.storage.stores.test_jobs import store
 
 __all__ = ["command", "stack", "store"]

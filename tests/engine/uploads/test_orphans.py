@@ -13,7 +13,7 @@ from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_states import sql_state
 from tests.harness.admin import remove_tenant
 from tests.harness.services import execute, rows
-from tests.harness.upload_stack import GRACE_S, UploadStack, after_page, now_us, session, stack, text
+from tests.harness.uploads.upload_stack import GRACE_S, UploadStack, after_page, now_us, session, stack, text
 
 __all__ = ["stack"]
 

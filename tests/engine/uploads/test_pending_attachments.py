@@ -23,7 +23,7 @@ from storage.postgres.transactions import READ_PREPARED
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_reads import _PENDING, _TENANTS, PostgresFiles, PostgresPending
 from tests.harness.services import Serving, execute
-from tests.harness.stored_files import keep, upload
+from tests.harness.uploads.stored_files import keep, upload
 
 NOW_US = 1_767_323_045_000_000
 

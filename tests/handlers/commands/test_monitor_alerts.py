@@ -20,7 +20,7 @@ from tests.harness.health_causes import failures, pushes
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import WAITS_FOR_LOCK, backend, tenants_held
 from tests.harness.services import execute, outage, rows
-from tests.harness.tus_uploader import photo, uploader
+from tests.harness.uploads.tus_uploader import photo, uploader
 from tests.harness.ws_device import put
 
 __all__ = ["command", "receiver"]

@@ -14,7 +14,7 @@ from tests.harness.health_causes import failures, pushes
 from tests.harness.in_process_server import Serve
 from tests.harness.postgres_stalls import WAITS_FOR_LOCK, backend, tenants_held
 from tests.harness.services import execute, outage
-from tests.harness.tus_uploader import photo, uploader
+from tests.harness.uploads.tus_uploader import photo, uploader
 from tests.harness.ws_device import Json, put
 
 __all__ = ["command"]

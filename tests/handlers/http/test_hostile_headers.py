@@ -10,7 +10,7 @@ import pytest
 from tests.contract.uploads.test_ietf_draft import Draft
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.raw_http import Answer, wired
-from tests.harness.tus_uploader import CHUNK, PNG, TUS, described, encoded, photo, uploader
+from tests.harness.uploads.tus_uploader import CHUNK, PNG, TUS, described, encoded, photo, uploader
 from tests.harness.ws_device import put
 
 pytestmark = ON_SHARED

@@ -24,7 +24,7 @@ from engine.runtime.settings import S3
 from engine.uploads.blobs import BlobMissingError, BlobsError, BlobsFullError
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.s3 import S3Blobs
-from tests.harness.blob_writer import content, opened
+from tests.harness.uploads.blob_writer import content, opened
 
 _ROOT = Path(__file__).parents[3]
 A, B, JOINED = (UploadRef(1, letter * 32) for letter in "abc")
@@ -54,7 +54,13 @@ async def _holds(blobs: DirectoryBlobs | S3Blobs, draft: Draft, expected: bytes)
 
 async def test_flush_survives_sigkill(blob_place: str) -> None:
     writer = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.harness.blob_writer", blob_place, "4", cwd=_ROOT, stdout=subprocess.PIPE
+        sys.executable,
+        "-m",
+        "tests.harness.uploads.blob_writer",
+        blob_place,
+        "4",
+        cwd=_ROOT,
+        stdout=subprocess.PIPE,
     )
     assert writer.stdout is not None
     said = [await writer.stdout.readline() for _ in range(10 + random.randrange(30))]

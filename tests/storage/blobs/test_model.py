@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError, DraftWriter
-from tests.harness.blob_writer import opened
+from tests.harness.uploads.blob_writer import opened
 
 #: More than a piece of a bucket, in blocks that are told apart.
 _LARGE = 700_001

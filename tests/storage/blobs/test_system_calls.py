@@ -18,7 +18,7 @@ from engine.model.uploads import Draft, UploadRef
 from engine.uploads.blobs import Blobs
 from storage.blobs.directory import DirectoryBlobs
 from storage.blobs.threads import BlobThreads
-from tests.harness.blob_writer import opened
+from tests.harness.uploads.blob_writer import opened
 
 A, B, JOINED = (UploadRef(1, letter * 32) for letter in "abc")
 BLOCK = bytes(300_000)

@@ -18,7 +18,7 @@ from storage.stores.commit.store import PostgresStore
 from storage.stores.feed import PostgresFeed
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.services import Serving, execute, rows
-from tests.harness.stored_files import keep, upload
+from tests.harness.uploads.stored_files import keep, upload
 
 AT_US = 1_767_323_045_000_000
 ODD = 'quote " backslash \\ brace {} comma, 鍵 \x01\x02\r\n \U0001f511 NULL'

@@ -19,7 +19,7 @@ from storage.stores.usage import recount
 from tests.harness.admin import add_tenants
 from tests.harness.in_process_server import settings_with
 from tests.harness.services import Serving, execute, rows
-from tests.harness.upload_stack import job_run
+from tests.harness.uploads.upload_stack import job_run
 
 _DAY_S = 86_400
 _DAY_US = _DAY_S * 1_000_000

@@ -23,7 +23,7 @@ from storage.stores.jobs import upload_cleanup
 from storage.stores.upload_states import STATE_TEXTS, STATES_BY_TEXT
 from tests.engine.uploads.test_service import FakeBody
 from tests.harness.services import execute, rows
-from tests.harness.upload_stack import UploadStack, session, stack, text
+from tests.harness.uploads.upload_stack import UploadStack, session, stack, text
 
 __all__ = ["stack"]
 

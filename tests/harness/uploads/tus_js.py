@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness.ws_device import Json
 
-_HOME = Path(__file__).parent.parent / "clients" / "node"
+_HOME = Path(__file__).parents[2] / "clients" / "node"
 _PATIENCE_S = 60
 
 

@@ -14,6 +14,7 @@ from aiohttp import WSMsgType
 from tests.harness.in_process_server import ON_SHARED, Running, Serve
 from tests.harness.services import execute, rows
 from tests.harness.ws_device import Json, put
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -118,6 +119,7 @@ async def test_close_ten_malformed_messages_in_a_row_is_4400(
 # -- 4401, 4403, 4408, 4409, 4429: who may not stay ---------------------------------------------
 
 
+@against("API2:2023", "V7.4")
 async def test_close_token_that_expires_during_the_connection_is_4401(shared: Running) -> None:
     phone = await shared.device(exp=int(time.time()) + 3 - LEEWAY_S)
     assert (await phone.pull())["changes"] == []
@@ -183,6 +185,7 @@ async def test_close_replaced_connection_answers_a_prefix_before_its_goodbye(sha
 
 
 @pytest.mark.asyncio(loop_scope="function")
+@against("API2:2023", "V7.4")
 async def test_close_devices_of_a_removed_tenant_is_4403(server: Running) -> None:
     phone, other = await server.device("phone", "globex"), await server.device("phone", "acme")
     execute(

@@ -10,6 +10,7 @@ import pytest
 from tests.harness.in_process_server import ON_SHARED, SHARED, Running, Serve
 from tests.harness.services import execute, rows
 from tests.harness.ws_device import Device, Json, day, item
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -298,6 +299,7 @@ async def test_conflict_another_resolve_of_a_settled_conflict_is_refused(
     assert (closed["code"], closed["retryable"]) == ("conflict_closed", False)
 
 
+@against("API1:2023", "V8.2")
 async def test_conflict_of_another_device_is_not_found(shared: Running) -> None:
     tablet, conflict_id = await opened(shared)
     decision: Json = {"choice": "server", "version": 1}

@@ -19,6 +19,7 @@ from tests.harness.admin import restore_device, revoke_device
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.services import execute, outage, rows
 from tests.harness.ws_device import Device, Json, day, item, put
+from tests.security.catalogue import against
 
 QUICK = {"devices": {"flush_s": 1}}
 STORED = "SELECT total_syncs::int, failed_syncs::int, conflicts::int FROM sync_device_health"
@@ -119,6 +120,7 @@ async def test_push_behind_one_refused_in_an_outage_does_not_overtake_it(
     assert change["data"] == {"n": 0, "b": 1, "c": 1}
 
 
+@against("API2:2023", "V7.4")
 async def test_device_revoked_is_closed_and_its_tokens_are_refused(
     serve: Serve,
 ) -> None:
@@ -133,6 +135,7 @@ async def test_device_revoked_is_closed_and_its_tokens_are_refused(
     await refused(await serve(), "phone")
 
 
+@against("API2:2023", "V7.4")
 async def test_device_restored_connects_with_tokens_signed_since(serve: Serve) -> None:
     server = await serve()
     now_s = int(time.time())
@@ -153,6 +156,7 @@ async def test_device_restored_connects_with_tokens_signed_since(serve: Serve) -
     await newer.push(put("a1", None, n=1))
 
 
+@against("API2:2023", "V7.4")
 async def test_device_revoked_and_restored_at_once_is_closed_with_its_older_token(
     serve: Serve,
 ) -> None:
@@ -197,6 +201,7 @@ async def heard_of_it(server: Running, name: str, tenant: str) -> None:
             await asyncio.sleep(0.02)
 
 
+@against("API2:2023", "V7.4")
 async def test_device_that_was_never_seen_can_be_revoked(serve: Serve) -> None:
     server = await serve()
     revoke_device(server.dsn, "globex", "lost")
@@ -205,6 +210,7 @@ async def test_device_that_was_never_seen_can_be_revoked(serve: Serve) -> None:
     await server.device("lost", "acme")
 
 
+@against("API2:2023", "V7.4")
 async def test_device_revoked_during_its_handshake_is_closed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +234,7 @@ async def test_device_revoked_during_its_handshake_is_closed(
     assert goodbye_of(await told(await connecting)) == ("revoked", 4403)
 
 
+@against("API2:2023", "V7.4")
 async def test_device_revoked_during_a_slow_body_is_refused(serve: Serve) -> None:
     server = await serve()
     go, sending = await server.half_sent_sync("phone")

@@ -18,6 +18,7 @@ import pytest
 
 from tests.harness.in_process_server import ON_SHARED, Reply, Running, Serve
 from tests.harness.ws_device import SECRET, Json, item, token
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -75,11 +76,13 @@ FORBIDDEN: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("headers", UNAUTHENTICATED.values(), ids=UNAUTHENTICATED)
+@against("API2:2023", "V9.1")
 async def test_handshake_without_a_valid_token_is_401(shared: Running, headers: dict[str, str]) -> None:
     refused(await upgrade(shared, headers), 401, "unauthenticated")
 
 
 @pytest.mark.parametrize("headers", FORBIDDEN.values(), ids=FORBIDDEN)
+@against("API5:2023", "V8.3")
 async def test_handshake_of_a_wrong_role_or_tenant_is_403(shared: Running, headers: dict[str, str]) -> None:
     refused(await upgrade(shared, headers), 403, "forbidden")
 
@@ -91,6 +94,7 @@ def refused(reply: Reply, status: int, code: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["token", "access_token", "bearer", "authorization", "Authorization"])
+@against("API2:2023", "V14.2")
 async def test_handshake_token_in_the_url_is_ignored(shared: Running, name: str) -> None:
     for value in (shared.token(), f"Bearer {shared.token()}"):
         refused(await upgrade(shared, {}, params={name: value}), 401, "unauthenticated")

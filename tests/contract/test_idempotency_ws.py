@@ -12,6 +12,7 @@ from engine.wire.timestamps import to_text
 from tests.harness.in_process_server import ON_SHARED, Running, Serve
 from tests.harness.services import execute
 from tests.harness.ws_device import Device, Json, item, put
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -58,6 +59,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("other", OTHER.values(), ids=OTHER)
+@against("API6:2023", "V2.3")
 async def test_key_with_another_message_is_refused(shared: Running, other: bytes) -> None:
     phone = await shared.device()
     assert (await answer(phone, frame("1", ITEMS)))["type"] == "synced"
@@ -87,6 +89,7 @@ async def test_key_retry_needs_equal_items_only(shared: Running, same: bytes) ->
     assert await answer(phone, same) == first | {"id": "2", "replayed": True}
 
 
+@against("API6:2023", "V2.3")
 async def test_key_retry_in_the_other_encoding_is_another_message(shared: Running) -> None:
     phone = await shared.device("phone")
     assert (await answer(phone, frame("1", ITEMS)))["type"] == "synced"
@@ -109,6 +112,7 @@ async def test_key_retry_may_come_over_http_or_socket(shared: Running) -> None:
     assert retried == over_http | {"id": "2", "replayed": True}
 
 
+@against("API6:2023", "V2.3")
 async def test_key_belongs_to_its_device_and_its_tenant(shared: Running) -> None:
     phones = [
         await shared.device("phone"),

@@ -13,6 +13,7 @@ from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Running
 from tests.harness.services import rows
 from tests.harness.ws_device import Closed, Device, put
+from tests.security.catalogue import against
 
 __all__ = ["command"]  # a fixture
 
@@ -29,6 +30,7 @@ async def sent_away(device: Device) -> str:
     return reason
 
 
+@against("API2:2023", "V7.4")
 async def test_tenant_of_a_used_name_tokens_of_the_earlier_one_are_refused(server: Running) -> None:
     [(old,)] = rows(server.dsn, "SELECT tenant_id FROM tenants WHERE name = 'acme'")
     hour_ago_s = int(time.time()) - 3600
@@ -57,6 +59,7 @@ async def test_tenant_of_a_used_name_tokens_of_the_earlier_one_are_refused(serve
     assert await verdict("phone", "globex") == 200  # a name that no other had
 
 
+@against("API2:2023", "V7.4")
 async def test_token_revoked_its_connections_close_and_requests_are_refused(
     server: Running, command: Run
 ) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.ws_device import Json, day, item, put
+from tests.security.catalogue import against
 
-pytestmark = ON_SHARED
+pytestmark = [ON_SHARED, against("API1:2023", "V8.4")]
 
 TENANTS = ("acme", "globex")
 

@@ -36,6 +36,7 @@ from handlers.http.tokens import (
     secret_key,
     token_of,
 )
+from tests.security.catalogue import against
 
 Json = dict[str, Any]
 
@@ -118,6 +119,7 @@ def test_token_of_a_device_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("claim", ["exp", "aud", "jti", "tid", "did"])
+@against("API2:2023", "V9.2")
 def test_token_missing_claim_is_named(claim: str) -> None:
     assert refusal(signed(payload(**{claim: ...}))) == f"the token has no {claim}"
     assert claim in refusal(signed(payload(**{claim: None}))) or claim == "aud"
@@ -169,6 +171,7 @@ def test_token_missing_claim_is_named(claim: str) -> None:
     ],
     ids=str,
 )
+@against("API2:2023", "V9.2")
 def test_token_wrong_claim_is_refused(change: Json) -> None:
     assert refusal(signed(payload(**change)))
 
@@ -196,6 +199,7 @@ def test_verify_iat_of_any_value_decides_nothing(iat: Any) -> None:
 @pytest.mark.parametrize(
     ("claim", "value"), [("sub", "a\0b"), ("sub", "a\ud800"), ("exp", 10**30), ("exp", 1e300)]
 )
+@against("API2:2023", "V9.2")
 def test_verify_claims_that_the_database_cannot_hold_are_refused(claim: str, value: Any) -> None:
     assert refusal(signed(payload(**{claim: value}))).startswith(f"{claim}: ")
 
@@ -274,6 +278,7 @@ def test_verify_exp_within_the_leeway_counts_to_its_end(late_s: int, now_s: int)
 
 
 @pytest.mark.parametrize("late_s", [LEEWAY_S, LEEWAY_S + 1, HOUR_S])
+@against("API2:2023", "V9.2")
 def test_verify_exp_past_the_leeway_is_refused(late_s: int, now_s: int) -> None:
     late = signed(payload(exp=now_s - late_s))
     assert refusal(late, verifier(leeway_s=LEEWAY_S)) == "the token has expired"
@@ -319,6 +324,7 @@ def test_token_supervisor_is_a_device() -> None:
 
 
 @pytest.mark.parametrize("claims", [[], "claims", 5, None])
+@against("API2:2023", "V9.2")
 def test_token_claims_that_are_no_object_are_refused(claims: Any) -> None:
     assert refusal(signed(claims))
 
@@ -326,6 +332,7 @@ def test_token_claims_that_are_no_object_are_refused(claims: Any) -> None:
 # -- signatures -------------------------------------------------------------------------------
 
 
+@against("API2:2023", "V9.1")
 def test_token_wrong_secret_or_a_changed_claim_is_refused() -> None:
     assert refusal(signed(payload(), b"another secret of thirty-two byte"))
     head, body, mac = signed(payload()).split(".")
@@ -338,6 +345,7 @@ def test_token_wrong_secret_or_a_changed_claim_is_refused() -> None:
 @pytest.mark.parametrize(
     "algorithm", ["none", "None", "NONE", "", "HS384", "HS512", "RS256", "EdDSA", None, 5]
 )
+@against("API2:2023", "V9.1")
 def test_token_own_algorithm_decides_nothing(algorithm: Any) -> None:
     assert refusal(signed(payload(), algorithm=algorithm))
     head, body, _ = signed(payload(), algorithm=algorithm).split(".")
@@ -345,6 +353,7 @@ def test_token_own_algorithm_decides_nothing(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
+@against("API2:2023", "V9.1")
 def test_token_secret_takes_one_of_its_algorithms(algorithm: str) -> None:
     secret = SECRET * 2
     assert verifier(secret_key(secret)).verify(jwt.encode(payload(), secret, "HS256")).tenant == "acme"
@@ -352,6 +361,7 @@ def test_token_secret_takes_one_of_its_algorithms(algorithm: str) -> None:
 
 
 @ASYMMETRIC
+@against("API2:2023", "V9.1")
 def test_token_public_key_is_no_secret(algorithm: str) -> None:
     private = PRIVATE[algorithm]
     by = verifier(Key(algorithm, private.public_key()))  # type: ignore[arg-type]
@@ -363,12 +373,14 @@ def test_token_public_key_is_no_secret(algorithm: str) -> None:
 
 
 @ASYMMETRIC
+@against("API2:2023", "V9.1")
 def test_token_another_key_of_the_same_kind_is_refused(algorithm: str) -> None:
     other = generated()[algorithm]
     by = verifier(Key(algorithm, PRIVATE[algorithm].public_key()))  # type: ignore[arg-type]
     assert refusal(jwt.encode(payload(), other, algorithm), by)
 
 
+@against("API2:2023", "V9.1")
 def test_token_rsa_key_takes_one_of_its_algorithms() -> None:
     by = verifier(Key("RS256", PRIVATE["RS256"].public_key()))
     for algorithm in ("RS384", "RS512", "PS256"):
@@ -376,6 +388,7 @@ def test_token_rsa_key_takes_one_of_its_algorithms() -> None:
 
 
 @given(token=st.text(max_size=60) | st.lists(st.text(max_size=20), min_size=3, max_size=3).map(".".join))
+@against("API2:2023", "V9.1")
 def test_token_of_any_text_is_refused_in_one_way(token: str) -> None:
     assert refusal(token)
 
@@ -392,6 +405,7 @@ _json = st.recursive(
     value=_json,
     header=st.dictionaries(st.sampled_from(["kid", "typ", "crit", "b64", "jwk", "x5c"]), _json, max_size=2),
 )
+@against("API2:2023", "V9.2")
 def test_token_of_any_signed_claims_is_read_or_refused(name: str, value: Any, header: Json) -> None:
     try:
         claims = verifier().verify(signed(payload(**{name: value}), **header))
@@ -445,6 +459,7 @@ def test_pem_key_of_a_useless_file_is_refused(tmp_path: Path) -> None:
         pem_key(path)
 
 
+@against("API2:2023", "V9.1")
 def test_token_short_secret_is_refused() -> None:
     with pytest.raises(UnusableKeyError, match="31 bytes"):
         secret_key(b"x" * 31)
@@ -493,6 +508,7 @@ def test_token_kid_chooses_the_key(tmp_path: Path) -> None:
     assert by.verify(signed(payload(), kid="hs")).tenant == "acme"
 
 
+@against("API2:2023", "V9.1")
 def test_token_with_a_kid_is_not_checked_with_the_default_key(tmp_path: Path) -> None:
     keys = jwks_keys(jwks(tmp_path / "jwks.json", jwk("EdDSA", "ed")))
     by = verifier(secret_key(SECRET), keys)
@@ -637,6 +653,7 @@ def test_origin_each_case_has_its_outcome() -> None:
         assert caught.value.code == "forbidden"
 
 
+@against("API2:2023", "V7.4")
 def test_token_cached_is_accepted_until_it_expires(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

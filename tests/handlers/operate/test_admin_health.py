@@ -18,6 +18,7 @@ from tests.harness.in_process_server import Running
 from tests.harness.postgres_stalls import until
 from tests.harness.services import outage
 from tests.harness.ws_device import token
+from tests.security.catalogue import against
 
 PATH = "/v1/admin/health"
 
@@ -47,6 +48,7 @@ async def test_admin_health_of_one_tenant_is_its_report_alone(server: Running) -
 
 
 @pytest.mark.parametrize("role", ["operator", "viewer"])
+@against("API5:2023", "V8.3")
 async def test_admin_health_token_of_one_tenant_sees_that_one_alone(server: Running, role: str) -> None:
     for query in ("", "?tenant=acme"):
         status, body = await ask(server, query, role, "acme")
@@ -55,6 +57,7 @@ async def test_admin_health_token_of_one_tenant_sees_that_one_alone(server: Runn
     assert (status, body["code"]) == (403, "forbidden")
 
 
+@against("API5:2023", "V8.3")
 async def test_admin_health_other_tokens_are_refused(server: Running) -> None:
     status, body = await asked(server.url + PATH)
     assert (status, body["code"]) == (401, "unauthenticated")
@@ -71,6 +74,7 @@ async def refusal(server: Running, tenant: str | None, jti: str) -> tuple[int, A
     return None if status == 200 else (status, body)
 
 
+@against("API5:2023", "V8.3")
 async def test_admin_health_revoked_token_is_refused(server: Running) -> None:
     """A token of people is revoked for all tenants, one of a tenant also by that tenant."""
     for tenant, revoked_of in ((None, None), ("acme", "acme"), ("globex", None)):

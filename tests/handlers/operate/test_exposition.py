@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.runtime.metrics import Distribution, Histogram, Metric, Value, counter, gauge
 from handlers.operate.exposition import Joined, pieces
+from tests.security.catalogue import against
 
 #: Samples by name and labels.
 Page = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -81,6 +82,7 @@ def _read(text: str) -> Page:
 
 
 @given(_metrics(), st.none() | st.integers(1, 9))
+@against("A09:2025", "V16.4")
 def test_pieces_any_metrics_are_what_the_parser_reads(metrics: list[Metric], worker: int | None) -> None:
     text = "".join(pieces(metrics, worker))
     assert _read(text) == _expected(metrics, worker)

@@ -14,6 +14,7 @@ from compose.deployment import open_deployment
 from handlers.operate.printing import json_text, plain
 from run import cli
 from tests.harness.services import execute
+from tests.security.catalogue import against
 
 HOSTILE = "\x1b[2J\x07a\nb\r\x85\x9b31m\u202eevil\u2066\u200f\u2028\u200b\ufeff\U000e0041"
 #: What no line that is printed may hold.
@@ -25,6 +26,7 @@ _TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(st.text())
+@against("A05:2025", "V1.3")
 def test_plain_any_text_becomes_one_line_that_does_nothing(text: str) -> None:
     shown = plain(text)
     assert not ACTIVE.search(shown)
@@ -45,6 +47,7 @@ def test_json_text_reads_back_as_the_same(value: object) -> None:
     assert not ACTIVE.search(shown)
 
 
+@against("A05:2025", "V1.3")
 def test_commands_show_what_devices_sent_escaped(dsn: str) -> None:
     item = json.dumps({"domain": "visit", "data": {HOSTILE: HOSTILE}}, ensure_ascii=False)
     data = json.dumps({HOSTILE: HOSTILE}, ensure_ascii=False)
@@ -80,6 +83,7 @@ def test_commands_show_what_devices_sent_escaped(dsn: str) -> None:
                 json.loads(shown.stdout)
 
 
+@against("A05:2025", "V1.3")
 def test_commands_refuse_in_sentences_that_do_nothing(dsn: str) -> None:
     refused = CliRunner().invoke(
         cli,

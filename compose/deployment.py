@@ -27,7 +27,7 @@ from compose.processes.supervisor import WorkersFailedError
 from compose.processes.workers import check_bus, supervise, work
 from compose.sealing.admin import KeyAdmin
 from compose.sealing.start import check_master_keys, check_reloaded
-from compose.sealing.stores import open_sealing
+from compose.sealing.stores import TenantsWithKeys, open_sealing
 from compose.server import SystemClock
 from compose.signing import signed_for_device
 from compose.start import check_database_roles, ensure_demo_tenant, refuse_restored
@@ -218,7 +218,7 @@ class Deployment:
     async def tenants(self) -> AsyncIterator[PostgresTenants]:
         """Open the tenants."""
         async with self._administered() as (database, _):
-            yield PostgresTenants(database)
+            yield TenantsWithKeys(self.settings, database)
 
     @asynccontextmanager
     async def usage(self) -> AsyncIterator[PostgresUsage]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 
-from compose.sealing.master_key import MasterKeySource
+import anyio.to_thread
+
+from compose.sealing.master_key import MasterKeySource, master_keys
 from engine.cache.key_ring import COMMAND_SEALS, SERVER_SEALS, TenantKeyRing
+from engine.operate.ports import RefusedError
 from engine.runtime.settings import Settings
+from engine.seal.master_keys import MasterKeyError
 from storage.postgres.pool import Database
 from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from storage.stores.sealed.sealing import Sealing
+from storage.stores.tenants import PostgresTenants
 
 
 class FollowedSealing(Sealing):
@@ -37,3 +42,31 @@ async def open_sealing(settings: Settings, database: Database) -> FollowedSealin
     sealing = FollowedSealing(settings, database, MasterKeySource(settings), COMMAND_SEALS)
     await sealing.refresh()
     return sealing
+
+
+class TenantsWithKeys(PostgresTenants):
+    """Tenants that get their first key when they are added, once anything is sealed.
+
+    Others get it from the server that needs it first.
+    """
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        super().__init__(database)
+        self._settings = settings
+        self._keys_in = database
+
+    async def add(self, name: str) -> None:
+        """Create a tenant, its counter and its key. Raises RefusedError without a master key."""
+        sealing = FollowedSealing(
+            self._settings, self._keys_in, MasterKeySource(self._settings), COMMAND_SEALS
+        )
+        await sealing.refresh()
+        if sealing.on:
+            try:
+                await anyio.to_thread.run_sync(master_keys, self._settings)
+            except MasterKeyError as error:
+                raise RefusedError(str(error)) from None
+        await super().add(name)
+        number = await self.number(name)
+        if sealing.on and number is not None:
+            await sealing.load_keys(number)

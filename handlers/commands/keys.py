@@ -39,7 +39,9 @@ def keys() -> None:
     """
 
 
-@keys.command("status", epilog="Example: run.py keys status --json")
+@keys.command(
+    "status", short_help="Show all keys and sealed domains.", epilog="Example: run.py keys status --json"
+)
 @_json
 @with_deployment()
 async def status(deployment: Deployment, *, json_: bool) -> None:
@@ -61,7 +63,11 @@ async def status(deployment: Deployment, *, json_: bool) -> None:
     )
 
 
-@keys.command("rotate-master", epilog="Example: run.py keys rotate-master")
+@keys.command(
+    "rotate-master",
+    short_help="Wrap all keys by a new master key.",
+    epilog="Example: run.py keys rotate-master",
+)
 @_json
 @with_deployment(changes=True)
 async def rotate_master(deployment: Deployment, *, json_: bool) -> None:
@@ -82,7 +88,11 @@ async def rotate_master(deployment: Deployment, *, json_: bool) -> None:
         say(f"{old} wraps nothing now: keep it for as long as you keep backups from before", err=True)
 
 
-@keys.command("rotate-tenant", epilog="Example: run.py keys rotate-tenant --tenant acme")
+@keys.command(
+    "rotate-tenant",
+    short_help="Make a new key for a tenant.",
+    epilog="Example: run.py keys rotate-tenant --tenant acme",
+)
 @click.option("--tenant", metavar="T", required=True, help="The tenant.")
 @_json
 @with_deployment(changes=True)
@@ -97,7 +107,7 @@ async def rotate_tenant(deployment: Deployment, *, tenant: str, json_: bool) -> 
     say("old values are sealed again by the job reseal; `run.py job reseal` runs it now", err=True)
 
 
-@keys.command("seal-domain", epilog="Example: run.py keys seal-domain voice")
+@keys.command("seal-domain", short_help="Seal a domain.", epilog="Example: run.py keys seal-domain voice")
 @click.argument("domain")
 @_json
 @with_deployment(changes=True)

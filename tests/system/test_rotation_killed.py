@@ -15,10 +15,10 @@ import psycopg2
 import pytest
 from aiohttp import ClientSession
 
+from bench.harness.clusters import migrate_for_roles, role_variables
 from engine.cache.key_ring import TenantKeyRing
 from engine.seal.master_keys import MasterKeys, master_key_id
 from storage.embedded.servers import Services, embedded
-from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from storage.stores.sealed.sealing import RECORD_DATA, Sealing
@@ -60,12 +60,12 @@ class Site:
     """A server under load with a file of master keys, and commands in processes of their own."""
 
     def __init__(self, directory: Path, services: Services) -> None:
-        self.dsn = services.dsn
+        self.dsn = services.owner
         self.master_keys = [bytes([1]) * 32]
         self.file = directory / "master.key"
         self._write()
         self._variables = {"TIDEMARK__SEALING__MASTER_KEY_FILE": str(self.file), **_SETTINGS}
-        self.server = ServerProcess(services.dsn, services.redis_url, directory, **self._variables)
+        self.server = ServerProcess(services.owner, services.redis_url, directory, **self._variables)
         self._directory = directory
 
     def _write(self) -> None:
@@ -84,7 +84,7 @@ class Site:
         environment = {
             **os.environ,
             **self._variables,
-            "TIDEMARK__POSTGRES__DSN": self.dsn,
+            **role_variables(self.dsn),
             "TIDEMARK__DATA__DIR": str(self._directory),
         }
         return await asyncio.create_subprocess_exec(
@@ -151,10 +151,10 @@ class Site:
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     with scratch("tidemark-rotation-") as directory, embedded(directory / "data") as services:
-        migrate(services.dsn)
+        migrate_for_roles(services.owner)
         names = ", ".join(f"('{name}')" for name in TENANTS)
         execute(
-            services.dsn,
+            services.owner,
             f"INSERT INTO tenants (name) VALUES {names}",
             "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
         )

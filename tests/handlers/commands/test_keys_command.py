@@ -189,6 +189,22 @@ async def test_keys_seal_domain_is_switched_on_once_and_audited(keys: Run, dsn: 
         assert f"the domain {domain} names no pii fields" in refused
 
 
+async def test_tenant_add_once_anything_is_sealed_makes_its_key_or_refuses(
+    command: Run, dsn: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b64encode(ONE))
+    file.chmod(0o600)
+    at = {"TIDEMARK__SEALING__MASTER_KEY_FILE": str(file)}
+    await command("tenant", "add", "before", **at)
+    assert rows(dsn, KEYS) == []
+    await command("keys", "seal-domain", "voice", **at)
+    await command("tenant", "add", "after", **at)
+    assert rows(dsn, KEYS) == [(1, ID_1, False)]
+    assert "there is no master key" in (await command("tenant", "add", "other")).refusal()
+    assert rows(dsn, "SELECT name FROM tenants ORDER BY name") == [("after",), ("before",)]
+
+
 async def test_keys_seal_domain_without_a_master_key_is_refused(command: Run, dsn: str) -> None:
     assert "there is no master key" in (await command("keys", "seal-domain", "voice")).refusal()
     assert rows(dsn, "SELECT FROM sealed_domains") == []

@@ -7,12 +7,15 @@ INSTALLED := $(VENV)/installed
 INSTALLED_SERVER := $(VENV)/installed-server
 # Tools that nobody needs to serve or to test have installations of their own.
 AUDIT := $(VENV)-audit
+FUZZ := $(VENV)-fuzz
+# All targets of make fuzz together.
+MINUTES ?= 30
 # Trials and tests leave the settings of this machine alone, which are of a server that others rely on.
 export TIDEMARK_CONFIG ?= $(CURDIR)/config.toml
 # The tests start hundreds of processes: each would compile every file again, a quarter of a second of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install install-server test test-all lint bench audit sbom
+.PHONY: run install install-server test test-all lint bench audit sbom fuzz
 
 run: install
 	$(BIN)/python run.py serve
@@ -26,7 +29,9 @@ $(INSTALLED): deploy/requirements-dev.txt
 $(INSTALLED_SERVER): deploy/requirements.txt
 $(AUDIT)/installed: deploy/audit/requirements.txt
 
-$(INSTALLED) $(INSTALLED_SERVER) $(AUDIT)/installed:
+$(FUZZ)/installed: tests/fuzz/requirements.txt
+
+$(INSTALLED) $(INSTALLED_SERVER) $(AUDIT)/installed $(FUZZ)/installed:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 		"Python 3.11 or later is needed: name one as in make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(@D)
@@ -58,3 +63,8 @@ audit: install $(AUDIT)/installed
 # make -s sbom >sbom.cdx.json
 sbom: install $(AUDIT)/installed
 	@$(BIN)/python -m deploy.audit sbom $(AUDIT)/bin $(BIN)/python
+
+# First the Autobahn cases, then a search of the decoders. atheris 3.0.0 is the newest for Python 3.11.
+fuzz: $(FUZZ)/installed
+	$(FUZZ)/bin/python -m tests.fuzz.autobahn
+	$(FUZZ)/bin/python -m tests.fuzz --minutes $(MINUTES)

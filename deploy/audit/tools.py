@@ -19,6 +19,7 @@ REQUIREMENTS: Final = (
     "deploy/requirements.txt",
     "deploy/requirements-dev.txt",
     "deploy/audit/requirements.txt",
+    "tests/fuzz/requirements.txt",
 )
 _CODE: Final = ("bench", "compose", "deploy", "engine", "handlers", "storage", "run.py")
 _NODE: Final = ROOT / "tests" / "clients" / "node"

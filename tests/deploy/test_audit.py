@@ -179,3 +179,12 @@ def test_sbom_lists_pinned_packages_and_servers_with_hashes() -> None:
 def test_sbom_of_another_version_than_pinned_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1 packages of .* are not installed as pinned: run make install"):
         of_server(environment("2"), f"a-b==1 --hash=sha256:{_SHA}\n", {})
+
+
+@pytest.mark.parametrize("path", ["deploy/requirements-dev.txt", "tests/fuzz/requirements.txt"])
+def test_requirements_are_those_that_serve_and_more(path: str) -> None:
+    serving, others = (
+        verdict.pinned((tools.ROOT / one).read_text("utf-8")) for one in ("deploy/requirements.txt", path)
+    )
+    told = {name: pin.split()[0] for name, pin in serving.items()}
+    assert {name: others.get(name, "none").split()[0] for name in told} == told, f"compile {path} again"

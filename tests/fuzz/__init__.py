@@ -1,0 +1,1 @@
+"""Decoders of strangers' bytes, each as one function: searched by ``make fuzz``, replayed by the tests."""

@@ -19,7 +19,7 @@ from engine.runtime.ports import Clock, StoreError, StorePoisonError
 FLUSH_S: Final = 10.0
 #: Rows of one statement.
 _ROWS: Final = 50
-#: The most rows that wait while the store is away, then the oldest are dropped. A minute makes 126 at most.
+#: The most rows that wait while the store is away, then the oldest are dropped. A minute makes 252 at most.
 _MOST_WAITING: Final = 5000
 
 _log = structlog.get_logger()
@@ -43,7 +43,9 @@ class AuditTrail:
     def __init__(self, store: AuditStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._tally = EventTally(TallyLimits())
+        #: Apart, so that a flood from many addresses, which needs no token, hides no event of a device.
+        self._of_addresses = EventTally(TallyLimits())
+        self._of_others = EventTally(TallyLimits())
         self._counts = dict.fromkeys(SERVER_EVENTS, 0)
         self._dropped = 0
         self._waiting: deque[AuditRow] = deque()
@@ -53,7 +55,8 @@ class AuditTrail:
     def note(self, row: AuditRow, cause: str) -> None:
         """Note one event. It costs microseconds and is bounded: see ``EventTally``."""
         self._counts[row.event] += 1
-        self._tally.note(row._replace(at_us=self._clock.now_us()), cause, self._clock.monotonic_s())
+        tally = self._of_addresses if row.actor.kind == "address" else self._of_others
+        tally.note(row._replace(at_us=self._clock.now_us()), cause, self._clock.monotonic_s())
         self._noted.set()
 
     def metrics(self) -> Iterator[Metric]:
@@ -80,19 +83,21 @@ class AuditTrail:
                 if not self._fails:
                     _log.warning("audit_not_stored", reason=type(error).__name__)
                 self._fails = True
-            if not self._waiting and not self._tally.open:
+            if not (self._waiting or self._of_addresses.open or self._of_others.open):
                 self._noted.clear()
 
     async def drain(self) -> None:
         """Write everything, also of the minute that has not ended; try again if the store fails."""
-        self._tally.end()
+        self._of_addresses.end()
+        self._of_others.end()
         error = await write_last(self.flush)
         if error is not None:
             _log.error("audit_lost", rows=len(self._waiting), reason=type(error).__name__)
 
     async def flush(self) -> None:
         """Write the rows that are ready. Raises StoreError; the rest waits for the next time."""
-        self._waiting.extend(self._tally.take(self._clock.monotonic_s()))
+        now_s = self._clock.monotonic_s()
+        self._waiting += self._of_addresses.take(now_s) + self._of_others.take(now_s)
         while len(self._waiting) > _MOST_WAITING:
             self._dropped += self._waiting.popleft().times
         while self._waiting:

@@ -66,6 +66,18 @@ async def test_audit_trail_rows_have_the_time_of_the_event() -> None:
     assert [row.at_us for row in stored.rows] == [1_000_000_000]
 
 
+async def test_audit_trail_flood_from_many_addresses_hides_no_device() -> None:
+    clock, stored = Clock(), Stored()
+    trail = AuditTrail(stored, clock)
+    for number in range(200):
+        trail.note(refused(f"2001:db8::{number:x}"), "the token is not valid")
+    known = AuditRow("access_forbidden", Actor("device", "phone"), "GET /v1/admin/health", "acme")
+    trail.note(known, "a token of an operator or a viewer is required")
+    await trail.drain()
+    assert [row.target for row in stored.rows if row.actor == known.actor] == [known.target]
+    assert sum(row.times for row in stored.rows) == 201
+
+
 async def test_audit_trail_store_away_keeps_rows_in_order_and_the_drain_writes_them() -> None:
     clock, stored = Clock(), Stored(StoreUnavailableError("away"), StoreUnavailableError("away"))
     trail = AuditTrail(stored, clock)

@@ -43,6 +43,8 @@ async def closed(wire: Wire) -> tuple[list[dict[str, Any]], int]:
         payload = await wire.exactly(length)
         if opcode & 15 == CLOSE:
             return messages, int.from_bytes(payload[:2], "big")
+        if opcode & 15 == PONG:
+            continue
         messages.append(msgspec.json.decode(payload))
 
 

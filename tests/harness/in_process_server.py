@@ -101,13 +101,13 @@ class Running:
         self.url = url
         self.task = task
         self._stack = stack
-        self._suffix = suffix
+        self.suffix = suffix
         self.http = ClientSession()
         stack.push_async_callback(self.http.close)
 
     def tenant(self, name: str = "acme") -> str:
         """The name of a tenant in the database."""
-        return name + self._suffix
+        return name + self.suffix
 
     def token(self, device: str | None = "phone", tenant: str = "acme", **claims: Any) -> str:
         """Sign a device's token."""
@@ -176,9 +176,10 @@ class _Started:
         self.port.set_result(value)
 
 
-async def _start(
+async def start_server(
     at: Services, stack: AsyncExitStack, sections: Mapping[str, Any], by_id: Mapping[str, Key] | None = None
 ) -> Running:
+    """Start a server, which ``stack`` stops."""
     started = _Started()
     server = Server(settings_with(**sections), at, KeySet(secret_key(SECRET), {} if by_id is None else by_id))
     task = asyncio.create_task(server.run(task_status=started))
@@ -220,7 +221,7 @@ async def serve(services: Services, dsn: str, tmp_path: Path) -> AsyncIterator[S
             redis_url: str = services.redis_url, at: str = dsn, **sections: Mapping[str, Any]
         ) -> Running:
             sections = {"data": {"dir": str(tmp_path)}} | sections
-            return await _start(deployed(at, redis_url), stack, sections)
+            return await start_server(deployed(at, redis_url), stack, sections)
 
         yield start
 
@@ -238,7 +239,7 @@ async def _shared(
     sections = SHARED | {"data": {"dir": str(tmp_path_factory.mktemp("data"))}}
     with databases.copy(template) as dsn:
         async with AsyncExitStack() as stack:
-            yield await _start(deployed(dsn, services.redis_url), stack, sections, SHARED_KEYS)
+            yield await start_server(deployed(dsn, services.redis_url), stack, sections, SHARED_KEYS)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from bench.harness.clusters import Cluster, migrate_for_roles
 from storage.embedded.account import account_for
 from storage.embedded.binaries import postgres_binaries
 from storage.embedded.servers import Services
-from tests.harness.in_process_server import _start, new_tenants
+from tests.harness.in_process_server import new_tenants, start_server
 from tests.harness.services import cluster, deployed, execute
 from tests.harness.ws_device import put
 
@@ -83,7 +83,7 @@ async def test_disk_of_postgresql_has_seeds_only_if_sealing_is_off(
             "data": {"dir": str(tmp_path)},
             "sealing": {"master_key": sealed.variables()["TIDEMARK__SEALING__MASTER_KEY"]},
         }
-        server = await _start(deployed(own.dsn, services.redis_url), stack, sections)
+        server = await start_server(deployed(own.dsn, services.redis_url), stack, sections)
         device = await server.device()
         waiting = sorted(seeds)
         for start in range(0, _SEEDS, _MESSAGE_ITEMS):

@@ -76,7 +76,8 @@ class Bouncer:
         own = parse_dsn(to)
         self.port = free_port()
         self.dsn = make_dsn(to, port=self.port, sslmode="verify-full", sslrootcert=str(made.authority))
-        (home / "users").write_text(f'"{USER}" "{PASSWORD}"\n')
+        users = (f'"{USER}{role}" "{PASSWORD}"\n' for role in ("", "_serving", "_jobs"))
+        (home / "users").write_text("".join(users))
         database = f"host={own['host']} port={own['port']} dbname={own['dbname']}"
         (home / "pgbouncer.ini").write_text(
             f"[databases]\n{own['dbname']} = {database}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"

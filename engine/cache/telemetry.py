@@ -26,7 +26,7 @@ _REST_FACTOR: Final = 3.0
 #: take some KB each, and 16 s to store. A large message counts as one for each ``_ORDINARY_SIZE`` of names
 #: and pairs: it has up to 51 KB, and goes in smaller batches.
 _SHARED_FROM: Final = 4000
-_ORDINARY_SIZE: Final = 64
+_ORDINARY_SIZE: Final = 128
 #: From so many on every message is refused.
 MOST_WAITING: Final = 8000
 

@@ -158,7 +158,7 @@ async def test_intake_large_message_counts_as_several_ordinary_ones(
 ) -> None:
     monkeypatch.setattr(telemetry, "_SHARED_FROM", 8)
     world.go.clear()
-    large = asyncio.create_task(world.add(pairs=500))
+    large = asyncio.create_task(world.add(pairs=1000))
     while world.intake.waiting < 1:  # noqa: ASYNC110  # a turn of the loop
         await asyncio.sleep(0)
     with pytest.raises(SyncError, match="too much telemetry"):

@@ -1,7 +1,8 @@
 """The protocol of a connection: unauthenticated ones are bounded in time, bytes and number.
 
 aiohttp's protocol waits 75 s for headers, accepts 8 MB of them, and waits for ever for a client that does not
-read. Only this file and ``handlers/sync/frames.py`` use names of aiohttp that are not public.
+read. Only this file, ``handlers/http/malformed.py`` and ``handlers/sync/frames.py`` use names of aiohttp that
+are not public.
 
 The parser keeps a header twice, as bytes and as text. The library keeps the head of the last request of a
 connection that stays open. Therefore reads are small until a request is admitted
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import StreamReader, web, web_protocol
-from aiohttp.http import HttpVersion10, WebSocketReader
+from aiohttp.http import WebSocketReader
 
 from engine.runtime.loop_scheduler import Slot
 from engine.runtime.metered import metered
@@ -27,7 +28,7 @@ from handlers.http.errors import early_answer
 from handlers.http.loop.metering import Bill, Payer
 from handlers.http.malformed import TypedRefusals
 from handlers.http.read_buffers import BoundedReads, default_read_ahead, discard, limit_read_ahead
-from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections
+from handlers.http.unauthenticated import SMALL_HEAD_BYTES, UnauthenticatedConnections, head_bytes
 
 #: Requests that may wait on one connection behind the present one. The library would keep 32 heads.
 web_protocol.MAX_MSG_QUEUE_SIZE = 4
@@ -226,16 +227,11 @@ class EdgeProtocol(TypedRefusals):
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
         """Handle a request; its time is charged to its device, or to the address that showed no token."""
-        if request.version < HttpVersion10:  # the parser takes a line without a version for HTTP/0.9
-            request_handler = self._refuse_version
         handling = super()._handle_request(request, start_time, request_handler)
         try:
             return await metered(handling, self._clock_s, self._bill.worked)
         finally:
             self._bill.over()
-
-    async def _refuse_version(self, request: web.BaseRequest) -> web.StreamResponse:
-        return self.handle_error(request, 400)
 
     def on_malformed(self, error: SyncError) -> None:
         """Count bytes that are no request."""
@@ -246,7 +242,7 @@ class EdgeProtocol(TypedRefusals):
     ) -> tuple[web.StreamResponse, bool]:
         """Write the rest of an answer, and watch whether it is read."""
         transport = self.transport
-        if self._last or (self._large and _head_bytes(request) > SMALL_HEAD_BYTES):
+        if self._last or (self._large and head_bytes(request) > SMALL_HEAD_BYTES):
             resp.force_close()
         self._large = False
         if not request.content.is_eof():
@@ -396,10 +392,6 @@ def count_for_device(request: web.Request, tenant_id: int, device_id: str) -> No
         if not request.content.is_eof():
             default_read_ahead(request.content)
             request.protocol.read_on()
-
-
-def _head_bytes(request: web.BaseRequest) -> int:
-    return len(request.path_qs) + sum(len(name) + len(value) for name, value in request.raw_headers)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

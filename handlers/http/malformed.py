@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http import HttpVersion10
 from aiohttp.web_protocol import RequestHandler
 
 from engine.wire.errors import SyncError
@@ -21,6 +23,19 @@ class TypedRefusals(RequestHandler):
 
     def on_malformed(self, error: SyncError) -> None:
         """Count bytes that are no request."""
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        if request.version < HttpVersion10:  # the parser takes a line without a version for HTTP/0.9
+            request_handler = self._refuse_version
+        return await super()._handle_request(request, start_time, request_handler)
+
+    async def _refuse_version(self, request: web.BaseRequest) -> web.StreamResponse:
+        return self.handle_error(request, 400)
 
     def handle_error(
         self,

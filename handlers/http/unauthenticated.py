@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
+from aiohttp import web
 
 from engine.model.audit import EventName
 from engine.runtime.metrics import Metric, counter, gauge
@@ -164,3 +165,8 @@ class UnauthenticatedConnections:
                 self._heads_bytes.pop(name, None)
         limits = self.limits
         return self.heads_bytes <= limits.heads_bytes and of_address <= limits.address_heads_bytes
+
+
+def head_bytes(request: web.BaseRequest) -> int:
+    """Return about how large the head of a request is."""
+    return len(request.path_qs) + sum(len(name) + len(value) for name, value in request.raw_headers)

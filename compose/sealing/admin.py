@@ -33,15 +33,13 @@ class KeyAdmin:
     Args:
         settings: All settings.
         database: The database.
-        read_again_s: How long servers may take to read master keys again.
     """
 
-    def __init__(self, settings: Settings, database: Database, read_again_s: float = _READ_AGAIN_S) -> None:
+    def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._store = PostgresKeyAdmin(database)
         self._source = MasterKeySource(settings)
         self._ring = TenantKeyRing(PostgresTenantKeys(database), self._source, os.urandom, COMMAND_SEALS)
-        self._read_again_s = read_again_s
 
     async def status(self) -> KeyStatus:
         """Return all keys."""
@@ -97,7 +95,7 @@ class KeyAdmin:
             processes = await self._store.processes()
             return [one.place for one in processes if master_key_id not in one.master_keys]
 
-        if left := await _until_empty(without, self._read_again_s, watch):
+        if left := await _until_empty(without, _READ_AGAIN_S, watch):
             raise RefusedError(
                 f"{len(left)} server processes do not have the master key {master_key_id} yet, such as"
                 f" {left[0]}: give it to them (SIGHUP has servers read their settings again), and run this"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
@@ -26,6 +27,9 @@ _NONCE_BYTES: Final = 12
 _TRIES: Final = 5
 #: Tenants read by one statement, so that neither the statement nor its answer takes long.
 _READ_TENANTS: Final = 500
+
+#: Tenants whose keys are opened before the loop is given back: 0.8 ms of work on a busy core.
+_OPENED_TENANTS: Final = 20
 
 _log = structlog.get_logger()
 
@@ -151,7 +155,9 @@ class TenantKeyRing:
         for start in range(0, len(wanted), _READ_TENANTS):
             part = wanted[start : start + _READ_TENANTS]
             found = await self._store.read(part)
-            for tenant_id in part:
+            for place, tenant_id in enumerate(part, 1):
+                if place % _OPENED_TENANTS == 0:
+                    await asyncio.sleep(0)
                 stored = found.get(tenant_id)
                 if stored is None:
                     self._rings.pop(tenant_id, None)

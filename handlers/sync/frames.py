@@ -355,7 +355,11 @@ class Upgrade(web.WebSocketResponse[Literal[False]]):
 
     def _handshake(self, request: web.BaseRequest) -> tuple[CIMultiDict[str], str | None, int, bool]:
         # aiohttp reads one line of each header, and Upgrade as one word. Both may be lists (RFC 9110, 7.8).
-        headers = {name: combined(request.headers, name) for name in request.headers}
+        # Its refusals name values, and an answer cannot have what stands for bytes that are no UTF-8.
+        headers = {
+            name: combined(request.headers, name).encode("ascii", "backslashreplace").decode()
+            for name in request.headers
+        }
         if "websocket" in tokens(request.headers, "Upgrade"):
             headers["Upgrade"] = "websocket"
         message = request._message  # noqa: SLF001 - it says whether the connection can be switched

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from tests.harness.in_process_server import ON_SHARED, Reply, Running, Serve
+from tests.harness.raw_http import wired
 from tests.harness.ws_device import SECRET, Json, item, token
 from tests.security.catalogue import against
 
@@ -177,6 +178,15 @@ async def test_handshake_request_that_is_no_handshake_is_answered_with_an_error_
     reply = await shared.get("/v1/sync")
     assert 400 <= reply.status < 500
     assert reply.message["type"] == "error"
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "Connection", "Sec-WebSocket-Version", "Sec-WebSocket-Key"])
+async def test_handshake_header_that_is_not_utf8_is_malformed(shared: Running, name: str) -> None:
+    headers = UPGRADE | bearer(shared.token()) | {name: "\udcff"}
+    async with wired(shared.url) as raw:
+        answer = await raw.ask("GET", "/v1/sync", headers)
+    assert answer.verdict == (400, "malformed")
+    assert answer.message["message"].startswith("no handshake of a WebSocket: ")
 
 
 # -- how they are greeted ---------------------------------------------------------------------

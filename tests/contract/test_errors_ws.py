@@ -11,6 +11,7 @@ import pytest
 from engine.wire import codec
 from tests.harness.in_process_server import ON_SHARED, Running, Serve
 from tests.harness.ws_device import Json, put
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -164,6 +165,7 @@ MALFORMED = {
 }
 
 
+@against("A08:2025", "V1.5")
 @pytest.mark.parametrize("frame", MALFORMED.values(), ids=MALFORMED)
 async def test_error_malformed_message_is_refused(shared: Running, frame: bytes) -> None:
     phone = await shared.device()

@@ -12,6 +12,7 @@ from aiohttp import WSMsgType
 
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.ws_device import Json, item, put
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -116,6 +117,7 @@ REJECTED: dict[str, object] = {
 }
 
 
+@against("A08:2025", "V1.5")
 @pytest.mark.parametrize("value", REJECTED.values(), ids=REJECTED)
 async def test_msgpack_value_that_no_record_may_hold_rejects_its_item_alone(
     shared: Running, value: object
@@ -164,6 +166,7 @@ MALFORMED = {
 }
 
 
+@against("A08:2025", "V1.5")
 @pytest.mark.parametrize("frame", MALFORMED.values(), ids=MALFORMED)
 async def test_msgpack_malformed_message_is_refused(shared: Running, frame: bytes) -> None:
     phone = await shared.device(encoding="msgpack")

@@ -8,6 +8,7 @@ import pytest
 from tests.harness.in_process_server import ON_SHARED, SHARED, Running, Serve
 from tests.harness.services import rows
 from tests.harness.ws_device import Json, day, item, put
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -65,6 +66,7 @@ REJECTED = {
 }
 
 
+@against("A08:2025", "V1.5")
 @pytest.mark.parametrize("sent", REJECTED.values(), ids=REJECTED)
 async def test_value_wrong_one_rejects_its_item_alone(shared: Running, sent: str) -> None:
     phone = await shared.device()

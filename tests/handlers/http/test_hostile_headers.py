@@ -12,6 +12,7 @@ from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.raw_http import Answer, wired
 from tests.harness.uploads.tus_uploader import CHUNK, PNG, TUS, described, encoded, photo, uploader
 from tests.harness.ws_device import put
+from tests.security.catalogue import against
 
 pytestmark = ON_SHARED
 
@@ -26,6 +27,7 @@ async def asked(
         return await wire.ask(method, path, server.headers() | headers, body)
 
 
+@against("API4:2023", "V2.4")
 @pytest.mark.parametrize("comment", COMMENTS)
 @pytest.mark.parametrize("spelling", ["tus", "draft", "sync"])
 async def test_headers_content_type_of_comments_is_refused_at_once(
@@ -54,6 +56,7 @@ DISPOSITIONS = {
 }
 
 
+@against("API4:2023", "V2.4")
 @pytest.mark.parametrize("disposition", DISPOSITIONS)
 async def test_headers_odd_disposition_names_nothing(disposition: str, shared: Running) -> None:
     headers = Draft(8, shared).creation(complete=True, content_disposition=DISPOSITIONS[disposition])

@@ -21,6 +21,7 @@ from engine.operate.alert_delivery import AlertNotSentError
 from engine.operate.monitor.alerts import Alert, AlertKind
 from handlers.operate.webhooks import SlackWebhook, Webhook, is_public, url_fault
 from tests.harness.alert_receiver import Receiver, receiver
+from tests.security.catalogue import against
 
 __all__ = ["receiver"]
 
@@ -115,6 +116,7 @@ async def test_webhook_receiver_that_asks_for_a_pause_gets_it(receiver: Receiver
     assert raised.value.retry_after_s == 77
 
 
+@against("API7:2023", "V13.2")
 async def test_webhook_redirect_is_not_followed(receiver: Receiver) -> None:
     receiver.answer = _answers(307, Location=receiver.url)
     with pytest.raises(AlertNotSentError, match="redirects are not followed"):
@@ -261,6 +263,7 @@ async def test_webhook_proxy_of_the_environment_is_not_used(
     assert len(receiver.requests) == 1
 
 
+@against("API7:2023", "V13.2")
 @pytest.mark.parametrize(
     "address",
     [

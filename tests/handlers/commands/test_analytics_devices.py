@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Serve, serve
@@ -15,7 +16,7 @@ __all__ = ["command", "serve"]
 
 
 async def test_analytics_of_devices_are_summed_shown_and_deleted_after_their_time(
-    command: Run, serve: Serve, dsn: str
+    command: Run, serve: Serve, dsn: str, tmp_path: Path
 ) -> None:
     server = await serve()
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -45,6 +46,7 @@ async def test_analytics_of_devices_are_summed_shown_and_deleted_after_their_tim
     assert "told nothing" in (await command(*asked[:4], "--from", "2020-01-01", "--to", "2020-01-02")).out
     assert "leave --devices out" in (await command(*asked, "--html", "page.html")).refusal()
     execute(dsn, "UPDATE device_telemetry SET hour_start = hour_start - interval '29 days'")
-    await command("job", "cleanup")
+    ended = await command("job", "cleanup", TIDEMARK__DATA__DIR=str(tmp_path))
+    assert ended.status == 0, ended.err
     assert rows(dsn, "SELECT counts->>'telemetry' FROM job_runs WHERE job = 'cleanup'") == [("1",)]
     assert rows(dsn, "SELECT count(*)::int FROM device_telemetry") == [(3,)]

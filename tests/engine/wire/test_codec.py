@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.wire.codec import JSON, MSGPACK, Codec, MalformedError, _Numbers
@@ -523,6 +523,46 @@ def test_codec_message_cut_or_changed_raises_only_refusals(message: st.DataObjec
         changed = bytearray(frame)
         changed[at] = message.draw(st.integers(0, 255))
         _answered(codec, bytes(changed))
+
+
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+_VALUES = st.recursive(
+    _SCALARS | st.text(max_size=5) | st.sampled_from(["put", "mine", "2026-01-02T03:04:05Z", 4.0, -1, 2**53]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+_FIELDS = st.sampled_from(
+    sorted({name for kind in get_args(Request) for name in kind.__struct_encode_fields__})
+)
+_TYPES = st.sampled_from([kind.__struct_config__.tag for kind in get_args(Request)]) | st.text(max_size=3)
+_MESSAGES = st.builds(
+    lambda kind, some, fields: {"type": kind, "id": "1", "key": "k", **some, **fields},
+    _TYPES,
+    st.sampled_from([{}, {"items": []}, {"domains": ["task"]}, {"conflict": "c", "choice": "mine"}]),
+    st.dictionaries(_FIELDS, _VALUES, max_size=3),
+)
+
+
+def _outcome(codec: Codec, frame: bytes) -> Any:
+    """Decode a message to what is the same in both encodings; a refusal to its code and its id."""
+    try:
+        request = codec.decode(frame)
+    except SyncError as error:
+        return error.code, error.details.get("id")
+    if isinstance(request, Sync):
+        return request.id, request.key, codec.any.decode(request.items)
+    return request
+
+
+@settings(max_examples=50)
+@given(value=_MESSAGES)
+def test_codec_message_is_decoded_or_refused_alike_in_both_encodings(value: Json) -> None:
+    assert _outcome(JSON, pack_json(value)) == _outcome(MSGPACK, msgspec.msgpack.encode(value))
 
 
 # -- answers --------------------------------------------------------------------------------------

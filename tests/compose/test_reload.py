@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from msgspec.structs import replace
 
 from compose.configuration import layers
 from compose.processes import reload
@@ -130,6 +131,19 @@ def test_reload_takes_another_password_but_no_other_database(again: Again, dsn: 
     assert found[1] == (Services(dsn, "redis://b") if taken else at)
     assert found[0].postgres.dsn == found[1].dsn
     assert [event for event, _ in again.said][1:] == ([] if taken else ["settings_take_restart"])
+
+
+@pytest.mark.parametrize("name", ["owner_dsn", "jobs_dsn"])
+def test_reload_takes_another_password_of_a_role_but_no_other_role(again: Again, name: str) -> None:
+    at = Services(_DSN + "old", "redis://b", _DSN + "one", _DSN + "two")
+    text = "[redis]\nurl = 'redis://b'\n[postgres]\ndsn = '{}'\nowner_dsn = '{}'\njobs_dsn = '{}'"
+    before = text.format(at.dsn, at.owner_dsn, at.jobs_dsn)
+    for dsn, taken in ((_DSN + "new", True), (_DSN.replace("db1", "db2"), False), ("", False)):
+        wanted = replace(at, **{name: dsn})
+        found = again.over(before, text.format(wanted.dsn, wanted.owner_dsn, wanted.jobs_dsn), at)
+        assert found is not None
+        assert found[1] == (wanted if taken else at)
+        assert getattr(found[0].postgres, name) == getattr(found[1], name)
 
 
 def test_reload_names_the_key_of_a_file_whose_content_changed_and_of_no_other(

@@ -116,6 +116,7 @@ def test_the_environment_reads_each_type() -> None:
         ({"server": {"port": "80"}}, "own.toml: server.port: expected int, got str"),
         ({"server": {"port": True}}, "own.toml: server.port: expected int, got bool"),
         ({"server": {"port": -1}}, "own.toml: server.port: expected int >= 0"),
+        ({"postgres": {"jobs_dsn": "host=db1"}}, "own.toml: postgres.jobs_dsn: postgres.dsn is not set"),
         ({"server": {"port": 65536}}, "own.toml: server.port: expected int <= 65535"),
         ({"server": {"workers": 0}}, "own.toml: server.workers: expected int >= 1"),
         ({"server": {"drain_s": math.nan}}, "own.toml: server.drain_s: expected float"),

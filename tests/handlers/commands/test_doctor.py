@@ -90,6 +90,13 @@ async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) 
     assert SECRET not in ended.out
 
 
+async def test_doctor_one_role_for_all_warned(examined: Run, dsn: str) -> None:
+    ended = await examined(TIDEMARK__POSTGRES__DSN=dsn)
+    one = found(ended, "row security")
+    assert (one["level"], ended.status) == ("warning", 0)
+    assert one["found"].startswith("bypassed: the role tidemark is")
+
+
 async def test_doctor_variable_with_single_underscores_is_a_warning_that_names_the_right_one(
     examined: Run,
 ) -> None:

@@ -229,6 +229,15 @@ def test_doctor_names_each_way_past_the_policies(dsn: str, opening: str, said: s
             execute(dsn, f"DROP OWNED BY {other} CASCADE", f"DROP ROLE {other}")
 
 
+def test_doctor_jobs_without_a_role_of_its_own_is_one_way(dsn: str) -> None:
+    serving = as_role(dsn, "serving")
+    assert grant_roles(dsn, serving, serving) > 0
+    ((found, _),) = check_roles(serving, dsn, serving)
+    assert found.endswith("lets the role tidemark_serving read all tenants")
+    assert grant_roles(dsn, serving, as_role(dsn, "jobs")) > 0
+    assert check_roles(serving, dsn, as_role(dsn, "jobs")) == []
+
+
 def test_doctor_one_role_for_all_is_one_way(dsn: str) -> None:
     ((found, remedy),) = check_roles(dsn, dsn, dsn)
     assert found == "the role tidemark is, or can become, tidemark, whom no policy holds"

@@ -19,7 +19,6 @@ from tests.security.texts import CONTROLS, TEXTS
 pytestmark = [ON_SHARED, against("A05:2025", "V1.2")]
 
 EVERY: Final = TEXTS | CONTROLS
-EVERY_TEXT = pytest.mark.parametrize("text", EVERY.values(), ids=EVERY)
 #: Of each kind of text one: paths and headers are read before any store is asked.
 SOME: Final = ("a quote", "a second statement", "a shell", "a template", "a path")
 SOME_TEXTS = pytest.mark.parametrize("text", [EVERY[name] for name in SOME], ids=SOME)
@@ -74,7 +73,7 @@ async def test_text_in_a_path_or_query_finds_nothing(request_: Request, text: st
         assert text not in reply.body.decode()
 
 
-@EVERY_TEXT
+@SENT_TEXTS
 @pytest.mark.parametrize("name", ["tenant", "hours"])
 async def test_text_in_a_query_of_people_finds_nothing(name: str, text: str, arena: Arena) -> None:
     signed = arena.running.token(None, role="operator", tid=None)
@@ -269,6 +268,32 @@ async def test_name_of_a_file_never_is_a_path(name: str, arena: Arena) -> None:
     assert disposition == f"attachment; filename=\"{quoted}\"; filename*=UTF-8''{quote(name, safe=_SAFE)}"
     assert not set(quoted) & set('"\\/<>%:')
     assert file.headers["X-Content-Type-Options"] == "nosniff"
+
+
+PREFIXES: Final = (
+    "//evil.example",
+    "https://evil.example",
+    "/a/../../b",
+    "/a\\b",
+    "javascript:alert(1)",
+    "/'",
+)
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-Prefix", "X-Forwarded-Host", "X-Forwarded-Proto", "Forwarded"]
+)
+@pytest.mark.parametrize("prefix", PREFIXES)
+async def test_prefix_that_is_no_path_changes_no_location(prefix: str, header: str, arena: Arena) -> None:
+    headers = TUS | {"Upload-Length": "10", "Upload-Metadata": encoded(described()), header: prefix}
+    token = arena.running.token("owner")
+    async with arena.holds("upload_session"):
+        made = await arena.ask("POST", "/v1/uploads", token, headers=headers)
+    assert made.status == 201
+    root, _, upload_id = made.headers["Location"].rpartition("/")
+    assert (root, len(bytes.fromhex(upload_id))) == ("/v1/uploads", 16)
+    assert prefix not in str(made.headers)
+    assert (await arena.ask("DELETE", made.headers["Location"], token, headers=TUS)).status == 204
 
 
 _SAFE: Final = "!#$&+-.^_`|~"

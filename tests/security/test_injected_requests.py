@@ -276,7 +276,6 @@ PREFIXES: Final = (
     "/a/../../b",
     "/a\\b",
     "javascript:alert(1)",
-    "/'",
 )
 
 

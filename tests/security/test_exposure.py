@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+import psutil
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
@@ -16,7 +17,9 @@ from structlog.testing import capture_logs
 from handlers.operate.probe_access import _is_local
 from tests.harness.in_process_server import ON_SHARED, Serve
 from tests.harness.raw_http import wired
+from tests.harness.supervised import Supervise
 from tests.harness.uploads.tus_uploader import photo, uploader
+from tests.harness.ws_device import SECRET as TOKEN_SECRET
 from tests.security.arena import Arena
 from tests.security.catalogue import against
 
@@ -191,3 +194,21 @@ async def test_exposure_files_of_the_server_are_closed_to_other_accounts(
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     ]
     assert open_to_others == []
+
+
+@pytest.mark.slow
+@against("A02:2025", "V13.3")
+async def test_exposure_list_of_processes_and_log_have_no_secret(supervise: Supervise, dsn: str) -> None:
+    server = await supervise(2)
+    await server.until("listening", 2)
+    supervisor = psutil.Process(server.process.pid)
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    assert len(processes) >= 3
+    shown = " ".join(" ".join(one.cmdline()) for one in processes)
+    for secret in (dsn, TOKEN_SECRET.decode(), "password="):
+        assert secret not in shown
+        assert secret not in str(server.lines)
+    for one in processes:  # no core, and closed to other processes of its account
+        assert one.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert stat.S_IMODE(Path(f"/proc/{one.pid}/environ").stat().st_mode) == stat.S_IRUSR
+        assert Path(f"/proc/{one.pid}/environ").stat().st_uid == 0, "a process that leaves no dump is root's"

@@ -33,6 +33,7 @@ from tests.harness.admin import add_tenants
 from tests.harness.servers.own_redis import OwnRedis, started_redis
 from tests.harness.servers.redis_nodes import system_redis
 from tests.harness.services import Databases, Serving, execute, rows
+from tests.security.catalogue import against
 
 Heard = tuple[Any, ...]
 
@@ -272,6 +273,7 @@ def forged(tenant_id: int, at_us: int, sent_at_us: int = 0) -> bytes:
     return encode(BusMessage("x", sent_at_us, connected=[Connected(tenant_id, "phone", "s1", at_us)]))
 
 
+@against("API10:2023", "V1.5")
 async def test_bus_message_with_a_wrong_signature_or_time_is_rejected(
     join: Join, own_redis: OwnRedis, dsn: str
 ) -> None:
@@ -347,6 +349,7 @@ def test_bus_message_names_on_the_wire_stay_for_older_processes() -> None:
     assert encode(BusMessage("x", 1, 2)) == b'{"sender":"x","at_us":1,"number":2}'
 
 
+@against("API10:2023", "V1.5")
 async def test_bus_malformed_message_is_counted_and_ignored(
     join: Join, own_redis: OwnRedis, dsn: str
 ) -> None:

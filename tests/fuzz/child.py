@@ -14,5 +14,8 @@ with atheris.instrument_imports(include=["engine", "handlers", "aiohttp._websock
     from tests.fuzz.targets import TARGETS
 
 if __name__ == "__main__":
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]].search)
+    name = sys.argv[1]
+    # The command with which it starts itself again, to merge.
+    again = f"{sys.executable} -m tests.fuzz.child {name}"
+    atheris.Setup([again, *sys.argv[2:]], TARGETS[name].search)
     atheris.Fuzz()

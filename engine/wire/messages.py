@@ -138,8 +138,8 @@ class Telemetry(msgspec.Struct, frozen=True, tag_field="type", tag="telemetry"):
     id: RequestId
     key: Key
     hour: Instant
-    counters: Raw = Raw()
-    histograms: Raw = Raw()
+    counters: Raw = msgspec.field(default_factory=Raw)
+    histograms: Raw = msgspec.field(default_factory=Raw)
 
 
 Request = Hello | Sync | Pull | Subscribe | Unsubscribe | Heartbeat | Conflicts | Resolve | Telemetry

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from engine.operate.reseal import Resealed
+from engine.wire.floats import json_decoder
 from storage.postgres.arrays import text_array_or_null
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
@@ -61,7 +62,7 @@ _DEAD: Final = (
 _SETTINGS: Final = transaction_settings("off", enable_bitmapscan="off", enable_sort="off")
 
 _decode_changes: Final = msgspec.json.Decoder(list[StoredChange]).decode
-_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_decode: Final = json_decoder(dict[str, Any]).decode
 _decode_position: Final = msgspec.json.Decoder(list[str]).decode
 _encode: Final = msgspec.json.encode
 _STATEMENTS: Final[tuple[tuple[SealedTable, Statements], ...]] = tuple(

@@ -208,7 +208,7 @@ MUTANTS: dict[str, Mutant] = {
     "pages of all tenants": Mutant(
         "storage/stores/feed.py",
         (("WHERE tenant_id = %(tenant)s AND seq > ", "WHERE seq > "),),
-        (_STORE + "test_pages_end_at_limit_and_bytes[postgres]",),
+        (_STORE + "test_feed_pages_without_policies_are_of_their_tenant_alone",),
     ),
     "a cancelled statement taken for a cancelled task": Mutant(
         "storage/postgres/connection.py",

@@ -10,11 +10,15 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from psycopg2.extensions import parse_dsn
 
+from bench.harness.clusters import as_role
 from storage.embedded.servers import Services
+from storage.postgres.roles.grants import role_of
 from tests.harness.forks import Forks
 from tests.harness.mutants import MUTANTS, Mutant
 from tests.harness.scratch import scratch
+from tests.harness.services import Databases, execute
 
 _ROOT = Path(__file__).parents[2]
 _COPIED = ("compose", "bench", "engine", "handlers", "storage", "tests")
@@ -109,17 +113,22 @@ Copied = Callable[[Path], Copy]
 
 
 @pytest.fixture(scope="module")
-def copied(services: Services, template: str) -> Iterator[Copied]:
-    """Make copies in a directory, to be tested on the services of this run."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-        "MUTANTS_DSN": services.dsn,
-        "MUTANTS_REDIS_URL": services.redis_url,
-        "MUTANTS_TEMPLATE": template,
-    }
-    forks = Forks(*_IMPORTED)
-    yield lambda home: Copy(home, forks, environment)
-    forks.stop()
+def copied(services: Services, databases: Databases, template: str) -> Iterator[Copied]:
+    """Make copies in a directory, to be tested on the services of this run.
+
+    A mutant may use sequences, which servers have no right to: else it would be refused before it does harm.
+    """
+    with databases.copy(template) as dsn:
+        execute(dsn, f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role_of(as_role(dsn, 'serving'))}")
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+            "MUTANTS_DSN": services.dsn,
+            "MUTANTS_REDIS_URL": services.redis_url,
+            "MUTANTS_TEMPLATE": parse_dsn(dsn)["dbname"],
+        }
+        forks = Forks(*_IMPORTED)
+        yield lambda home: Copy(home, forks, environment)
+        forks.stop()
 
 
 @pytest.fixture(scope="module")

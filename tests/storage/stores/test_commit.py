@@ -34,6 +34,7 @@ from engine.operate.conflicts import ConflictPage, ConflictStore
 from engine.plan.bounds.tenant_usage import NAMES
 from engine.runtime.ports import StoreFullError, StorePoisonError, StoreRetryError
 from storage.postgres.connection import Statement
+from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
@@ -371,6 +372,23 @@ async def test_several_tenants_are_read_together_as_each_alone(subject: Subject)
         pages = await subject.feed.pages_after(afters, limit, size)
         for tenant_id, after_seq in afters.items():
             assert pages[tenant_id] == await subject.feed.page(tenant_id, after_seq, None, limit, size)
+
+
+async def test_feed_pages_without_policies_are_of_their_tenant_alone(postgres: Subject) -> None:
+    """Row-level security would hide a forgotten condition: the owner passes it by."""
+    own = {tenant_id: _record(1, tenant_id) for tenant_id in (1, 2)}
+    await _commit(postgres, _lookups(1, 2), _writes({1: 1, 2: 1}, *own.values()))
+    database = Database(postgres.dsn, 1)
+    feed = PostgresFeed(database, Sealing())
+    try:
+        for tenant_id, record in own.items():
+            page = Page([record], 1, more=False)
+            assert await feed.page(tenant_id, 0, None, 10, 1 << 20) == page
+            assert await feed.page(tenant_id, 0, ["task"], 10, 1 << 20) == page
+            assert await feed.page_of_rare_domains(tenant_id, 0, ["task"], 10, 1 << 20) == page
+            assert await feed.pages_after({tenant_id: 0}, 10, 1 << 20) == {tenant_id: page}
+    finally:
+        await database.close()
 
 
 async def test_the_queue_of_conflicts_is_listed_oldest_first(subject: Subject) -> None:

@@ -70,7 +70,7 @@ class Version(msgspec.Struct, frozen=True):
         config = self.root / "config.toml"
         sections = tomllib.loads(config.read_text("utf-8"))
         known = {f"TIDEMARK__{section}__{name}".upper() for section in sections for name in sections[section]}
-        if _OWNER not in known:  # it has one role, which owns the tables
+        if _OWNER in variables and _OWNER not in known:  # it has one role, which owns the tables
             variables = {**variables, "TIDEMARK__POSTGRES__DSN": variables[_OWNER]}
         return {name: value for name, value in variables.items() if name in known} | {VARIABLE: str(config)}
 

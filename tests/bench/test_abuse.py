@@ -193,6 +193,16 @@ def test_settings_of_a_version_that_does_not_know_them_are_left_out(tmp_path: Pa
     assert Version(tmp_path, "v1").known(given) == {"TIDEMARK__SERVER__PORT": "2", VARIABLE: str(config)}
 
 
+def test_settings_of_a_version_with_one_role_name_the_owner(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[postgres]\ndsn = ""\n')
+    given = {"TIDEMARK__POSTGRES__DSN": "serving", "TIDEMARK__POSTGRES__OWNER_DSN": "owner"}
+    one_role = {"TIDEMARK__POSTGRES__DSN": "owner", VARIABLE: str(config)}
+    assert Version(tmp_path, "v1").known(given) == one_role
+    config.write_text('[postgres]\ndsn = ""\nowner_dsn = ""\n')
+    assert Version(tmp_path, "v2").known(given) == given | {VARIABLE: str(config)}
+
+
 def test_measured_before_takes_what_a_report_measured_itself(tmp_path: Path) -> None:
     file = tmp_path / "before.json"
     file.write_bytes(

@@ -40,11 +40,9 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 loop_watch._UNKNOWN_S = float("inf")  # type: ignore[misc]  # a constant outside of tests
 
 
-@pytest.fixture(autouse=True)
-def _logs_are_the_tests_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command in this process sets up no logs: loggers keep what they are first used with."""
-    monkeypatch.setattr(deployment, "configure", lambda *_, **__: None)
-
+# A command in this process sets up no logs, nor does one that a fixture of a whole module runs: loggers keep
+# what they are first used with, and every later test would be without what is below warnings.
+deployment.configure = lambda *_, **__: None  # type: ignore[assignment, attr-defined]
 
 # The settings of this machine are of a server that others rely on: no test, nor what it starts, looks there.
 os.environ[VARIABLE] = str(DEFAULTS)

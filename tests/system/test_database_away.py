@@ -215,7 +215,7 @@ async def test_connect_first_of_several_addresses_is_dead_the_next_serves(
     own: Cluster, does: Does, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was found once is remembered: each later connection begins at the address that served."""
-    monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 0.2)
+    monkeypatch.setattr("storage.postgres.hosts.CONNECT_ONE_OF_SEVERAL_S", 1.0)
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (at, 0)) for at in ("127.0.0.2", "127.0.0.1")]
 
     async def addresses(*_: object, **__: object) -> list[Any]:

@@ -9,7 +9,7 @@ from handlers.commands.deployment import DeploymentError
 from handlers.commands.serve import DEMO_TENANT
 from storage.embedded.servers import Services
 from storage.postgres.commands import command_database
-from storage.postgres.roles.guard import check_roles
+from storage.postgres.roles.guard import access_findings, check_roles
 from storage.stores.epoch import PostgresEpoch
 from storage.stores.tenants import PostgresTenants
 
@@ -17,16 +17,19 @@ _log = structlog.get_logger()
 
 
 def check_database_roles(at: Services) -> None:
-    """Refuse roles of several databases, and log how row-level security could be passed by.
+    """Refuse roles that lack what they need, and log how row-level security could be passed by.
 
     Raises:
-        DeploymentError: The DSNs do not lead to one database.
+        DeploymentError: The DSNs do not lead to one database, or a role may not use or see a table.
         StoreError: The database is away.
     """
     try:
         ways = check_roles(at.dsn, at.owner, at.jobs)
     except RefusedError as error:
         raise DeploymentError(str(error)) from None
+    for one in access_findings(at.dsn, at.owner, at.jobs):
+        if one.level == "fault":
+            raise DeploymentError(f"{one.found}: {one.remedy}")
     for found, remedy in ways:
         _log.warning("row_security_bypassed", reason=found, remedy=remedy)
 

@@ -16,7 +16,7 @@ from storage.postgres.migrate import newest_migration, status
 from storage.postgres.partitions.maintenance import days_ahead
 from storage.postgres.readiness import unfit
 from storage.postgres.remedies import DatabaseFaultError
-from storage.postgres.roles.guard import access_finding, check_roles, row_security_findings
+from storage.postgres.roles.guard import access_findings, check_roles, row_security_findings
 from storage.postgres.roles.rights import rights_finding, tenant_findings
 
 if TYPE_CHECKING:
@@ -73,10 +73,7 @@ def database_findings(
 
 
 def _roles(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
-    for name, one in (("postgres.dsn", dsn), ("postgres.jobs_dsn", jobs_dsn)):
-        if one != owner_dsn:
-            with connected(one) as connection:
-                yield access_finding(connection, name)
+    yield from access_findings(dsn, owner_dsn, jobs_dsn)
     try:
         ways = check_roles(dsn, owner_dsn, jobs_dsn)
     except RefusedError as error:

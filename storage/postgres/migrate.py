@@ -169,7 +169,9 @@ class PostgresSchemaAdmin:
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
         """Apply migrations or take them back, and grant to the roles what they need."""
         done = migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains, actor=self._actor)
-        grant_roles(self._dsn, *self._others, make=self._embedded)
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            in_use = bool(running_processes(cursor))
+        grant_roles(self._dsn, *self._others, make=self._embedded, in_use=in_use)
         return done
 
     def status(self) -> list[MigrationState]:

@@ -14,6 +14,7 @@ from storage.postgres.arrays import int_array, number_array_or_null, text_array,
 from storage.postgres.connection import Statement
 from storage.postgres.driver import Row, Values
 from storage.postgres.pool import Database
+from storage.postgres.roles.hidden import hidden, hidden_error
 from storage.postgres.roles.named_tenants import EVERYONE, Tenants
 from storage.postgres.transactions import HOLD_MS, SERVER_MS, set_for_transaction
 from storage.stores.audit import by_account
@@ -33,11 +34,14 @@ _LATEST: Final = (
     f"SELECT {_COLUMNS} FROM sync_device_health WHERE last_sync_at IS NOT NULL"
     " ORDER BY last_sync_at DESC LIMIT %(limit)s"
 )
+#: A row without a tenant names a table that the role may not see: its revocations are unknown, and not none.
 _REVOKED: Final = (
     "SELECT tenant_id, device_id,"
     " CASE WHEN revoked_at IS NULL THEN floor(extract(epoch FROM tokens_from))::bigint END, NULL"
     " FROM devices WHERE revoked_at IS NOT NULL OR tokens_from IS NOT NULL"
     " UNION ALL SELECT tenant_id, NULL, NULL, token_id FROM revoked_tokens"
+    " UNION ALL SELECT NULL, w.name, NULL, NULL FROM unnest('{devices,revoked_tokens}'::text[]) AS w(name)"
+    f" WHERE {hidden('w.name::regclass')}"
 )
 
 #: Counts can wait: their transaction gives up a lock before PostgreSQL looks for a deadlock (after 1 s), so
@@ -177,9 +181,15 @@ class PostgresDevices:
         return None if status == "in progress" else status == "committed"
 
     async def revoked(self) -> Revoked:
-        """Return the devices with refused tokens, and the revoked tokens."""
+        """Return the devices with refused tokens, and the revoked tokens.
+
+        Raises:
+            StoreError: The database is away, or hides rows from the role of jobs.
+        """
         revoked = Revoked({}, set())
         for tenant_id, device_id, from_s, token_id in await self._database.query(_REVOKED, tenants=EVERYONE):
+            if tenant_id is None:
+                raise hidden_error(device_id)
             if device_id is None:
                 revoked.tokens.add((tenant_id, token_id))
             else:

@@ -59,7 +59,7 @@ _TABLES: Final = (
     " AND NOT a.attisdropped) AND c.relname <> ALL(%(reference)s),"
     " ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = c.oid),"
     " ARRAY(SELECT pg_get_userbyid(role)::text FROM pg_policy, unnest(polroles) AS role"
-    " WHERE polrelid = c.oid AND polname = 'jobs'),"
+    " WHERE polrelid = c.oid AND polname = 'jobs' AND role <> 0),"
     " ARRAY(SELECT pg_get_userbyid(g.grantee)::text || ' ' || g.privilege_type"
     " FROM aclexplode(c.relacl) AS g WHERE g.grantee <> 0)"
     " FROM pg_class AS c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
@@ -114,7 +114,9 @@ def secure_growing_tables(cursor: Cursor) -> None:
             cursor.execute(policy.format(name, named=sql.SQL(_NAMED)))
 
 
-def grant_roles(owner_dsn: str, serving_dsn: str, jobs_dsn: str, *, make: bool = False) -> int:
+def grant_roles(
+    owner_dsn: str, serving_dsn: str, jobs_dsn: str, *, make: bool = False, in_use: bool = False
+) -> int:
     """Grant to the roles of serving and of jobs what they need, and take back the rest of it.
 
     Args:
@@ -123,6 +125,7 @@ def grant_roles(owner_dsn: str, serving_dsn: str, jobs_dsn: str, *, make: bool =
         jobs_dsn: The DSN of jobs. Its role reads the rows of all tenants.
         make: Whether roles are made that are missing, and rights of everybody taken back: on a PostgreSQL
             of the server's own.
+        in_use: Whether server processes run, perhaps as another role of jobs: it keeps its policy then.
 
     Returns:
         The number of statements that it took; 0 if all was as it should be.
@@ -143,7 +146,7 @@ def grant_roles(owner_dsn: str, serving_dsn: str, jobs_dsn: str, *, make: bool =
         statements = [
             *_reaching(cursor, others, database, schema),
             *_rights(cursor, serving, jobs, others),
-            *_policies(cursor, None if jobs == owner else jobs),
+            *_policies(cursor, None if jobs == owner else jobs, in_use=in_use),
         ]
         for statement in statements:
             cursor.execute(statement)
@@ -236,15 +239,20 @@ def _wanted(table: _Table, *, is_jobs: bool) -> frozenset[str]:
     return frozenset() if table.is_partition else _WRITE
 
 
-def _policies(cursor: Cursor, jobs: str | None) -> Iterator[sql.Composable]:
-    """Yield what gives the policy of jobs to a role, or takes it from all with None."""
+def _policies(cursor: Cursor, jobs: str | None, *, in_use: bool) -> Iterator[sql.Composable]:
+    """Yield what gives the policy of jobs to a role or to none, and unless in use takes it from others.
+
+    Without it a running server would find all tables empty, and accept revoked devices.
+    """
     for table in _tables(cursor):
         name = sql.Identifier(table.name)
         if "jobs" in table.policies:
-            if jobs is None:
+            roles = {*(table.jobs if in_use else ()), *(() if jobs is None else (jobs,))}
+            if not roles:
                 yield sql.SQL("DROP POLICY jobs ON {}").format(name)
-            elif table.jobs != [jobs]:
-                yield sql.SQL("ALTER POLICY jobs ON {} TO {}").format(name, sql.Identifier(jobs))
+            elif roles != set(table.jobs):
+                listed = sql.SQL(", ").join(map(sql.Identifier, sorted(roles)))
+                yield sql.SQL("ALTER POLICY jobs ON {} TO {}").format(name, listed)
         elif jobs is not None and "tenants" in table.policies:
             policy = sql.SQL("CREATE POLICY jobs ON {} TO {} USING (true) WITH CHECK (true)")
             yield policy.format(name, sql.Identifier(jobs))

@@ -9,6 +9,7 @@ from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
 from storage.postgres.roles.grants import REFERENCE
+from storage.postgres.roles.hidden import MIGRATE, hidden
 from storage.postgres.roles.named_tenants import SETTING
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _LACKS: Final = (
     " AND NOT a.attisdropped)) AND NOT (has_table_privilege(c.oid, 'SELECT')"
     " AND has_table_privilege(c.oid, 'INSERT')) ORDER BY 1 LIMIT 1)"
 )
+_HIDDEN: Final = f"SELECT c.relname::text {_WHOLE} AND {hidden('c.oid')} ORDER BY 1 LIMIT 1"
 #: Also a role that this one could become by SET ROLE counts.
 _MEMBER: Final = "pg_has_role(current_user, {}, 'MEMBER')"
 
@@ -161,15 +163,31 @@ def _place(connection: Connection) -> tuple[str, str]:
     return str(system), str(database)
 
 
-def access_finding(connection: Connection, setting: str) -> CheckResult:
-    """Check that the role of a connection may use the tables, whoever owns them."""
+def access_findings(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
+    """Check that the roles of serving and of jobs may use the tables, and that jobs sees all their rows.
+
+    Raises:
+        StoreError: The database is away.
+    """
+    for setting, dsn in (("postgres.dsn", serving_dsn), ("postgres.jobs_dsn", jobs_dsn)):
+        if dsn != owner_dsn:
+            with connected(dsn) as connection:
+                yield _access_finding(connection, setting, sees_all=dsn == jobs_dsn)
+
+
+def _access_finding(connection: Connection, setting: str, *, sees_all: bool) -> CheckResult:
     with connection.cursor() as cursor:
         cursor.execute(_LACKS, {"reference": list(REFERENCE)})
-        role, table = cursor.fetchall()[0]
-    if table is None:
-        return CheckResult("ok", _ACCESS, f"the role {role} of {setting} may use the tables")
-    found = f"the role {role} of {setting} may not use the table {table}"
-    return CheckResult("fault", _ACCESS, found, "run `run.py migrate`, which grants it")
+        role, lacks = cursor.fetchall()[0]
+        cursor.execute(_HIDDEN)
+        unseen = cursor.fetchall() if sees_all else []
+    if lacks is not None:
+        found = f"the role {role} of {setting} may not use the table {lacks}"
+        return CheckResult("fault", _ACCESS, found, "run `run.py migrate`, which grants it")
+    if unseen:
+        found = f"the role {role} of {setting} may not see the rows of the table {unseen[0][0]}"
+        return CheckResult("fault", _ACCESS, found, MIGRATE)
+    return CheckResult("ok", _ACCESS, f"the role {role} of {setting} may use the tables")
 
 
 def row_security_findings(ways: Collection[tuple[str, str]]) -> Iterator[CheckResult]:

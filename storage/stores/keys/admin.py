@@ -11,6 +11,7 @@ from engine.operate.rows import SealedDomain, TenantKeyState
 from engine.seal.master_keys import WrappedKey
 from storage.postgres.arrays import hex_array, int_array
 from storage.postgres.pool import Database
+from storage.postgres.roles.hidden import hidden, hidden_error
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.server_processes import GONE_S, SEALING
 from storage.stores.audit import by_account
@@ -48,10 +49,12 @@ _USE_MASTER: Final = (
     "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
     " DO UPDATE SET retired_at = NULL"
 )
+_TENANT_KEYS: Final = "'tenant_keys'::regclass"
+#: A master key that wraps hidden keys of tenants would look as if it wrapped none.
 _RETIRE: Final = (
     "UPDATE master_keys AS m SET retired_at = now() WHERE m.master_key_id <> %(master)s"
     " AND m.retired_at IS NULL AND NOT EXISTS (SELECT FROM tenant_keys AS k"
-    " WHERE k.master_key_id = m.master_key_id) RETURNING m.master_key_id"
+    f" WHERE k.master_key_id = m.master_key_id) RETURNING m.master_key_id, {hidden(_TENANT_KEYS)}"
 )
 _PROCESSES: Final = (
     "SELECT place, sealing, array_to_string(master_keys, ',') FROM server_processes"
@@ -138,7 +141,9 @@ class PostgresKeyAdmin:
         async with self._database.transaction(tenants=EVERYONE) as transaction:
             await transaction.query(_USE_MASTER, {"master": master_key_id})
             rows = await transaction.query(_RETIRE, {"master": master_key_id})
-            before = sorted(str(one) for (one,) in rows)
+            if any(is_hidden for _, is_hidden in rows):
+                raise hidden_error("tenant_keys")
+            before = sorted(str(one) for one, _ in rows)
             details: Mapping[str, object] = {"before": before, "keys": keys}
             await transaction.note(by_account("master_key_rotated", master_key_id, details=details))
             await advance_generation(transaction)

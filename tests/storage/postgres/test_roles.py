@@ -11,13 +11,15 @@ import pytest
 from psycopg2.errors import InsufficientPrivilege
 
 from bench.harness.clusters import as_role
+from engine.model.audit import Actor
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StorePoisonError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.migrate import PostgresSchemaAdmin
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.roles.grants import REFERENCE, grant_roles
-from storage.postgres.roles.guard import check_roles, ways_past
+from storage.postgres.roles.guard import access_findings, check_roles, ways_past
 from storage.postgres.roles.named_tenants import EVERYONE
 from tests.harness.services import Serving, execute, named, rows
 
@@ -61,6 +63,15 @@ def refused(dsn: str, statement: str) -> bool:
         except InsufficientPrivilege:
             return True
     return False
+
+
+def jobs_of(dsn: str, table: str) -> list[str]:
+    """The roles of the policy of jobs."""
+    listed = (
+        "SELECT pg_get_userbyid(r)::text FROM pg_policy AS p, unnest(p.polroles) AS r"
+        f" WHERE p.polrelid = '{table}'::regclass AND p.polname = 'jobs' ORDER BY 1"
+    )
+    return [str(name) for (name,) in rows(dsn, listed)]
 
 
 # -- the schema -------------------------------------------------------------------------------
@@ -161,6 +172,21 @@ def test_grants_to_a_role_that_does_not_exist_name_it(dsn: str) -> None:
         grant_roles(dsn, dsn.replace("user=tidemark", "user=nobody_of_ours"), dsn)
 
 
+def test_grants_while_servers_run_leave_the_policy_to_the_jobs_role_of_before(dsn: str) -> None:
+    serving, jobs = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    execute(dsn, "INSERT INTO server_processes (process, place) VALUES (gen_random_uuid(), 'host')")
+    for next_jobs, then in ((serving, ["tidemark_jobs", "tidemark_serving"]), (dsn, ["tidemark_jobs"])):
+        execute(dsn, "UPDATE server_processes SET seen_at = now()")
+        schema = PostgresSchemaAdmin(dsn, serving, next_jobs, (), Actor("account", "tests"))
+        schema.migrate(None, down=False)
+        assert grant_roles(dsn, serving, next_jobs, in_use=True) == 0
+        assert jobs_of(dsn, "devices") == then
+        execute(dsn, "UPDATE server_processes SET seen_at = now() - interval '1 hour'")
+        schema.migrate(None, down=False)
+        assert jobs_of(dsn, "devices") == (["tidemark_serving"] if next_jobs == serving else [])
+        grant_roles(dsn, serving, jobs)
+
+
 # -- what a role sees -------------------------------------------------------------------------
 
 
@@ -236,6 +262,15 @@ def test_doctor_jobs_without_a_role_of_its_own_is_one_way(dsn: str) -> None:
     assert found.endswith("lets the role tidemark_serving read all tenants")
     assert grant_roles(dsn, serving, as_role(dsn, "jobs")) > 0
     assert check_roles(serving, dsn, as_role(dsn, "jobs")) == []
+
+
+def test_access_jobs_without_its_policy_is_a_fault_as_one_role_with_serving_too(dsn: str) -> None:
+    serving, jobs = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    assert [one.level for one in access_findings(serving, dsn, jobs)] == ["ok", "ok"]
+    assert [one.level for one in access_findings(dsn, dsn, dsn)] == []
+    assert {one.level for one in access_findings(serving, dsn, serving)} == {"fault"}
+    execute(dsn, "ALTER POLICY jobs ON devices TO tidemark_serving")
+    assert [one.level for one in access_findings(serving, dsn, jobs)] == ["ok", "fault"]
 
 
 def test_doctor_one_role_for_all_is_one_way(dsn: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from engine.cache.device_health import Counts, DeviceKey, Facts, Health
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.operate.ports import RefusedError
-from engine.runtime.ports import StorePoisonError, StoreRetryError
+from engine.runtime.ports import StoreError, StorePoisonError, StoreRetryError
 from storage.postgres.connection import ConnectionLostError, PooledConnection
 from storage.postgres.driver import Row, Values
 from storage.postgres.migrate import migrate
@@ -248,6 +248,18 @@ async def test_devices_revoke_is_listed_and_stays(store: PostgresDevices, tenant
     await store.add([Health(PHONE, Counts(1), seen=True)])
     assert await store.revoked() == Revoked({PHONE: None, DeviceKey(2, "never seen"): None}, set())
     assert rows(tenants, generation) == [(int(str(before)) + 3,)]
+
+
+async def test_devices_revocations_that_the_role_may_not_see_are_an_error(
+    store: PostgresDevices, tenants: str
+) -> None:
+    await store.revoke("acme", "phone")
+    for table in ("devices", "revoked_tokens"):
+        execute(tenants, f"ALTER POLICY jobs ON {table} TO tidemark_serving")
+        with pytest.raises(StoreError, match=f"may not see the rows of the table {table}: run"):
+            await store.revoked()
+        execute(tenants, f"ALTER POLICY jobs ON {table} TO tidemark_jobs")
+    assert await store.revoked() == Revoked({PHONE: None}, set())
 
 
 async def test_devices_restore_keeps_older_tokens_refused(store: PostgresDevices, tenants: str) -> None:

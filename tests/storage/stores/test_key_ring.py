@@ -15,6 +15,7 @@ from engine.seal.master_keys import MasterKeyError, MasterKeys, master_key_id
 from engine.seal.ports import KeysMissingError
 from engine.seal.sealer import MOST_SEALS
 from storage.postgres.pool import Database
+from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from tests.harness.admin import add_tenants, remove_tenant
 from tests.harness.services import Serving, execute, rows
@@ -190,3 +191,13 @@ async def test_load_after_a_rewrap_keeps_the_seals_that_were_counted(
     execute(dsn, f"UPDATE tenant_keys SET master_key_id = '{master_key_id(TWO)}'")  # not opened again
     await one.refresh()
     assert one.keys_of(ids["acme"]) is before
+
+
+async def test_end_rotation_keys_that_the_role_may_not_see_retires_nothing(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    await ring().load([ids["acme"]])
+    execute(dsn, "ALTER POLICY jobs ON tenant_keys TO tidemark_serving")
+    with pytest.raises(StoreError, match="may not see the rows of the table tenant_keys"):
+        await PostgresKeyAdmin(database).end_rotation("another", 0)
+    assert rows(dsn, "SELECT master_key_id, retired_at FROM master_keys") == [(master_key_id(ONE), None)]

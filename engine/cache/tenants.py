@@ -59,7 +59,8 @@ class TenantCache:
         clock: For times to live.
         defaults: The policy of each domain, for tenants without one of their own.
         watcher: Is told of changes.
-        on_generation: Is awaited whenever the generation changed, before the watcher is told.
+        on_generation: Is awaited whenever the generation changed, before the watcher is told. After a
+            StoreError it is awaited again at each read of the generation. Tenants are followed anyway.
     """
 
     def __init__(
@@ -82,6 +83,9 @@ class TenantCache:
         self._by_name: dict[str, _Known] = {}
         self._unknown: dict[str, float] = {}
         self._lookups: dict[str, asyncio.Future[StoreError | None]] = {}
+        #: The generation seen last, the one that ``on_generation`` followed, and that of the tenants.
+        self._seen: tuple[int, str] | None = None
+        self._told: tuple[int, str] | None = None
         self._generation: tuple[int, str] | None = None
         #: Counts changes of the generation. A read that began before a change may be older than that change.
         self._generations_seen = 0
@@ -204,11 +208,23 @@ class TenantCache:
 
     async def _refresh(self) -> None:
         generation = await self._store.generation()
-        moved = generation != self._generation
-        if moved:
+        if generation != self._seen:
+            self._seen = generation
             self._generations_seen += 1
             self._unknown.clear()
-            await self._on_generation()
+        failure: StoreError | None = None
+        if generation != self._told:
+            try:
+                await self._on_generation()
+                self._told = generation
+            except StoreError as error:
+                failure = error
+        await self._reread_due(generation)
+        if failure is not None:
+            raise failure
+
+    async def _reread_due(self, generation: tuple[int, str]) -> None:
+        moved = generation != self._generation
         oldest_s = self._clock.monotonic_s() - TTL_S
         due = [one.tenant for one in self._known.values() if moved or one.read_at_s < oldest_s]
         for start in range(0, len(due), _REREAD_TENANTS):

@@ -28,7 +28,7 @@ class World:
         self.now_s = 1000.0
         self.tenants: dict[int, TenantPolicies] = {}
         self.number = 0
-        self.away = False
+        self.away = self.refuses = False
         self.asked: Counter[str] = Counter()
         self.told: list[tuple[str, int]] = []
         self.gate = asyncio.Event()
@@ -95,7 +95,9 @@ class World:
         self.told.append(("removed", tenant_id))
 
     async def renewed(self) -> None:
-        """Note it."""
+        """Note it, unless it is to fail."""
+        if self.refuses:
+            raise StoreUnavailableError("refused")
         self.told.append(("renewed", self.number))
 
     async def follow(self) -> None:
@@ -292,6 +294,25 @@ async def test_tenant_cache_store_unavailable_keeps_the_known_policies(world: Wo
         world.add(1, "acme")
         await world.follow()
         assert world.cache.policies_of(1) == DEFAULTS
+
+
+async def test_tenant_cache_on_generation_fails_tenants_are_followed_and_it_is_tried_again(
+    world: World,
+) -> None:
+    await world.cache.find("acme")
+    async with followed(world):
+        world.refuses = True
+        world.add(1, "acme")
+        await world.follow()
+        assert world.told == [("changed", 1)]
+        assert await world.cache.find("nobody") is None
+        world.asked.clear()
+        await world.follow()
+        assert await world.cache.find("nobody") is None
+        assert not world.asked
+        world.refuses = False
+        await world.follow()
+        assert world.told == [("changed", 1), ("renewed", world.number)]
 
 
 async def test_tenant_cache_preload_reads_those_that_are_not_in_memory(world: World) -> None:

@@ -179,7 +179,9 @@ class Transaction:
         Raises:
             StoreError: As ``PooledConnection.run``.
         """
-        named, values = naming(tenants if self._begun or tenants else self._tenants, values)
+        named = ""
+        if tenants or not self._begun:
+            named, values = naming(tenants or self._tenants, values)
         begin = "" if self._begun else f"BEGIN; {self._settings.text}; "
         self._begun = True
         return await self._connection.run(begin + named + statement, values)

@@ -2,7 +2,8 @@
 
 The policy of each growing table (storage/migrations/0041.row_security.sql) compares a row's tenant with the
 setting ``tidemark.tenants``. It is set for one transaction, in its first round trip, so that no setting of a
-connection, of a role or of a pooler matters. A transaction that names nobody sees no row of any tenant.
+connection, of a role or of a pooler matters. A transaction that names nobody sets it to nothing, and sees no
+row of any tenant.
 """
 
 from __future__ import annotations
@@ -52,5 +53,4 @@ def naming(tenants: Tenants, values: Values | None) -> tuple[str, Values | None]
         return _NAME_BY_NAME, {**(values or {}), _OF_NAME: tenants}
     if isinstance(tenants, Everyone):
         return "", values
-    joined = ",".join(map(str, map(int, tenants)))
-    return (_NAME.format(joined) if joined else ""), values
+    return _NAME.format(",".join(map(str, map(int, tenants)))), values

@@ -16,6 +16,7 @@ from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StorePoisonError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.connection import Statement
 from storage.postgres.migrate import PostgresSchemaAdmin
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.roles.grants import REFERENCE, grant_roles
@@ -198,6 +199,23 @@ async def test_transaction_sees_the_tenants_that_it_names(database: Serving) -> 
             assert [one for (one,) in await transaction.query(_SEEN)] == seen
         assert await database.query(_SEEN) == [], "a name ends with its transaction"
     assert await database.query(_SEEN, tenants=EVERYONE) == [(1,), (2,)]
+
+
+async def test_transaction_setting_of_the_session_names_nobody(database: Serving) -> None:
+    """Behind a pooler in transaction mode, somebody else's SET stays on the connection."""
+    async with database.connection() as connection:
+        await connection.run("SET tidemark.tenants = '1'", None)
+        assert await connection.run(_SEEN, None) == [(1,)], "the setting holds"
+    nobody: list[int] = []
+    assert await database.query(_SEEN) == await database.query(_SEEN, {}, nobody) == []
+    assert await database.execute(_SEEN) == []
+    async with database.transaction() as transaction:
+        assert await transaction.query(_SEEN) == []
+    async with database.transaction() as transaction:
+        assert await transaction.run([Statement(_SEEN)], {}) == []
+    async with database.transaction(tenants=[2]) as transaction:
+        assert await transaction.query(_SEEN) == [(2,)]
+        assert await transaction.query(_SEEN) == [(2,)], "without tenants it stays as it was"
 
 
 async def test_transaction_that_failed_leaves_no_name_behind(database: Serving) -> None:

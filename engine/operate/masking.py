@@ -10,13 +10,16 @@ from msgspec.structs import replace
 
 from engine.model.domains import Domain
 from engine.operate.conflict_view import ClientView, ConflictView, Difference, RecordView, RetryView
-from engine.wire.messages import ServerSide
+from engine.wire.messages import Item, ServerSide
 
 #: Stands for a value, whatever it is: its length or type may tell it.
 MASK: Final = "***"
 
 _decode_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _MASKED: Final = msgspec.Raw(b'"***"')
+#: Members of an item that have no personal values: these alone are shown as they are.
+_ENVELOPE: Final = frozenset(Item.__struct_fields__) - {"data"}
+_check_names: Final = msgspec.json.Decoder(list[str] | None).decode
 
 
 class Mask:
@@ -31,6 +34,11 @@ class Mask:
     def __init__(self, domains: Mapping[str, Domain], domain: str | None) -> None:
         found = None if domain is None else domains.get(domain)
         self._names: Collection[str] | None = () if found is None else found.pii
+        #: The fields of a rejected item that are shown: the name of any other may have been misspelt.
+        self._shown: Collection[str] = ()
+        if found is not None:
+            named = {*found.required, *found.server_owned, *(("status",) if found.status else ())}
+            self._shown = named.difference(found.pii)
         if found is None and any(one.pii for one in domains.values()):
             self._names = None
 
@@ -46,25 +54,62 @@ class Mask:
 
     def retry(self, view: RetryView) -> RetryView:
         """Return a rejected item beside its record, without personal values."""
+        if self._names is not None and not self._names:
+            return view
+        client = self._client(view.client)
         return RetryView(
-            self._record(view.record), self._client(view.client), self._differences(view.differences)
+            self._record(view.record),
+            replace(
+                client,
+                sent=self._sent(client.sent),
+                data=self._sent(client.data),
+                held=[replace(change, data=self._sent(change.data)) for change in client.held],
+            ),
+            [
+                one if one.field in self._shown else replace(one, client=_hidden(one.client))
+                for one in self._differences(view.differences)
+            ],
         )
 
     def item(self, item: msgspec.Raw | str) -> msgspec.Raw | str:
-        """Return a rejected item without personal values; one that is no JSON may have them anywhere."""
+        """Return a rejected item without personal values.
+
+        Anything that is not known to be none may be one: a member or a field whose name is not configured,
+        and all of an item that is no object.
+        """
         if self._names is not None and not self._names:
             return item
         if isinstance(item, str):
             return MASK
-        members = _decode_fields(item)
-        data = members.get("data")
-        if data is None:
-            return item
         try:
-            members["data"] = self._data(data) or _MASKED
+            members = _decode_fields(item)
         except msgspec.DecodeError:  # no object
-            members["data"] = _MASKED
-        return msgspec.Raw(msgspec.json.encode(members))
+            return MASK
+        return msgspec.Raw(
+            msgspec.json.encode({name: self._member(name, value) for name, value in members.items()})
+        )
+
+    def _member(self, name: str, value: msgspec.Raw) -> msgspec.Raw:
+        try:
+            if name == "data":
+                return self._sent_data(value)
+            if name == "changed":
+                _check_names(value)
+                return value
+        except msgspec.DecodeError:
+            return _MASKED
+        return value if name in _ENVELOPE and bytes(value)[:1] not in (b"{", b"[") else _MASKED
+
+    def _sent(self, data: msgspec.Raw | None) -> msgspec.Raw | None:
+        return None if data is None else self._sent_data(data)
+
+    def _sent_data(self, data: msgspec.Raw) -> msgspec.Raw:
+        """Return the data of a rejected item. Raises msgspec.DecodeError if they are no object."""
+        if bytes(data) == b"null":
+            return data
+        fields = _decode_fields(data)
+        shown = {name: value if name in self._shown else _MASKED for name, value in fields.items()}
+        return msgspec.Raw(msgspec.json.encode(shown))
 
     def _is_personal(self, name: str) -> bool:
         return self._names is None or name in self._names

@@ -11,7 +11,10 @@ from engine.operate.conflict_view import conflict_view, retry_view
 from engine.operate.masking import MASK, Mask
 from engine.operate.rows import ConflictCase
 
-DOMAINS = {"form": Domain(pii=("name", "score")), "task": Domain()}
+DOMAINS = {
+    "form": Domain(pii=("name", "score"), required=("name", "place"), server_owned=()),
+    "task": Domain(),
+}
 SECRETS = ("Ada", "Bea", "Cleo", "Dora")
 
 
@@ -76,7 +79,7 @@ def test_mask_retry_hides_both_sides() -> None:
         device_id="phone",
         domain="form",
         record_id="r1",
-        item=b'{"domain":"form","id":"r1","op":"put","data":{"name":"Cleo"}}',
+        item=b'{"domain":"form","id":"r1","op":"put","data":{"name":"Cleo","Name":"Dora"}}',
         code="invalid_item",
         message="",
         at_us=5,
@@ -100,12 +103,28 @@ def test_mask_retry_hides_both_sides() -> None:
         ("task", {"id": 1, "data": {"name": "Ada"}}, {"id": 1, "data": {"name": "Ada"}}),
         ("from", {"id": 1, "data": {"place": "Ada"}}, {"id": 1, "data": {"place": MASK}}),
         (None, {"data": {"place": "Ada"}}, {"data": {"place": MASK}}),
+        (
+            "form",
+            {"op": "put", "dta": {"name": "Ada"}, "note": "Ada"},
+            {"op": "put", "dta": MASK, "note": MASK},
+        ),
+        ("form", {"data": {"Name": "Ada", "place": "x"}}, {"data": {"Name": MASK, "place": "x"}}),
+        ("form", {"id": {"name": "Ada"}, "op": ["Ada"], "at": 5}, {"id": MASK, "op": MASK, "at": 5}),
+        ("form", {"changed": ["name"]}, {"changed": ["name"]}),
+        ("form", {"changed": [{"name": "Ada"}]}, {"changed": MASK}),
+        (None, {"id": 1, "dta": "Ada"}, {"id": 1, "dta": MASK}),
     ],
 )
 def test_mask_item(domain: str | None, item: object, shown: object) -> None:
     masked = Mask(DOMAINS, domain).item(msgspec.Raw(msgspec.json.encode(item)))
     assert isinstance(masked, msgspec.Raw)
     assert msgspec.json.decode(masked) == shown
+
+
+@pytest.mark.parametrize("item", [["Ada"], "Ada", 7, None])
+@pytest.mark.parametrize("domain", ["form", None])
+def test_mask_item_that_is_no_object_is_hidden_as_a_whole(domain: str | None, item: object) -> None:
+    assert Mask(DOMAINS, domain).item(msgspec.Raw(msgspec.json.encode(item))) == MASK
 
 
 def test_mask_item_that_is_no_json_is_hidden_as_a_whole() -> None:

@@ -115,17 +115,22 @@ class TenantKeys:
             version: What tells apart the values that a row has one after the other; 0 for rows with one.
             plain: The value.
         """
-        return self.sealer(table, domain)(value_id, version, plain, self._random_bytes(NONCE_BYTES))
+        # Nothing is kept for the place: the domain of a rejected item is any text that a device sent.
+        known = self._sealers.get((table, domain)) or self._new_sealer(table, domain)
+        return known(value_id, version, plain, self._random_bytes(NONCE_BYTES))
 
     def sealer(self, table: str, domain: str) -> Callable[[str, int, bytes, bytes], bytes]:
         """Return what seals many values of a table and domain in two thirds of the time.
 
         It takes the id, the version, the value, and a nonce: ``NONCE_BYTES`` random bytes that were used for
-        no other value.
+        no other value. It is kept as long as the keys are: ask for configured domains alone.
         """
         known = self._sealers.get((table, domain))
-        if known is not None:
-            return known
+        if known is None:
+            known = self._sealers[table, domain] = self._new_sealer(table, domain)
+        return known
+
+    def _new_sealer(self, table: str, domain: str) -> Callable[[str, int, bytes, bytes], bytes]:
         head, encrypt = self._head, self._encrypt
         place = self._tenant + _place(table, domain)
 
@@ -136,7 +141,6 @@ class TenantKeys:
             padded = size_bytes.to_bytes(LENGTH_BYTES, "big") + plain + fill
             return head + nonce + encrypt(nonce, padded, place + f"\0{version}\0{value_id}".encode())
 
-        self._sealers[table, domain] = seal
         return seal
 
     def open(self, table: str, domain: str, value_id: str, version: int, sealed: bytes) -> bytes:

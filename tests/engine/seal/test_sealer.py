@@ -1,6 +1,7 @@
 """Sealing, against its definition."""
 
 import os
+import tracemalloc
 from typing import NamedTuple
 
 import pytest
@@ -46,6 +47,27 @@ def test_seal_any_value_opens_to_the_same(place: Place, plain: bytes) -> None:
     assert keys.open(*place, sealed) == plain
     assert tenant_keys(active=1).open(*place, sealed) == plain
     assert (keys.seals, key_number(sealed)) == (1, 2)
+
+
+@given(places, st.binary(max_size=200))
+def test_sealer_gives_the_bytes_that_seal_gives(place: Place, plain: bytes) -> None:
+    nonce = bytes(range(12))
+    keys = TenantKeys(TENANT, KEYS, 2, lambda _: nonce)
+    sealed = keys.sealer(place.table, place.domain)(place.value_id, place.version, plain, nonce)
+    assert sealed == keys.seal(*place, plain)
+
+
+def test_seal_of_ever_new_domains_keeps_nothing_of_them() -> None:
+    keys = tenant_keys()
+    keys.seal("quarantine", "0", "1", 0, b"{}")
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            keys.seal("quarantine", str(number), "1", 0, b"{}")
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 50_000, "a closure for each would be ten times as much"
 
 
 @given(places, places, st.binary(max_size=70))

@@ -70,20 +70,34 @@ def _generated(path: Path) -> bytes:
 def make_secret_file(path: Path, content: bytes) -> None:
     """Write a file that only its owner reads, whole or not at all; one that exists stays. Raises OSError.
 
-    Of several processes that make one, one wins.
+    Of several processes that make one, one wins. On return it is durable.
     """
     with suppress(FileExistsError), _whole_file(path, content) as whole:
         os.link(whole, path)
+    _sync_directory(path.parent)
 
 
 def replace_secret_file(path: Path, content: bytes) -> None:
-    """Write a file that only its owner reads in place of one that exists, at once. Raises OSError."""
+    """Write a file that only its owner reads in place of one that exists, at once. Raises OSError.
+
+    On return it is durable.
+    """
     mode, owner = path.stat().st_mode, path.stat().st_uid
     with _whole_file(path, content) as whole:
         whole.chmod(stat.S_IMODE(mode))
         if os.geteuid() == 0:
             os.chown(whole, owner, -1)
         whole.rename(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make names of files durable: a key that seals data must not be gone after a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from engine.runtime.settings import Auth
-from handlers.http.keys import key_set, signing_key
+from handlers.http.keys import key_set, make_secret_file, replace_secret_file, signing_key
 from handlers.http.tokens import UnusableKeyError, Verifier, issue_token
 
 _SECRET = "0123456789abcdef0123456789abcdef"
@@ -53,6 +55,26 @@ def test_keys_generated_secret_is_made_once_and_private(tmp_path: Path) -> None:
     assert stat.S_IMODE(place.stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["auth.secret"]
     assert _secret_of(auth(), tmp_path / "other") not in made
+
+
+@pytest.mark.parametrize("put", [make_secret_file, replace_secret_file])
+def test_secret_file_its_name_is_durable_too(
+    put: Callable[[Path, bytes], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "auth.secret"
+    if put is replace_secret_file:
+        place.write_bytes(b"before")
+    synced: list[tuple[bool, bool]] = []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        in_place = place.exists() and place.read_bytes() == b"secret"
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), in_place))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    put(place, b"secret")
+    assert synced == [(False, False), (True, True)], "the content first, the name once it is there"
 
 
 def test_keys_without_a_key_a_database_of_ones_own_is_refused() -> None:

@@ -95,9 +95,10 @@ SEALED_TABLES: Final[tuple[SealedTable, ...]] = (
         "id",
         "version",
     ),
-    _EVENTS,
-    # It may be detached for a while, and is no part of events then.
+    # It may be detached for a while, and is no part of events then. Its rows move to events, so it is first:
+    # after events, a pass would miss those that moved behind its back.
     _EVENTS._replace(name="events_later"),
+    _EVENTS,
     SealedTable(
         "conflict_resolution_log",
         (KeyColumn("conflict_id", _TEXT),),

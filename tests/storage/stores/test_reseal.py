@@ -130,6 +130,11 @@ def test_sealed_tables_have_each_place_that_stores_seal() -> None:
     assert {column.place for table in SEALED_TABLES for column in table.columns} == named
 
 
+def test_sealed_tables_have_events_after_those_that_move_to_them() -> None:
+    names = [table.name for table in SEALED_TABLES]
+    assert names.index("events_later") < names.index("events")
+
+
 async def test_reseal_seals_plain_rows_rotates_and_unseals_without_another_change(world: World) -> None:
     plain = world.dump()
     counts = await world.run()

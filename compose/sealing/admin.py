@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
 
-from compose.sealing.master_key import MasterKeySource, made_master_key, put_in_front
+from compose.sealing.master_key import (
+    MasterKeySource,
+    file_alone,
+    made_master_key,
+    master_keys,
+    put_in_front,
+)
 from engine.cache.key_ring import COMMAND_SEALS, TenantKeyRing
 from engine.operate.key_admin import Watch
 from engine.operate.ports import RefusedError
@@ -52,6 +60,23 @@ class KeyAdmin:
 
     async def rotate_master(self, watch: Watch) -> MasterRotation:
         """Wrap the keys of all tenants by a new master key."""
+        made = made_master_key(self._settings)
+        if made is None:
+            return await self._rotate_master(watch)
+        # The command itself writes the file. Another one at once would write over its key, which wraps data.
+        with ExitStack() as stack:
+            try:
+                alone = stack.enter_context(file_alone(made))
+            except OSError as error:
+                raise _unwritable(made, error) from None
+            if not alone:
+                raise RefusedError(
+                    "another `keys rotate-master` is at work here: wait until it ends, and see"
+                    " `run.py keys status` before you run this again"
+                )
+            return await self._rotate_master(watch)
+
+    async def _rotate_master(self, watch: Watch) -> MasterRotation:
         in_use = await self._store.master_keys_in_use()
         masters = await self._masters()
         if missing := set(in_use) - set(masters.ids):
@@ -78,9 +103,11 @@ class KeyAdmin:
             )
         try:
             await anyio.to_thread.run_sync(put_in_front, made)
+            return await anyio.to_thread.run_sync(master_keys, self._settings)
         except OSError as error:
-            raise RefusedError(f"{made}: {error.strerror}: let this account write it") from None
-        return await self._masters()
+            raise _unwritable(made, error) from None
+        except MasterKeyError as error:
+            raise RefusedError(str(error)) from None
 
     async def _masters(self) -> MasterKeys:
         try:
@@ -106,9 +133,7 @@ class KeyAdmin:
         """Make a new key for a tenant."""
         tenant_id = await self._store.tenant_id(tenant)
         await self._masters()  # an error in them is said before anything is changed
-        number = await self._ring.rotate(tenant_id)
-        await self._store.want_pass(tenant_id)
-        return number
+        return await self._ring.rotate(tenant_id)
 
     async def seal_domain(self, domain: str) -> datetime | None:
         """Switch the sealing of a domain on."""
@@ -121,6 +146,10 @@ class KeyAdmin:
             )
         await self._masters()
         return await self._store.seal_domain(domain)
+
+
+def _unwritable(made: Path, error: OSError) -> RefusedError:
+    return RefusedError(f"{made}: {error.strerror}: let this account write it")
 
 
 def _rewrapped(masters: MasterKeys, one: TenantKey) -> bytes:

@@ -8,8 +8,8 @@ import stat
 import subprocess
 import time
 from base64 import b64encode
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,6 +18,8 @@ import anyio.to_thread
 from engine.runtime.settings import Sealing, Settings
 from engine.seal.master_keys import KEY_BYTES, MasterKeyError, MasterKeys, parse_master_keys
 from handlers.http.keys import make_secret_file, replace_secret_file
+from storage.embedded.account import account_for
+from storage.embedded.process import lock_file, locked
 
 #: The file of the embedded default, beside the secret of tokens.
 MADE_MASTER_KEY: Final = "master.key"
@@ -44,13 +46,18 @@ _NONE_SET: Final = (
 
 
 class MasterKeySource:
-    """``engine.cache.key_ring.MasterKeySource``: what the settings name, read again if it changed."""
+    """``engine.cache.key_ring.MasterKeySource``: what the settings name, read again if it changed.
+
+    Keys that were read once stay, whatever becomes of their source: a file that is written badly, or a
+    service that is away, must not close the data that they open.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         named = settings.sealing.master_key_file
         self._file = Path(named) if named else made_master_key(settings)
         self._read: MasterKeys | MasterKeyError = MasterKeyError(_NONE_SET)
+        self._failed = False
         self._state: _FileState | None = None
         self._again_s = float("-inf")
 
@@ -59,21 +66,29 @@ class MasterKeySource:
 
         Without a changed file they are read again every ten seconds at most, for a tenant whose master key is
         missing must not have a command run for each of its messages.
+
+        Raises:
+            MasterKeyError: None could be read, now or before.
         """
         state, now_s = _state_of(self._file), time.monotonic()
         if state != self._state or (self._lacks(wanted) and now_s >= self._again_s):
             self._state, self._again_s = state, now_s + _AGAIN_S
             try:
                 self._read = await anyio.to_thread.run_sync(master_keys, self._settings)
+                self._failed = False
             except MasterKeyError as error:
-                self._read = error
+                self._failed = True
+                if isinstance(self._read, MasterKeyError):
+                    self._read = error
         if isinstance(self._read, MasterKeyError):
             raise self._read
         return self._read
 
     def _lacks(self, wanted: str | None) -> bool:
         read = self._read
-        return isinstance(read, MasterKeyError) or (wanted is not None and wanted not in read.ids)
+        if isinstance(read, MasterKeyError) or (self._failed and self._file is not None):
+            return True
+        return wanted is not None and wanted not in read.ids
 
     async def ids(self) -> list[str]:
         """List the ids of the master keys; none if there are none, or they cannot be read.
@@ -196,6 +211,22 @@ def _text(source: str, content: bytes) -> str:
         raise MasterKeyError(f"{source}: not a text in UTF-8: a master key is base64") from None
 
 
+@contextmanager
+def file_alone(path: Path) -> Iterator[bool]:
+    """Lock the file of the embedded default for one who changes it; yield whether nobody else has it.
+
+    Raises OSError.
+    """
+    descriptor = lock_file(path.with_name(f"{path.name}.lock"), account_for(path.parent))
+    try:
+        yield locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def put_in_front(path: Path) -> None:
-    """Put a new master key before those of a file, which is replaced at once. Raises OSError."""
+    """Put a new master key before those of a file, which is replaced at once. Raises OSError.
+
+    Of two at once one key would be lost: hold ``file_alone``.
+    """
     replace_secret_file(path, new_master_key() + b"\n" + path.read_bytes())

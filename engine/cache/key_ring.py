@@ -136,6 +136,8 @@ class TenantKeyRing:
     async def rotate(self, tenant_id: int) -> int:
         """Make a new key that seals, in place of the one that does; return its number.
 
+        What the old one sealed is sealed again by the job.
+
         Raises:
             KeysUnavailableError: A master key is missing.
             StoreError: The store failed, or there is no such tenant.
@@ -145,7 +147,7 @@ class TenantKeyRing:
             ring = self._rings.get(tenant_id)
             if ring is None:
                 raise StoreError("the tenant was removed")
-            if (number := await self._replace(ring.stored)) is not None:
+            if (number := await self._replace(ring.stored, reseal=True)) is not None:
                 await self._read([tenant_id])
                 return number
         raise StoreUnavailableError("other processes rotate the key of this tenant: try again")
@@ -217,14 +219,15 @@ class TenantKeyRing:
             _log.info("tenant_key_used_up", tenant_id=tenant_id, key=ring.keys.active)
             await self._read([tenant_id])
 
-    async def _replace(self, stored: StoredKeys) -> int | None:
+    async def _replace(self, stored: StoredKeys, *, reseal: bool = False) -> int | None:
         """Store a new key that seals; return its number, None if another process was faster."""
         masters = await self._given()
         number = max((key.number for key in stored.keys), default=0) + 1
         before = _active(stored).number if stored.keys else None
         data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(_NONCE_BYTES)
         wrapped = masters.wrap(stored.tenant_uuid, number, data_key, nonce)
-        return number if await self._store.replace(stored.tenant_id, before, wrapped) else None
+        stored_now = await self._store.replace(stored.tenant_id, before, wrapped, reseal=reseal)
+        return number if stored_now else None
 
 
 def _active(stored: StoredKeys) -> WrappedKey:

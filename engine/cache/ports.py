@@ -49,13 +49,16 @@ class KeyStore(Protocol):
     async def read(self, tenant_ids: list[int]) -> dict[int, StoredKeys]:
         """Read the keys of tenants in one round trip; removed tenants are left out."""
 
-    async def replace(self, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
+    async def replace(
+        self, tenant_id: int, before: int | None, key: WrappedKey, *, reseal: bool = False
+    ) -> bool:
         """Store a new key that seals, and retire the one that did. Servers notice within a second.
 
         Args:
             tenant_id: The tenant.
             before: The number of the key that seals until now; None for the first key.
             key: The new key.
+            reseal: Whether the job is to seal again what the tenant has stored.
 
         Returns:
             False, and nothing is stored, if another key seals by now or the tenant was removed.

@@ -6,19 +6,23 @@ import stat
 import sys
 from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from compose.configuration import layers
 from compose.sealing import master_key
+from compose.sealing.admin import KeyAdmin
 from compose.sealing.master_key import (
     MasterKeySource,
+    file_alone,
     made_master_key,
     make_master_key,
     master_keys,
     put_in_front,
 )
+from engine.operate.ports import RefusedError
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
 from engine.seal.master_keys import MasterKeyError, master_key_id
@@ -145,8 +149,36 @@ async def test_source_reads_again_what_changed_or_lacks_a_wanted_key(
     key_file(tmp_path / "new", TWO, ONE).rename(place)
     assert (await source.keys()).active == master_key_id(TWO)
     assert len(reads) == 3
+
+
+async def test_source_that_can_no_longer_be_read_keeps_its_keys_and_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(master_key, "_AGAIN_S", 0.0)
+    place = key_file(tmp_path / "key", ONE)
+    source = MasterKeySource(given(master_key_file=str(place)))
+    await source.keys()
+    key_file(tmp_path / "new", TWO, ONE, mode=0o644).rename(place)
+    assert (await source.keys()).ids == await source.ids() == [master_key_id(ONE)]
+    place.chmod(0o600)  # neither its time nor its size changes
+    assert (await source.keys()).active == master_key_id(TWO)
     place.unlink()
-    assert await source.ids() == []
+    assert await source.ids() == [master_key_id(TWO), master_key_id(ONE)]
+
+
+async def test_rotate_master_beside_another_one_is_refused_and_leaves_the_file(tmp_path: Path) -> None:
+    chosen = given(dsn="", data_dir=str(tmp_path))
+    place = tmp_path / "master.key"
+    make_master_key(place)
+    before = place.read_bytes()
+    database: Any = None  # it is not asked
+    with file_alone(place) as alone:
+        assert alone
+        with pytest.raises(RefusedError, match="another `keys rotate-master` is at work here: wait"):
+            await KeyAdmin(chosen, database).rotate_master(lambda _: None)
+    assert place.read_bytes() == before
+    with file_alone(place) as alone:
+        assert alone, "the lock ends with its holder"
 
 
 async def test_source_command_that_failed_is_run_again_only_if_a_key_is_needed_and_after_a_while(

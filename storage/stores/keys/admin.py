@@ -60,10 +60,6 @@ _PROCESSES: Final = (
     "SELECT place, sealing, array_to_string(master_keys, ',') FROM server_processes"
     f" WHERE seen_at > now() - interval '{GONE_S:g} seconds' ORDER BY place"
 )
-_WANT: Final = (
-    "INSERT INTO reseal_passes AS p (tenant_id, wanted_at) VALUES (%(tenant)s, clock_timestamp())"
-    " ON CONFLICT (tenant_id) DO UPDATE SET wanted_at = excluded.wanted_at"
-)
 _DOMAINS: Final = "SELECT domain, since FROM sealed_domains ORDER BY domain"
 
 
@@ -152,10 +148,6 @@ class PostgresKeyAdmin:
     async def tenant_id(self, name: str) -> int:
         """Find a tenant by its name. Raises NoTenantError, StoreError."""
         return await tenant_id_of(self._database, name)
-
-    async def want_pass(self, tenant_id: int) -> None:
-        """Have the job seal again what a tenant has stored. Raises StoreError."""
-        await self._database.execute(_WANT, {"tenant": tenant_id}, tenants=[tenant_id])
 
     async def seal_domain(self, domain: str) -> datetime | None:
         """Switch the sealing of a domain on; return since when it was on already, None if it was not.

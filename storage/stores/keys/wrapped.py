@@ -43,6 +43,11 @@ _ADD: Final = (
     " SELECT t.tenant_id, %(number)s::int, decode(%(wrapped)s, 'hex'), %(master)s FROM tenants AS t"
     " WHERE t.tenant_id = %(tenant)s::int FOR KEY SHARE ON CONFLICT DO NOTHING RETURNING 1"
 )
+#: The job has to seal again what the tenant has stored.
+_WANT: Final = (
+    "INSERT INTO reseal_passes AS p (tenant_id, wanted_at) VALUES (%(tenant)s::int, clock_timestamp())"
+    " ON CONFLICT (tenant_id) DO UPDATE SET wanted_at = excluded.wanted_at"
+)
 
 
 class PostgresTenantKeys:
@@ -63,12 +68,16 @@ class PostgresTenantKeys:
                 found[tenant_id].keys.append(key)
         return found
 
-    async def replace(self, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
+    async def replace(
+        self, tenant_id: int, before: int | None, key: WrappedKey, *, reseal: bool = False
+    ) -> bool:
         """Store a new key that seals."""
         transaction = await self._database.begin(tenants=[tenant_id])
         try:
             if not await _replaced(transaction, tenant_id, before, key):
                 return False
+            if reseal:
+                await transaction.query(_WANT, {"tenant": tenant_id})
             await transaction.commit()
         finally:
             await transaction.rollback()

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from compose.configuration import layers
 from compose.sealing import admin
+from compose.sealing.master_key import master_keys
 from engine.cache.key_ring import TenantKeyRing
 from engine.runtime.ports import StoreError
+from engine.runtime.setting_layers import settings
 from engine.seal.master_keys import MasterKeys, master_key_id
 from storage.postgres.server_processes import ServerProcess
 from storage.stores.keys import admin as key_admin
@@ -161,6 +164,27 @@ async def test_keys_rotate_master_while_a_server_lacks_the_new_key_is_refused(ke
     assert (await keys("rotate-master", given=(TWO, ONE))).status == 0
 
 
+async def test_keys_rotate_master_twice_at_once_on_the_embedded_default_loses_no_key(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "_READ_AGAIN_S", 0.0)
+    file = tmp_path / "master.key"
+    file.write_bytes(b64encode(ONE))
+    file.chmod(0o600)
+    await sealed(dsn, ONE)
+    chosen = settings(layers(None, {"data": {"dir": str(tmp_path)}}))
+    database = Serving(dsn, 2)
+    try:
+        both = [admin.KeyAdmin(chosen, database).rotate_master(lambda _: None) for _ in range(2)]
+        done = await asyncio.gather(*both, return_exceptions=True)
+    finally:
+        await database.close()
+    assert sorted(type(one).__name__ for one in done) == ["MasterRotation", "RefusedError"]
+    new, before = master_keys(chosen).ids
+    assert before == ID_1
+    assert {row[1] for row in rows(dsn, KEYS)} == {new}
+
+
 async def test_keys_rotate_tenant_seals_with_a_new_key_and_asks_for_a_pass(keys: Run, dsn: str) -> None:
     values = await sealed(dsn, ONE)
     done = await keys("rotate-tenant", "--tenant", "acme")
@@ -171,6 +195,22 @@ async def test_keys_rotate_tenant_seals_with_a_new_key_and_asks_for_a_pass(keys:
     (acme, globex) = json.loads((await keys("status", "--json")).out)["tenants"]
     assert (acme["old_keys"], acme["waits"], globex["waits"]) == (1, True, None)
     assert "there is no tenant nobody" in (await keys("rotate-tenant", "--tenant", "nobody")).refusal()
+
+
+async def test_keys_rotate_tenant_cut_short_after_the_new_key_has_asked_for_a_pass(
+    keys: Run, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await sealed(dsn, ONE)
+    replace = PostgresTenantKeys.replace
+
+    async def once(*arguments: Any, **named: Any) -> bool:
+        await replace(*arguments, **named)
+        raise StoreError("cut short")
+
+    monkeypatch.setattr(PostgresTenantKeys, "replace", once)
+    assert "cut short" in (await keys("rotate-tenant", "--tenant", "acme")).refusal()
+    assert (2, ID_1, False) in rows(dsn, KEYS)
+    assert len(rows(dsn, "SELECT FROM reseal_passes WHERE wanted_at IS NOT NULL")) == 1
 
 
 async def test_keys_seal_domain_is_switched_on_once_and_audited(keys: Run, dsn: str) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from storage.postgres.plain_bytes import TEXT_MARK
+from storage.postgres.plain_bytes import TEXT_MARK_SQL
 from storage.stores.keys.sealed_columns import SealedColumn, SealedTable
 
 _JSON_MARK: Final = "'\"'"
-_TEXT_MARK: Final = f"E'\\x{ord(TEXT_MARK):02x}'"
 #: Base64 of the head of a sealed value, and of the byte behind it.
 _HEAD_CHARS: Final = 8
 _HEAD_BYTES: Final = 5
@@ -128,7 +127,7 @@ def _due(table: SealedTable, column: SealedColumn) -> str:
         "answer": f"{covered} AND octet_length(request_sha256) = 32"
         " AND created_at < to_timestamp(%(followed)s::float8)",
     }.get(column.form, covered)
-    mark = _TEXT_MARK if column.form == "text" else _JSON_MARK
+    mark = TEXT_MARK_SQL if column.form == "text" else _JSON_MARK
     return f"({column.name} IS NOT NULL AND {_judged(text, mark, covered, plain)})"
 
 

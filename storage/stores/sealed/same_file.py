@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from storage.postgres.plain_bytes import TEXT_MARK
+from storage.postgres.plain_bytes import TEXT_MARK_SQL
 from storage.stores.sealed.sealing import FILE_NAME, FILE_SHA256, Sealing
-
-_MARK: Final = f"E'\\x{ord(TEXT_MARK):02x}'"
 
 
 def may_be_same(one: str, other: str) -> str:
@@ -21,7 +17,7 @@ def may_be_same(one: str, other: str) -> str:
     """
     return (
         f"({one}.sha256 = {other}.sha256 AND {one}.file_name = {other}.file_name"
-        f" OR left({one}.sha256, 1) = {_MARK} OR left({other}.sha256, 1) = {_MARK})"
+        f" OR left({one}.sha256, 1) = {TEXT_MARK_SQL} OR left({other}.sha256, 1) = {TEXT_MARK_SQL})"
     )
 
 

@@ -45,8 +45,7 @@ _BEGIN: Final = (
     " ON CONFLICT (tenant_id) DO UPDATE SET began_at = now(), place = NULL, position = NULL, resealed = 0"
 )
 _STATE: Final = (
-    "SELECT p.place, p.position::text, extract(epoch FROM p.began_at)::float8, (SELECT max(since) FROM"
-    f" sealed_domains) IS NOT NULL, extract(epoch FROM (SELECT max(since) FROM sealed_domains))::float8"
+    "SELECT p.place, p.position::text, extract(epoch FROM (SELECT max(since) FROM sealed_domains))::float8"
     f" + {_FOLLOWED_S} FROM reseal_passes AS p WHERE p.tenant_id = %(tenant)s::int"
 )
 _END: Final = (
@@ -120,7 +119,7 @@ class PostgresReseal:
         state = await self._database.query(_STATE, {"tenant": tenant_id}, [tenant_id])
         if not state:
             return None  # the tenant was removed
-        place, position, _, _, followed_s = state[0]
+        place, position, followed_s = state[0]
         await self._sealing.load_keys(tenant_id)
         where = _where(place, position)
         for table in range(where.table, len(_STATEMENTS)):

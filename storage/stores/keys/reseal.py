@@ -163,8 +163,7 @@ class PostgresReseal:
     async def _write(self, tenant_id: int, where: _Where, rows: list[Row]) -> tuple[int, int]:
         """Write the rows that are to be changed, and the position; return values done and rows missed."""
         table, statements = _STATEMENTS[where.table]
-        keys = len(table.key)
-        last = list(rows[-1][2 : 2 + keys])
+        last = list(rows[-1][2 : 2 + len(table.key)])
         due = [row for row in rows if any(_flags(table, row))]
         changed = await self._sealing.opened(due, lambda row: _changed(self._sealing, table, tenant_id, row))
         values = sum(sum(_flags(table, row)) for row in due)
@@ -177,12 +176,9 @@ class PostgresReseal:
         if not due:
             await self._database.execute(MOVE, moved, _SETTINGS, [tenant_id])
             return 0, 0
-        names = [*(f"k{at}" for at in range(keys)), "x"]
-        names += [f"c{at}" for at in range(len(table.columns))]
-        names += [f"m{at}" for at in range(len(table.more))]
         arrays = {
             name: text_array_or_null(column)
-            for name, column in zip(names, zip(*changed, strict=True), strict=True)
+            for name, column in zip(statements.changed, zip(*changed, strict=True), strict=True)
         }
         # One round trip: the tenant is locked for no longer than the database takes.
         ((written,),) = await self._database.execute(

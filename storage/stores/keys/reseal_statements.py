@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from storage.postgres.plain_bytes import TEXT_MARK_SQL
@@ -33,17 +34,32 @@ MOVE: Final = (
 
 
 class Statements(NamedTuple):
-    """The statements of one table. ``page`` begins after the key that its values ``a0``, ``a1`` … have."""
+    """The statements of one table. ``page`` begins after the key that its values ``a0``, ``a1`` … have.
+
+    ``changed`` are the names of the arrays of ``update``: the key, xmin, values and further columns.
+    """
 
     first_page: str
     page: str
     update: str
+    changed: tuple[str, ...]
 
 
 def statements_of(table: SealedTable) -> Statements:
     """Return the statements of a table."""
     after = ", ".join(f"%(a{at})s::{column.kind}" for at, column in enumerate(table.key))
-    return Statements(_page(table, ""), _page(table, f" AND ({_names(table)}) > ({after})"), _update(table))
+    changed = (
+        *(f"k{at}" for at in range(len(table.key))),
+        "x",
+        *(f"c{at}" for at in range(len(table.columns))),
+        *(f"m{at}" for at in range(len(table.more))),
+    )
+    return Statements(
+        _page(table, ""),
+        _page(table, f" AND ({_names(table)}) > ({after})"),
+        _update(table, changed),
+        changed,
+    )
 
 
 def _page(table: SealedTable, after: str) -> str:
@@ -79,14 +95,11 @@ def _page(table: SealedTable, after: str) -> str:
     )
 
 
-def _update(table: SealedTable) -> str:
+def _update(table: SealedTable, names: Sequence[str]) -> str:
     """Return the change of rows that nobody else changed since they were read, and of the position.
 
     The position moves only if all of them were changed. It returns how many were.
     """
-    keys = [f"k{at}" for at in range(len(table.key))]
-    names = [*keys, "x", *(f"c{at}" for at in range(len(table.columns)))]
-    names += [f"m{at}" for at in range(len(table.more))]
     changes = [
         f"{column.name} = w.c{at}{'' if column.form == 'text' else '::json'}"
         for at, column in enumerate(table.columns)

@@ -15,6 +15,7 @@ from storage.postgres.roles.hidden import hidden, hidden_error
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.server_processes import GONE_S, SEALING
 from storage.stores.audit import by_account
+from storage.stores.keys.wrapped import USE_MASTER
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
 #: Tenants whose keys are wrapped anew in one transaction.
@@ -44,10 +45,6 @@ _REWRAP: Final = (
     "UPDATE tenant_keys AS k SET wrapped = decode(w.k, 'hex'), master_key_id = %(master)s"
     " FROM unnest(%(tenants)s::int[], %(numbers)s::int[], %(before)s::text[], %(wrapped)s::text[])"
     " AS w(t, n, b, k) WHERE k.tenant_id = w.t AND k.key_number = w.n AND k.master_key_id = w.b RETURNING 1"
-)
-_USE_MASTER: Final = (
-    "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
-    " DO UPDATE SET retired_at = NULL"
 )
 _TENANT_KEYS: Final = "'tenant_keys'::regclass"
 #: A master key that wraps hidden keys of tenants would look as if it wrapped none.
@@ -129,13 +126,13 @@ class PostgresKeyAdmin:
         }
         tenants = {one.tenant_id for one, _ in keys}
         async with self._database.transaction(tenants=tenants) as transaction:
-            await transaction.query(_USE_MASTER, values)
+            await transaction.query(USE_MASTER, values)
             return len(await transaction.query(_REWRAP, values))
 
     async def end_rotation(self, master_key_id: str, keys: int) -> list[str]:
         """Retire master keys that wrap nothing now; return their ids. Raises StoreError."""
         async with self._database.transaction(tenants=EVERYONE) as transaction:
-            await transaction.query(_USE_MASTER, {"master": master_key_id})
+            await transaction.query(USE_MASTER, {"master": master_key_id})
             rows = await transaction.query(_RETIRE, {"master": master_key_id})
             if any(is_hidden for _, is_hidden in rows):
                 raise hidden_error("tenant_keys")

@@ -33,7 +33,8 @@ _RETIRE: Final = (
     "UPDATE tenant_keys SET retired_at = now() WHERE tenant_id = %(tenant)s::int"
     " AND key_number = %(before)s::int AND retired_at IS NULL RETURNING 1"
 )
-_USE_MASTER: Final = (
+#: Written only where it changes something: every new key of a tenant asks for it.
+USE_MASTER: Final = (
     "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
     " DO UPDATE SET retired_at = NULL WHERE m.retired_at IS NOT NULL"
 )
@@ -100,7 +101,7 @@ async def _replaced(transaction: Transaction, tenant_id: int, before: int | None
     }
     if before is not None and not await transaction.query(_RETIRE, values):
         return False
-    await transaction.query(_USE_MASTER, values)
+    await transaction.query(USE_MASTER, values)
     if not await transaction.query(_ADD, values):
         return False
     if before is not None:

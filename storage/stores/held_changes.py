@@ -50,14 +50,7 @@ def encode_changes(
         [
             StoredChange(
                 *(one.op, one.base, one.at_us, one.sent_at_us),
-                msgspec.Raw(
-                    (
-                        sealing.seal(CONFLICT_CHANGE, *conflict, place, one.data)
-                        if sealing.covers(conflict[1])
-                        else one.data
-                    )
-                    or _NULL
-                ),
+                msgspec.Raw(sealing.seal(CONFLICT_CHANGE, *conflict, place, one.data) or _NULL),
             )
             for place, one in enumerate(changes)
         ]

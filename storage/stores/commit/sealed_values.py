@@ -63,8 +63,6 @@ def event_data(events: list[Event], sealing: Sealing) -> list[bytes | None]:
 def side(name: str, conflict: Conflict, sealing: Sealing) -> bytes | None:
     """Return the ``server_data`` or the ``client_data`` of a conflict."""
     data: bytes | None = getattr(conflict, name)
-    if not sealing.on:
-        return data
     place = CONFLICT_SERVER if name == "server_data" else CONFLICT_CLIENT
     return sealing.seal(
         place, conflict.tenant_id, conflict.domain, conflict.conflict_id, conflict.server_version, data

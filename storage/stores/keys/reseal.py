@@ -242,16 +242,8 @@ def _value(sealing: Sealing, column: SealedColumn, own: _Own, stored: str) -> st
         changes = decode_changes(_decode_changes(stored), sealing, of_conflict)
         return encode_changes(changes, sealing, of_conflict).decode()
     plain = sealing.open(column.place, tenant_id, domain, value_id, version, stored)
-    return _as_stored(sealing, column, (tenant_id, domain, value_id, version), plain)
-
-
-def _as_stored(
-    sealing: Sealing, column: SealedColumn, own: tuple[int, str, str, int], plain: bytes | None
-) -> str | None:
-    tenant_id, domain, value_id, version = own
-    if plain is not None and sealing.covers(domain):
-        plain = sealing.seal(column.place, tenant_id, domain, value_id, version, plain)
-    return None if plain is None else plain.decode()
+    sealed = sealing.seal(column.place, tenant_id, domain, value_id, version, plain)
+    return None if sealed is None else sealed.decode()
 
 
 def _answer(

@@ -120,7 +120,7 @@ class Sealing:
     def seal(
         self, place: str, tenant_id: int, domain: str, value_id: str, version: int, plain: bytes | None
     ) -> bytes | None:
-        """Return a value of a domain as a json column has it: itself, or sealed. Only while ``on``.
+        """Return a value of a domain as a json column has it: itself, or sealed.
 
         Args:
             place: One of the constants above.
@@ -133,12 +133,12 @@ class Sealing:
         Raises:
             StoreRetryError: The keys are not in memory: ``load_missing``, then write again.
         """
-        if plain is None or domain in self._unsealed:
+        if plain is None or not self.on or domain in self._unsealed:
             return plain
         return _encode(self._keys_to_write(tenant_id).seal(place, domain, value_id, version, plain))
 
     def seal_all(self, place: str, values: Sequence[_Value]) -> list[bytes | None]:
-        """Seal the values of a column as ``seal`` does. Raises StoreRetryError, as ``seal``."""
+        """Seal the values of a column as ``seal`` does, while ``on``. Raises StoreRetryError, as ``seal``."""
         unsealed = self._unsealed
         nonces = os.urandom(NONCE_BYTES * len(values))  # one call of the system for all
         sealers: dict[tuple[int, str], Callable[[str, int, bytes, bytes], bytes]] = {}

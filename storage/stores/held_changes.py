@@ -33,13 +33,22 @@ def decode_changes(
     """
     found: list[HeldChange] = []
     for place, one in enumerate(stored):
-        data: bytes | None = bytes(one.data)
-        if data == _NULL:
-            data = None
-        elif data is not None and data[:1] == b'"':
-            data = sealing.open(CONFLICT_CHANGE, *conflict, place, data.decode())
+        data = open_raw(sealing, CONFLICT_CHANGE, conflict, place, one.data)
         found.append(HeldChange(one.op, one.base, one.at_us, one.sent_at_us, data))
     return tuple(found)
+
+
+def open_raw(
+    sealing: Sealing, place: str, conflict: tuple[int, str, str], version: int, raw: msgspec.Raw
+) -> bytes | None:
+    """Return data of a conflict that its JSON has, sealed or not; None for ``null``.
+
+    Raises as ``Sealing.open``.
+    """
+    stored = bytes(raw)
+    if stored[:1] == b'"':
+        return sealing.open(place, *conflict, version, stored.decode())
+    return None if stored == _NULL else stored
 
 
 def encode_changes(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from engine.model.rows import Conflict
-from storage.stores.held_changes import StoredChange, decode_changes
+from storage.stores.held_changes import StoredChange, decode_changes, open_raw
 from storage.stores.sealed.sealing import CONFLICT_CLIENT, CONFLICT_DECISION, CONFLICT_SERVER, Sealing
-
-_NULL: Final = b"null"
 
 
 class StoredConflict(msgspec.Struct):
@@ -42,17 +38,10 @@ class StoredConflict(msgspec.Struct):
 
     def conflict(self, sealing: Sealing) -> Conflict:
         """Return the engine's form of it. Raises as ``Sealing.open``."""
-
-        def opened(place: str, raw: msgspec.Raw) -> bytes | None:
-            plain = bytes(raw)
-            if plain[:1] == b'"':
-                return sealing.open(place, *own, self.server_version, plain.decode())
-            return None if plain == _NULL else plain
-
         own = self.tenant_id, self.domain, self.conflict_id
         fields = msgspec.structs.asdict(self)
-        fields["server_data"] = opened(CONFLICT_SERVER, self.server_data)
-        fields["client_data"] = opened(CONFLICT_CLIENT, self.client_data)
+        fields["server_data"] = open_raw(sealing, CONFLICT_SERVER, own, self.server_version, self.server_data)
+        fields["client_data"] = open_raw(sealing, CONFLICT_CLIENT, own, self.server_version, self.client_data)
         fields["settled_sha256"] = sealing.open_text(
             CONFLICT_DECISION, *own, self.server_version, self.settled_sha256
         )

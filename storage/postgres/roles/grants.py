@@ -143,10 +143,11 @@ def grant_roles(
         if not has_tables:
             return made
         _refuse_missing(cursor, others)
+        tables = _tables(cursor)
         statements = [
             *_reaching(cursor, others, database, schema),
-            *_rights(cursor, serving, jobs, others),
-            *_policies(cursor, None if jobs == owner else jobs, in_use=in_use),
+            *_rights(tables, serving, jobs, others),
+            *_policies(tables, None if jobs == owner else jobs, in_use=in_use),
         ]
         for statement in statements:
             cursor.execute(statement)
@@ -159,10 +160,9 @@ def _tables(cursor: Cursor) -> list[_Table]:
 
 
 def _make(cursor: Cursor, roles: Collection[str], dsns: Collection[str], database: str, schema: str) -> int:
-    cursor.execute("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s)", (list(roles),))
-    missing = set(roles) - {name for (name,) in cursor.fetchall()}
+    missing = _missing(cursor, roles)
     passwords = {role_of(dsn): parse_dsn(dsn).get("password") for dsn in dsns}
-    for role in sorted(missing):
+    for role in missing:
         cursor.execute(
             sql.SQL(_MAKE).format(role=sql.Identifier(role), password=sql.Literal(passwords[role]))
         )
@@ -187,9 +187,14 @@ def _make(cursor: Cursor, roles: Collection[str], dsns: Collection[str], databas
     return len(missing)
 
 
-def _refuse_missing(cursor: Cursor, roles: Collection[str]) -> None:
+def _missing(cursor: Cursor, roles: Collection[str]) -> list[str]:
+    """Return the roles that do not exist, sorted."""
     cursor.execute("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s)", (list(roles),))
-    missing = sorted(set(roles) - {name for (name,) in cursor.fetchall()})
+    return sorted(set(roles) - {name for (name,) in cursor.fetchall()})
+
+
+def _refuse_missing(cursor: Cursor, roles: Collection[str]) -> None:
+    missing = _missing(cursor, roles)
     if missing:
         raise RefusedError(
             f"PostgreSQL has no role {missing[0]}, which postgres.dsn or postgres.jobs_dsn names: as a"
@@ -212,9 +217,11 @@ def _reaching(cursor: Cursor, roles: Collection[str], database: str, schema: str
             yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**names)
 
 
-def _rights(cursor: Cursor, serving: str, jobs: str, roles: Collection[str]) -> Iterator[sql.Composable]:
+def _rights(
+    tables: Collection[_Table], serving: str, jobs: str, roles: Collection[str]
+) -> Iterator[sql.Composable]:
     """Yield the grants on tables that are missing, and take back those that are too many."""
-    for table in _tables(cursor):
+    for table in tables:
         for role in sorted(roles):
             granted = {
                 one.removeprefix(f"{role} ") for one in table.granted if one.rpartition(" ")[0] == role
@@ -239,12 +246,12 @@ def _wanted(table: _Table, *, is_jobs: bool) -> frozenset[str]:
     return frozenset() if table.is_partition else _WRITE
 
 
-def _policies(cursor: Cursor, jobs: str | None, *, in_use: bool) -> Iterator[sql.Composable]:
+def _policies(tables: Collection[_Table], jobs: str | None, *, in_use: bool) -> Iterator[sql.Composable]:
     """Yield what gives the policy of jobs to a role or to none, and unless in use takes it from others.
 
     Without it a running server would find all tables empty, and accept revoked devices.
     """
-    for table in _tables(cursor):
+    for table in tables:
         name = sql.Identifier(table.name)
         if "jobs" in table.policies:
             roles = {*(table.jobs if in_use else ()), *(() if jobs is None else (jobs,))}

@@ -173,10 +173,7 @@ async def test_reseal_row_that_changes_between_read_and_write_keeps_the_change(
     def once(*arguments: Any) -> list[str | None]:
         if not done:
             done.append("changed")
-            execute(
-                world.dsn,
-                "UPDATE records SET version = 3, seq = 9, data = '{\"name\":\"newer\"}' WHERE id = 'r1'",
-            )
+            execute(world.dsn, _NEWER)
         return changed(*arguments)
 
     monkeypatch.setattr(reseal, "_changed", once)

@@ -7,12 +7,13 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from compose.alerts import Alerts, receivers
 from compose.command_commit import OnFeedsAdvanced, command_committer
 from compose.jobs import job_bodies, schedules
 from compose.monitoring import health_job
-from compose.sealing.stores import open_sealing
+from compose.sealing.stores import FollowedSealing, open_sealing
 from compose.server import SystemClock
 from compose.uploads import cleanup_job, open_blobs
 from engine.cache.minutes import Minutes
@@ -30,6 +31,14 @@ from storage.stores.jobs.runs import PostgresJobs
 from storage.stores.monitoring.minutes import PostgresMinutes
 
 _Watch = Callable[[Counts], None]
+
+
+class _Opened(NamedTuple):
+    """What jobs share: their database, what seals, and the clean-up of uploads."""
+
+    database: Database
+    sealing: FollowedSealing
+    uploads: CleanupJob
 
 
 class JobAdmin:
@@ -68,15 +77,15 @@ class JobAdmin:
 
     async def run(self, job: str, watch: _Watch) -> Counts:
         """Run a job now."""
-        async with self._uploads() as uploads:
-            return await self._run(job, uploads, watch)
+        async with self._open() as opened:
+            return await self._run(job, opened, watch)
 
     async def clean_up(self, watch: _Watch) -> CleanedUp:
         """Run both clean-ups now."""
-        async with self._uploads() as (database, uploads):
-            rows = await self._run("uploads", (database, uploads), watch)
-            others = await self._run("cleanup", (database, uploads), watch)
-            abandonment = uploads.abandonment
+        async with self._open() as opened:
+            rows = await self._run("uploads", opened, watch)
+            others = await self._run("cleanup", opened, watch)
+            abandonment = opened.uploads.abandonment
         numbers = {name: int(number) for name, number in {**others, **rows}.items() if number is not None}
         left = int(rows.get("left") or 0) + int(others.get("left") or 0)
         kept = [name for name in CleanedUp.__struct_fields__ if name not in ("left", RATIO, "abandonment")]
@@ -89,13 +98,12 @@ class JobAdmin:
             ],
         )
 
-    async def _run(self, job: str, uploads: tuple[Database, CleanupJob], watch: _Watch) -> Counts:
-        database, cleanup = uploads
+    async def _run(self, job: str, opened: _Opened, watch: _Watch) -> Counts:
+        database, sealing, uploads = opened
         clock = SystemClock()
         alerts = Alerts(receivers(self._settings), database, clock)
         health = health_job(self._settings, database, clock, alerts)
-        sealing = await open_sealing(self._settings, database)
-        body = job_bodies(self._settings, self._at, database, sealing, cleanup, health)[job]
+        body = job_bodies(self._settings, self._at, database, sealing, uploads, health)[job]
         begun = await self._store.begin(job, None)
         if begun is None:
             raise RefusedError(
@@ -109,7 +117,7 @@ class JobAdmin:
             raise StoreError(f"the files cannot be looked at now: {error}") from None
 
     @asynccontextmanager
-    async def _uploads(self) -> AsyncIterator[tuple[Database, CleanupJob]]:
+    async def _open(self) -> AsyncIterator[_Opened]:
         """Open the database of the jobs, and the clean-up of uploads, with what it commits to."""
         settings = self._settings
         database, writes = Database(self._at.jobs, 1), Database(self._at.dsn, 1)
@@ -121,7 +129,7 @@ class JobAdmin:
         minutes = Minutes(PostgresMinutes(database), SystemClock(), lambda: uuid.uuid4().hex)
         committing = asyncio.create_task(committer.run())
         try:
-            yield database, cleanup_job(settings, database, blobs, committer, minutes)
+            yield _Opened(database, sealing, cleanup_job(settings, database, blobs, committer, minutes))
         finally:
             await minutes.drain()
             committing.cancel()

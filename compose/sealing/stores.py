@@ -53,14 +53,10 @@ class TenantsWithKeys(PostgresTenants):
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(database)
         self._settings = settings
-        self._keys_in = database
 
     async def add(self, name: str) -> None:
         """Create a tenant, its counter and its key. Raises RefusedError without a master key."""
-        sealing = FollowedSealing(
-            self._settings, self._keys_in, MasterKeySource(self._settings), COMMAND_SEALS
-        )
-        await sealing.refresh()
+        sealing = await open_sealing(self._settings, self._database)
         if sealing.on:
             try:
                 await anyio.to_thread.run_sync(master_keys, self._settings)

@@ -24,7 +24,7 @@ from engine.operate.key_admin import Watch
 from engine.operate.ports import RefusedError
 from engine.operate.rows import KeyStatus, MasterRotation
 from engine.runtime.settings import Settings
-from engine.seal.master_keys import MasterKeyError, MasterKeys, missing_sentence
+from engine.seal.master_keys import NONCE_BYTES, MasterKeyError, MasterKeys, missing_sentence
 from storage.postgres.pool import Database
 from storage.stores.keys.admin import PostgresKeyAdmin, TenantKey
 from storage.stores.keys.wrapped import PostgresTenantKeys
@@ -32,7 +32,6 @@ from storage.stores.keys.wrapped import PostgresTenantKeys
 #: Servers read the file of master keys again every ten seconds.
 _READ_AGAIN_S: Final = 25.0
 _LOOK_S: Final = 0.5
-_NONCE_BYTES: Final = 12
 
 
 class KeyAdmin:
@@ -154,7 +153,7 @@ def _unwritable(made: Path, error: OSError) -> RefusedError:
 
 def _rewrapped(masters: MasterKeys, one: TenantKey) -> bytes:
     data_key = masters.unwrap(one.tenant_uuid, one.key)
-    return masters.wrap(one.tenant_uuid, one.key.number, data_key, os.urandom(_NONCE_BYTES)).wrapped
+    return masters.wrap(one.tenant_uuid, one.key.number, data_key, os.urandom(NONCE_BYTES)).wrapped
 
 
 async def _until_empty(

@@ -11,7 +11,7 @@ import structlog
 
 from engine.cache.ports import KeyStore, StoredKeys
 from engine.runtime.ports import StoreError, StoreUnavailableError
-from engine.seal.master_keys import MasterKeyError, MasterKeys, WrappedKey
+from engine.seal.master_keys import NONCE_BYTES, MasterKeyError, MasterKeys, WrappedKey
 from engine.seal.ports import KeysMissingError
 from engine.seal.sealer import KEY_BYTES, TenantKeys
 
@@ -22,7 +22,6 @@ SERVER_SEALS: Final = 1 << 18
 COMMAND_SEALS: Final = 1 << 14
 #: The part of a block that is left when the next one is taken: more than a batch seals between two looks.
 _LEFT_PART: Final = 4
-_NONCE_BYTES: Final = 12
 #: Times that other processes may be faster in making or rotating a key.
 _TRIES: Final = 5
 #: Tenants read by one statement, so that neither the statement nor its answer takes long.
@@ -53,11 +52,7 @@ class MasterKeySource(Protocol):
 
 
 class _Ring(msgspec.Struct):
-    """The keys of one tenant.
-
-    ``retired`` are the numbers of keys that only open. ``granted`` seals may be used, of which ``keys.seals``
-    are.
-    """
+    """The keys of one tenant. ``granted`` seals may be used, of which ``keys.seals`` are."""
 
     stored: StoredKeys
     keys: TenantKeys
@@ -164,7 +159,7 @@ class TenantKeyRing:
                 if stored is None:
                     self._rings.pop(tenant_id, None)
                     continue
-                if not any(not key.retired for key in stored.keys):
+                if all(key.retired for key in stored.keys):
                     stored = await self._first(stored)
                 if stored is None:
                     continue
@@ -224,7 +219,7 @@ class TenantKeyRing:
         masters = await self._given()
         number = max((key.number for key in stored.keys), default=0) + 1
         before = _active(stored).number if stored.keys else None
-        data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(_NONCE_BYTES)
+        data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(NONCE_BYTES)
         wrapped = masters.wrap(stored.tenant_uuid, number, data_key, nonce)
         stored_now = await self._store.replace(stored.tenant_id, before, wrapped, reseal=reseal)
         return number if stored_now else None

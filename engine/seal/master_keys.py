@@ -16,7 +16,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES: Final = 32
-_NONCE_BYTES: Final = 12
+#: The nonce of a wrapped key.
+NONCE_BYTES: Final = 12
 _NAME: Final = b"tidemark master key\0"
 _PURPOSE: Final = b"tidemark tenant key\0"
 
@@ -77,7 +78,7 @@ class MasterKeys:
             tenant_uuid: The tenant, as 16 bytes.
             number: The number of the data key.
             data_key: The key.
-            nonce: 12 random bytes, which must be new for each call.
+            nonce: ``NONCE_BYTES`` random bytes, which must be new for each call.
         """
         master_key_id = self.active
         sealed = self._ciphers[master_key_id].encrypt(nonce, data_key, _associated(tenant_uuid, number))
@@ -92,7 +93,7 @@ class MasterKeys:
         cipher = self._ciphers.get(key.master_key_id)
         if cipher is None:
             raise MasterKeyError(missing_sentence([key.master_key_id], self.ids))
-        nonce, sealed = key.wrapped[:_NONCE_BYTES], key.wrapped[_NONCE_BYTES:]
+        nonce, sealed = key.wrapped[:NONCE_BYTES], key.wrapped[NONCE_BYTES:]
         try:
             return cipher.decrypt(nonce, sealed, _associated(tenant_uuid, key.number))
         except (InvalidTag, ValueError):

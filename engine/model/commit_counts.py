@@ -43,10 +43,6 @@ class CommitCounts(msgspec.Struct, array_like=True):
     saved_bytes: int = 0
     items: dict[str, list[int]] = {}
 
-    def add_items(self, domain: str, status: str, count: int) -> None:
-        """Count items of a domain."""
-        self.items_of(domain)[PLACES[status]] += count
-
     def items_of(self, domain: str) -> list[int]:
         """Return the counts of a domain, to count in."""
         counts = self.items.get(domain)

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.model.commit_counts import CommitCounts
+from engine.model.commit_counts import PLACES, CommitCounts
 from engine.model.minutes import NO_TENANT, Minute
 from engine.operate.aggregation import HoursDue, LateHour, Snapshot, parts, snapshot
 
@@ -94,7 +94,7 @@ def test_snapshot_figures_of_commits_are_not_those_of_minutes() -> None:
         ("task", "resolved", 4),
         ("ticket", "conflict", 6),
     ):
-        commits.add_items(domain, status, count)
+        commits.items_of(domain)[PLACES[status]] += count
     hour = Minute(syncs=20, failed=3, refused=7, items=40, conflicts=6, bytes_in=9000, replayed=2)
     found = snapshot(hour, commits)
     assert (found.sync_requests, found.succeeded, found.replayed) == (42, 30, 2)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engine.model.commit_counts import CommitCounts, decode_counts
+from engine.model.commit_counts import PLACES, CommitCounts, decode_counts
 from engine.model.rows import ReadSet, Record, WriteSet
 from engine.operate.aggregation import LateHour
 from engine.runtime.ports import StorePoisonError
@@ -35,7 +35,7 @@ class World:
         transaction = await self.stores[process].begin(ReadSet(sorted(tenants), [], [], [], [], []))
         counts = {tenant: CommitCounts(syncs=syncs, sent_bytes=10) for tenant in tenants}
         for one in counts.values():
-            one.add_items("task", "applied", syncs)
+            one.items_of("task")[PLACES["applied"]] += syncs
         seqs = {tenant: seq + 1 for tenant, seq in transaction.snapshot.seqs.items()}
         writes = WriteSet(seqs, [] if record is None else [record], [], [], [], [], counts=counts)
         await transaction.commit(writes)

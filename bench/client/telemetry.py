@@ -8,8 +8,9 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 
+from engine.model.commit_counts import HOUR_US
 from engine.model.minutes import DURATION_BOUNDS_US
-from engine.model.telemetry import HOUR_US, MAX_AGE_US
+from engine.model.telemetry import MAX_AGE_US
 from engine.wire.timestamps import to_text
 
 Execute = Callable[..., sqlite3.Cursor]

@@ -75,6 +75,12 @@ def sums_by_status(many: Iterable[CommitCounts]) -> Mapping[str, int]:
     return dict(zip(STATUSES, map(sum, zip(*rows, strict=True)), strict=True)) if rows else {}
 
 
+def whole_periods(since_us: int, until_us: int, by: Unit) -> tuple[int, int]:
+    """Return the span of the hours or days, in UTC, that a span touches."""
+    unit_us = UNITS_US[by]
+    return since_us // unit_us * unit_us, -(-until_us // unit_us) * unit_us
+
+
 _decode: Final = msgspec.json.Decoder(CommitCounts).decode
 _encode: Final = msgspec.json.encode
 

@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from engine.model.commit_counts import HOUR_US
 from engine.model.minutes import DURATION_BOUNDS_US
 from engine.wire.codec import Codec, sentence
 from engine.wire.errors import SyncError
 from engine.wire.messages import Telemetry
 from engine.wire.timestamps import to_us
 
-HOUR_US: Final = 3_600_000_000
 MAX_COUNTERS: Final = 50
 MAX_HISTOGRAMS: Final = 10
 #: Of ``counters`` and ``histograms`` as they are sent. Ten histograms of 60 buckets take 5 KB.

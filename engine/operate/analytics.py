@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from engine.model.commit_counts import OTHER_DOMAIN, UNITS_US, Unit
+from engine.model.commit_counts import OTHER_DOMAIN, UNITS_US, Unit, whole_periods
 from engine.model.minutes import Durations
 from engine.operate.aggregation import Snapshot
 from engine.wire.timestamps import to_text
@@ -115,7 +115,7 @@ async def analytics(store: AnalyticsReads, tenant: str, since_us: int, until_us:
         StoreError: The database is away.
     """
     unit_us = UNITS_US[by]
-    since_us, until_us = since_us // unit_us * unit_us, -(-until_us // unit_us) * unit_us
+    since_us, until_us = whole_periods(since_us, until_us, by)
     periods: dict[int, list[HourFigures]] = {}
     hours = await store.hours(tenant, since_us, until_us)
     for hour in hours:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from engine.model.commit_counts import UNITS_US, Unit
+from engine.model.commit_counts import Unit, whole_periods
 from engine.model.minutes import Durations
 from engine.wire.timestamps import to_text
 
@@ -82,8 +82,7 @@ async def telemetry_analytics(
         RefusedError: There is no such tenant.
         StoreError: The database is away.
     """
-    unit_us = UNITS_US[by]
-    since_us, until_us = since_us // unit_us * unit_us, -(-until_us // unit_us) * unit_us
+    since_us, until_us = whole_periods(since_us, until_us, by)
     summed = sorted(await store.telemetry(tenant, since_us, until_us, by), key=_order)
     rows = [_figures(one) for one in summed if one.start_us]
     total = [_figures(one) for one in summed if not one.start_us]

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 
 from engine.cache.ports import TelemetryOutcome
-from engine.model.telemetry import HOUR_US, TelemetryRow
+from engine.model.commit_counts import HOUR_US
+from engine.model.telemetry import TelemetryRow
 from engine.operate.ports import NoTenantError
 from engine.operate.telemetry import telemetry_analytics
 from storage.postgres.pool import Database

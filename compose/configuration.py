@@ -5,18 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from engine.runtime.setting_layers import COMMAND_LINE, DEFAULT, Layer, environment
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import Services
+from storage.postgres.display_names import HIDDEN, dsn_without_secrets, url_without_secrets
 
 DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
 #: The settings of a machine, for every command on it.
 SYSTEM_FILE: Final = Path("/etc/tidemark/config.toml")
 VARIABLE: Final = "TIDEMARK_CONFIG"
+#: Settings whose values are secrets, or may hold one, with the function that returns the part to show.
+SECRETS: Final[Mapping[str, Callable[[str], str]]] = {
+    "auth.secret": lambda _: HIDDEN,
+    "sealing.master_key": lambda _: HIDDEN,
+    "s3.secret_access_key": lambda _: HIDDEN,
+    "alerts.webhook_url": lambda _: HIDDEN,
+    "alerts.webhook_secret": lambda _: HIDDEN,
+    "alerts.slack_webhook_url": lambda _: HIDDEN,
+    "postgres.dsn": dsn_without_secrets,
+    "postgres.owner_dsn": dsn_without_secrets,
+    "postgres.jobs_dsn": dsn_without_secrets,
+    "redis.url": url_without_secrets,
+}
 
 _LET_IN: Final = (
     "let this account read it (root:tidemark, mode 0640), or run this as another one (sudo -u tidemark)"

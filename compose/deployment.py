@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from compose.admin import ConflictAdmin, QuarantineAdmin
 from compose.alerts import AlertingMonitor, named_receivers, receivers, send_tests
 from compose.command_commit import WorkCommitter
-from compose.configuration import bus_url, database_services, layers
+from compose.configuration import SECRETS, bus_url, database_services, layers
 from compose.doctor import examine
 from compose.job_command import JobAdmin
 from compose.monitoring import health_check
@@ -56,7 +56,7 @@ from storage.bus.bus_messages import announce
 from storage.embedded.account import EmbeddedError, account_for, make_data_dir
 from storage.embedded.servers import NAME_IT, Services, embedded, embedded_redis_url
 from storage.postgres.commands import command_database
-from storage.postgres.display_names import HIDDEN, database_name, dsn_without_secrets, url_without_secrets
+from storage.postgres.display_names import database_name
 from storage.postgres.migrate import PostgresSchemaAdmin, status
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.pool import Database
@@ -72,19 +72,6 @@ from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import PostgresUsage
 
 _MADE_SECRET: Final = "auth.secret"  # noqa: S105  # the name of a file
-#: Settings that hold secrets, and the function that returns the part to show.
-_HIDDEN: Final[Mapping[str, Callable[[str], str]]] = {
-    "auth.secret": lambda _: HIDDEN,
-    "sealing.master_key": lambda _: HIDDEN,
-    "s3.secret_access_key": lambda _: HIDDEN,
-    "alerts.webhook_url": lambda _: HIDDEN,
-    "alerts.webhook_secret": lambda _: HIDDEN,
-    "alerts.slack_webhook_url": lambda _: HIDDEN,
-    "postgres.dsn": dsn_without_secrets,
-    "postgres.owner_dsn": dsn_without_secrets,
-    "postgres.jobs_dsn": dsn_without_secrets,
-    "redis.url": url_without_secrets,
-}
 
 _log = structlog.get_logger()
 
@@ -393,6 +380,6 @@ def run_worker() -> None:
 
 
 def _without_secrets(one: InForce) -> InForce:
-    if one.value and one.key in _HIDDEN:
-        return msgspec.structs.replace(one, value=_HIDDEN[one.key](one.value))
+    if one.value and one.key in SECRETS:
+        return msgspec.structs.replace(one, value=SECRETS[one.key](one.value))
     return one

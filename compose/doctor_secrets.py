@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from compose.configuration import SECRETS
 from compose.sealing.master_key import MADE_MASTER_KEY
 from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
@@ -14,19 +15,6 @@ from engine.runtime.settings import Settings
 
 _OTHERS_READ: Final = stat.S_IROTH
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-#: Keys whose values are secrets, or may hold one.
-_SECRET_KEYS: Final = (
-    ("auth", "secret"),
-    ("sealing", "master_key"),
-    ("postgres", "dsn"),
-    ("postgres", "owner_dsn"),
-    ("postgres", "jobs_dsn"),
-    ("redis", "url"),
-    ("s3", "secret_access_key"),
-    ("alerts", "webhook_url"),
-    ("alerts", "webhook_secret"),
-    ("alerts", "slack_webhook_url"),
-)
 
 
 def secret_findings(settings: Settings, file: Layer | None) -> Iterator[CheckResult]:
@@ -70,10 +58,15 @@ def _files(settings: Settings, file: Layer | None) -> Iterator[Path]:
     yield from map(Path, filter(None, named))
     if _is_private(settings.auth.key_file):
         yield Path(settings.auth.key_file)
-    if file is not None and any(file.values.get(section, {}).get(key) for section, key in _SECRET_KEYS):
+    if file is not None and any(_is_set(file, key) for key in SECRETS):
         yield Path(file.source)
     yield Path(settings.data.dir) / "auth.secret"
     yield Path(settings.data.dir) / MADE_MASTER_KEY
+
+
+def _is_set(file: Layer, key: str) -> bool:
+    section, name = key.split(".")
+    return bool(file.values.get(section, {}).get(name))
 
 
 def _is_private(key_file: str) -> bool:

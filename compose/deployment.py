@@ -95,7 +95,7 @@ class Deployment:
         others = (DEFAULT, ENVIRONMENT, COMMAND_LINE)
         self._file = next((layer for layer in sources if layer.source not in others), None)
         self._data_dir = Path(chosen.data.dir)
-        self._embedded = not (chosen.postgres.dsn or chosen.postgres.dsn_file)
+        self._embedded = chosen.postgres.is_embedded
         self._opened_dsn = ""
         self._advanced_tenants: set[int] = set()
 

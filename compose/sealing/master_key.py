@@ -133,7 +133,7 @@ def master_keys(settings: Settings) -> MasterKeys:
 
 def made_master_key(settings: Settings) -> Path | None:
     """Return the file of the embedded default; None if the database or the master key is the operator's."""
-    if settings.postgres.dsn or settings.postgres.dsn_file or is_set(settings.sealing):
+    if is_set(settings.sealing) or not settings.postgres.is_embedded:
         return None
     return Path(settings.data.dir).resolve() / MADE_MASTER_KEY
 

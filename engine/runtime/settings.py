@@ -117,6 +117,11 @@ class Postgres(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Show no password, wherever this ends up being printed."""
         return "Postgres(…)"
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether no database is named."""
+        return not (self.dsn or self.dsn_file)
+
 
 class Redis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The bus between processes: ``url``, or the one in ``url_file``; with both empty the embedded one."""

@@ -15,7 +15,7 @@ from engine.cache.devices import DeviceCache
 from engine.cache.tenants import TenantCache
 from engine.cluster.job_scheduler import JobScheduler
 from engine.cluster.jobs import JOBS, JobBody, JobKind, JobRun, in_sequence, in_thread
-from engine.operate.aggregation import Aggregation
+from engine.operate.figures.aggregation import Aggregation
 from engine.operate.health_job import HealthJob
 from engine.operate.reseal import Reseal
 from engine.operate.retention import KeptFor, Retention

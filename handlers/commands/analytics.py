@@ -16,10 +16,10 @@ import click
 import msgspec
 
 from engine.model.commit_counts import UNITS_US, Unit
-from engine.operate.analytics import Analytics, Figures
-from engine.operate.analytics import analytics as read_analytics
-from engine.operate.telemetry import TelemetryAnalytics, TelemetryFigures, telemetry_analytics
-from engine.operate.voice import VoiceAnalytics, VoiceFigures, voice_analytics
+from engine.operate.figures.analytics import Analytics, Figures
+from engine.operate.figures.analytics import analytics as read_analytics
+from engine.operate.figures.telemetry import TelemetryAnalytics, TelemetryFigures, telemetry_analytics
+from engine.operate.figures.voice import VoiceAnalytics, VoiceFigures, voice_analytics
 from engine.wire.timestamps import to_us
 from handlers.commands.deployment import Deployment, DeploymentError, as_json, opened, with_deployment
 from handlers.commands.terminal.progress import progress

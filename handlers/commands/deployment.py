@@ -13,8 +13,10 @@ from typing import Any, Protocol, TypeVar
 import click
 import msgspec
 
-from engine.operate.analytics import AnalyticsReads
 from engine.operate.export import ExportStore
+from engine.operate.figures.analytics import AnalyticsReads
+from engine.operate.figures.telemetry import TelemetryReads
+from engine.operate.figures.voice import VoiceReads
 from engine.operate.key_admin import KeyAdmin
 from engine.operate.ports import (
     AlertingMonitor,
@@ -32,8 +34,6 @@ from engine.operate.ports import (
     UsageAdmin,
 )
 from engine.operate.rows import AlertTargets, AlertTest, CheckResult
-from engine.operate.telemetry import TelemetryReads
-from engine.operate.voice import VoiceReads
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError

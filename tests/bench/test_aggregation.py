@@ -6,7 +6,7 @@ import asyncio
 
 from bench.harness.stage import add_tenants
 from bench.tools.aggregation import fill
-from engine.operate.aggregation import Aggregation
+from engine.operate.figures.aggregation import Aggregation
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.sealing import Sealing

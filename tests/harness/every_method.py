@@ -35,8 +35,8 @@ from engine.model.rows import (
 )
 from engine.model.telemetry import TelemetryRow
 from engine.model.uploads import Upload, UploadRef
+from engine.operate.figures.voice import Result, Verification
 from engine.operate.retention import Position
-from engine.operate.voice import Result, Verification
 from engine.runtime.ports import StoreError
 from engine.seal.master_keys import WrappedKey
 from engine.uploads.ports import Claim, NewUpload, OffsetUpdate, Quota, StoredFile

@@ -23,7 +23,7 @@ import pytest
 from aiohttp import ClientError, ClientSession
 
 from engine.cache.minutes import FLUSH_S
-from engine.operate.analytics import Figures, analytics
+from engine.operate.figures.analytics import Figures, analytics
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.analytics import PostgresAnalytics
 from tests.harness.services import Serving, rows

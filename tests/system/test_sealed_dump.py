@@ -13,7 +13,7 @@ from psycopg2.extensions import parse_dsn
 
 from compose.sealing.stores import open_sealing
 from engine.model.commit_counts import HOUR_US
-from engine.operate.voice import verification
+from engine.operate.figures.voice import verification
 from storage.embedded.account import account_for
 from storage.embedded.binaries import postgres_binaries
 from storage.stores.monitoring.voice import PostgresVoice

@@ -10,8 +10,8 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from engine.model.commit_counts import STATUSES, UNITS_US, Unit
-from engine.operate.analytics import Analytics, Figures
-from engine.operate.voice import VoiceAnalytics
+from engine.operate.figures.analytics import Analytics, Figures
+from engine.operate.figures.voice import VoiceAnalytics
 from engine.wire.timestamps import to_text, to_us
 from handlers.commands.pages.charts import Form, bars, lines
 from handlers.commands.terminal.units import duration, size

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.model.commit_counts import HOUR_US
-from engine.operate.aggregation import CAUGHT_UP_US, HoursDue, LateHour, Snapshot
+from engine.operate.figures.aggregation import CAUGHT_UP_US, HoursDue, LateHour, Snapshot
 from storage.postgres.arrays import int_array, number_array_or_null, text_array
 from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
@@ -100,7 +100,10 @@ _DELETE_DEVICE_HOURS: Final = (
 
 
 class PostgresAggregation:
-    """``engine.operate.aggregation.AggregationStore``. Statements are planned each time: tables grow."""
+    """``engine.operate.figures.aggregation.AggregationStore``.
+
+    Statements are planned each time: tables grow.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database

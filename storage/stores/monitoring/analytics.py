@@ -7,8 +7,8 @@ from typing import Final
 
 from engine.model.commit_counts import Unit
 from engine.model.minutes import Durations
-from engine.operate.aggregation import Snapshot
-from engine.operate.analytics import HourFigures, Uniques
+from engine.operate.figures.aggregation import Snapshot
+from engine.operate.figures.analytics import HourFigures, Uniques
 from storage.postgres.pool import Database
 from storage.stores.monitoring.hours import SYNCED, read_hours
 from storage.stores.monitoring.minutes import SINCE, UNTIL
@@ -42,7 +42,7 @@ _UNIQUES_BY: Final[Mapping[Unit, str]] = {
 
 
 class PostgresAnalytics:
-    """``engine.operate.analytics.AnalyticsReads``."""
+    """``engine.operate.figures.analytics.AnalyticsReads``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

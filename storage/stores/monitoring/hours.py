@@ -7,7 +7,7 @@ from typing import Final
 
 from engine.model.commit_counts import HOUR_US, CommitCounts, decode_counts
 from engine.model.minutes import Minute
-from engine.operate.aggregation import Hour, snapshot
+from engine.operate.figures.aggregation import Hour, snapshot
 from storage.postgres.arrays import int_array
 from storage.postgres.driver import Values
 from storage.stores.monitoring.minutes import MINUTES, SINCE, SUMS, UNTIL, summed_minute

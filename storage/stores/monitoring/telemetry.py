@@ -11,7 +11,7 @@ from engine.cache.ports import TelemetryOutcome
 from engine.model.commit_counts import Unit
 from engine.model.minutes import Durations
 from engine.model.telemetry import MAX_DEVICE_NAMES, MAX_PARTS, MAX_TENANT_NAMES, Identity, TelemetryRow
-from engine.operate.telemetry import Summed
+from engine.operate.figures.telemetry import Summed
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
@@ -145,7 +145,10 @@ _DELETE_NAMES: Final = (
 
 
 class PostgresTelemetry:
-    """``engine.cache.ports.TelemetryStore``, ``engine.operate.telemetry.TelemetryReads``, and deletion."""
+    """Telemetry: ``engine.cache.ports.TelemetryStore``, and deletion.
+
+    It is also ``engine.operate.figures.telemetry.TelemetryReads``.
+    """
 
     def __init__(self, database: Database, today: Callable[[], int] = lambda: 0) -> None:
         """Make a store. One that stores is given ``today``, which returns the number of the present day."""

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engine.model.commit_counts import HOUR_US
-from engine.operate.voice import VOICE, LoggedResult, Result, Verification, VoiceEvent
+from engine.operate.figures.voice import VOICE, LoggedResult, Result, Verification, VoiceEvent
 from storage.postgres.arrays import int_array, text_array, text_array_or_null
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
@@ -77,7 +77,7 @@ class _Stored(NamedTuple):
 
 
 class PostgresVoice:
-    """``engine.operate.voice.VoiceStore`` and ``VoiceReads``."""
+    """``engine.operate.figures.voice.VoiceStore`` and ``VoiceReads``."""
 
     def __init__(self, database: Database, sealing: Sealing) -> None:
         self._database = database

@@ -166,7 +166,7 @@ def spoken(number: int, **data: Any) -> dict[str, Any]:
 async def test_analytics_of_voice_are_of_each_verification_once(
     command: Run, serve: Serve, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.operate.voice._EVENTS", 2)
+    monkeypatch.setattr("engine.operate.figures.voice._EVENTS", 2)
     server = await serve()
     phone, tablet = await server.device("phone"), await server.device("tablet")
     scores = {"confidence_score": 0.75, "quality_score": 0.5, "processing_time_ms": 120}

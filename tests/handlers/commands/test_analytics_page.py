@@ -15,9 +15,9 @@ from playwright.async_api import async_playwright
 
 from engine.model.commit_counts import HOUR_US, CommitCounts
 from engine.model.minutes import Durations, Minute
-from engine.operate.aggregation import snapshot
-from engine.operate.analytics import Analytics, HourFigures, Uniques, analytics
-from engine.operate.voice import LoggedResult, Result, VoiceAnalytics, voice_analytics
+from engine.operate.figures.aggregation import snapshot
+from engine.operate.figures.analytics import Analytics, HourFigures, Uniques, analytics
+from engine.operate.figures.voice import LoggedResult, Result, VoiceAnalytics, voice_analytics
 from handlers.commands.pages.analytics_page import sync_page, voice_page
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Serve, serve

@@ -9,7 +9,7 @@ import pytest
 from engine.cache.ports import MinuteRow
 from engine.cluster.jobs import Begun, JobRun
 from engine.model.minutes import MINUTE_US, NO_TENANT, Minute, TenantMinutes
-from engine.operate.aggregation import Aggregation, LateHour
+from engine.operate.figures.aggregation import Aggregation, LateHour
 from storage.postgres.pool import Database
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.minutes import PostgresMinutes

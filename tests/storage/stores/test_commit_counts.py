@@ -9,7 +9,7 @@ import pytest
 
 from engine.model.commit_counts import PLACES, CommitCounts, decode_counts
 from engine.model.rows import ReadSet, Record, WriteSet
-from engine.operate.aggregation import LateHour
+from engine.operate.figures.aggregation import LateHour
 from engine.runtime.ports import StorePoisonError
 from storage.stores.commit.store import PostgresStore
 from storage.stores.monitoring.aggregation import PostgresAggregation

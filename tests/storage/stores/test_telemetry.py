@@ -11,8 +11,8 @@ import pytest
 from engine.cache.ports import TelemetryOutcome
 from engine.model.commit_counts import HOUR_US
 from engine.model.telemetry import TelemetryRow
+from engine.operate.figures.telemetry import telemetry_analytics
 from engine.operate.ports import NoTenantError
-from engine.operate.telemetry import telemetry_analytics
 from storage.postgres.pool import Database
 from storage.stores.monitoring import telemetry
 from storage.stores.monitoring.telemetry import PostgresTelemetry

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.model.commit_counts import PLACES, CommitCounts
 from engine.model.minutes import NO_TENANT, Minute
-from engine.operate.aggregation import HoursDue, LateHour, Snapshot, parts, snapshot
+from engine.operate.figures.aggregation import HoursDue, LateHour, Snapshot, parts, snapshot
 
 HOUR_US = 3_600_000_000
 NOW_H = 1000

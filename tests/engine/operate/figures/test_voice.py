@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.operate.voice import Result, VoiceEvent, verification, voice_figures
+from engine.operate.figures.voice import Result, VoiceEvent, verification, voice_figures
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -18,7 +18,7 @@ import msgspec
 from engine.cluster.jobs import JobRun
 from engine.model.commit_counts import HOUR_US, STATUSES, UNITS_US, CommitCounts
 from engine.model.minutes import NO_TENANT, Durations, Minute
-from engine.operate.voice import VoiceStore, fill
+from engine.operate.figures.voice import VoiceStore, fill
 from engine.runtime.batching import with_retries
 
 _encode: Final = msgspec.json.encode

@@ -10,7 +10,7 @@ import msgspec
 
 from engine.model.commit_counts import OTHER_DOMAIN, UNITS_US, Unit, whole_periods
 from engine.model.minutes import Durations
-from engine.operate.aggregation import Snapshot
+from engine.operate.figures.aggregation import Snapshot
 from engine.wire.timestamps import to_text
 
 _decode_domains: Final = msgspec.json.Decoder(dict[str, dict[str, int]]).decode

@@ -25,7 +25,7 @@ from handlers.commands.deployment import Deployment, DeploymentError, as_json, o
 from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.commands.terminal.times import Instant, Since
-from handlers.commands.terminal.units import duration, size
+from handlers.commands.terminal.units import duration, period, size
 from handlers.operate.printing import say
 
 #: Without --from, so many periods up to now are shown.
@@ -48,8 +48,6 @@ _HEADING: Final = (
 )
 #: Columns that a narrow terminal leaves out, the first one first.
 _SPARE: Final = ("SAVED", "HELD", "DEVICES", "REFUSED", "AVG", "SENT", "CONFLICTS", "FAILED")
-#: The characters of a period's beginning that are shown.
-_CHARS: Final[dict[Unit, int]] = {"hour": 16, "day": 10}
 _BLOCKS: Final = " ▏▎▍▌▋▊▉█"
 _LEAST_BAR_CHARS: Final = 8
 
@@ -186,11 +184,10 @@ def _show_voice(found: VoiceAnalytics) -> None:
     if found.total is None:
         say(f"{found.tenant} has no voice verifications from {found.since} to {found.until}")
         return
-    chars = _CHARS[found.by]
     table(
         [
             (
-                "all" if one.start is None else one.start[:chars].replace("T", " "),
+                period(one.start, found.by),
                 one.device_id or "",
                 str(one.verifications),
                 f"{one.verified_rate:.1%}",
@@ -209,11 +206,10 @@ def _show_telemetry(found: TelemetryAnalytics) -> None:
     if not found.rows:
         say(f"the devices of {found.tenant} told nothing of their own from {found.since} to {found.until}")
         return
-    chars = _CHARS[found.by]
     table(
         [
             (
-                "all" if one.start is None else one.start[:chars].replace("T", " "),
+                period(one.start, found.by),
                 one.name,
                 str(one.devices),
                 str(one.total),
@@ -236,17 +232,15 @@ def _show(found: Analytics) -> None:
     if not found.periods:
         say(f"{found.tenant} has no syncs from {found.since} to {found.until}")
         return
-    chars = _CHARS[found.by]
     rows: list[tuple[str, ...]] = [
-        ((period.start or "")[:chars].replace("T", " "), *_cells(period)) for period in found.periods
+        (period(one.start, found.by), *_cells(one)) for one in (*found.periods, found.total)
     ]
-    rows.append(("all", *_cells(found.total)))
     heading: tuple[str, ...] = (found.by.upper(), *_HEADING)
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
     room = shutil.get_terminal_size().columns - sum(widths) - 2 * len(widths)
     if room >= _LEAST_BAR_CHARS:
-        most = max(period.sync_requests for period in found.periods)
-        bars = [_bar(period.sync_requests, most, room) for period in found.periods]
+        most = max(one.sync_requests for one in found.periods)
+        bars = [_bar(one.sync_requests, most, room) for one in found.periods]
         rows = [(*row, bar) for row, bar in zip(rows, [*bars, ""], strict=True)]
         heading = (*heading, "")
     table(rows, heading, spare=_SPARE)

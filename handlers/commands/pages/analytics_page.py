@@ -14,7 +14,7 @@ from engine.operate.figures.analytics import Analytics, Figures
 from engine.operate.figures.voice import VoiceAnalytics
 from engine.wire.timestamps import to_text, to_us
 from handlers.commands.pages.charts import Form, bars, lines
-from handlers.commands.terminal.units import duration, size
+from handlers.commands.terminal.units import duration, period, size
 from handlers.operate.printing import plain
 
 _CSS: Final = """
@@ -34,8 +34,6 @@ th:first-child,td:first-child{text-align:left}.summed tr:last-child td{font-weig
 """
 #: The page may load nothing and run nothing, whatever names in it contain.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-#: The characters of a period's beginning that name it.
-_CHARS: Final[dict[Unit, int]] = {"hour": 16, "day": 10}
 
 #: Rows of voice verifications by device that the page has; ``--csv`` has all.
 _DEVICE_ROWS: Final = 1000
@@ -191,7 +189,7 @@ def sync_page(found: Analytics, written: str) -> str:
         "<h2>Figures</h2>",
         _table(
             (found.by, *(column.heading for column in _SYNC_COLUMNS)),
-            ((_name(one.start, found.by), *_cells(one, _SYNC_COLUMNS)) for one in (*found.periods, total)),
+            ((period(one.start, found.by), *_cells(one, _SYNC_COLUMNS)) for one in (*found.periods, total)),
         ),
         "<h2>Items by domain</h2>",
         _table(
@@ -216,13 +214,16 @@ def voice_page(found: VoiceAnalytics, written: str) -> str:
         "<h2>Figures</h2>",
         _table(
             (found.by, *headings),
-            ((_name(one.start, found.by), *_cells(one, _VOICE_COLUMNS)) for one in (*found.periods, total)),
+            ((period(one.start, found.by), *_cells(one, _VOICE_COLUMNS)) for one in (*found.periods, total)),
         ),
         "<h2>By device</h2>",
         f"<p>{left:,} more rows are in <code>--csv</code>.</p>" if left else "",
         _table(
             ("device", found.by, *headings),
-            ((one.device_id or "", _name(one.start, found.by), *_cells(one, _VOICE_COLUMNS)) for one in rows),
+            (
+                (one.device_id or "", period(one.start, found.by), *_cells(one, _VOICE_COLUMNS))
+                for one in rows
+            ),
         ),
     )
     return _page(f"{found.tenant}: voice verifications", [_span(found), f"Written {written}."], parts)
@@ -239,7 +240,7 @@ def _charts(found: Analytics | VoiceAnalytics, periods: Sequence[Any], charts: I
     by_start = {one.start: one for one in periods}
     since_us, until_us = (to_us(datetime.fromisoformat(at)) for at in (found.since, found.until))
     starts = [to_text(start_us) for start_us in periods_of(since_us, until_us, found.by)]
-    labels = [_name(start, found.by) for start in starts]
+    labels = [period(start, found.by) for start in starts]
     drawn = []
     for chart in charts:
         nothing = 0 if chart.draw is bars else None
@@ -252,11 +253,7 @@ def _charts(found: Analytics | VoiceAnalytics, periods: Sequence[Any], charts: I
 
 
 def _span(found: Analytics | VoiceAnalytics) -> str:
-    return f"From {_name(found.since, 'hour')} to {_name(found.until, 'hour')} UTC, by {found.by}."
-
-
-def _name(start: str | None, by: Unit) -> str:
-    return "all" if start is None else start[: _CHARS[by]].replace("T", " ")
+    return f"From {period(found.since, 'hour')} to {period(found.until, 'hour')} UTC, by {found.by}."
 
 
 def _cells(one: object, columns: Iterable[_Column]) -> list[str]:

@@ -1,6 +1,13 @@
-"""Durations and sizes as people read them."""
+"""Durations, sizes and periods as people read them."""
 
 from __future__ import annotations
+
+from typing import Final
+
+from engine.model.commit_counts import Unit
+
+#: The characters of a period's beginning that name it.
+_CHARS: Final[dict[Unit, int]] = {"hour": 16, "day": 10}
 
 
 def duration(duration_ms: float | None) -> str:
@@ -15,3 +22,8 @@ def size(size_bytes: float) -> str:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} TB"
+
+
+def period(start: str | None, by: Unit) -> str:
+    """Return the hour or day that begins at a time; ``all`` for None, which is the sum of all periods."""
+    return "all" if start is None else start[: _CHARS[by]].replace("T", " ")

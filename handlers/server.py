@@ -87,7 +87,7 @@ def _errors(
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every failure with the contract's error body."""
-        headers = dict(FOR_BROWSERS)
+        headers = {}
         try:
             try:
                 return await handler(request)
@@ -122,6 +122,7 @@ def _errors(
         body = error_body(error, request_id if isinstance(request_id, str) else None)
         if isinstance(wait_ms := error.details.get("retry_after_ms"), int):
             headers["Retry-After"] = str(-(-wait_ms // 1000))  # for clients that know HTTP alone
+        headers = FOR_BROWSERS | headers  # `with_headers` does not see a refusal that comes before the route
         return web.Response(body=body, status=status, content_type="application/json", headers=headers)
 
     return errors

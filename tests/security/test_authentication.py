@@ -199,15 +199,10 @@ async def test_guesses_are_refused_counted_and_lock_nobody_out(arena: Arena) -> 
     guesses = 200
     acme = arena.running.tenant("acme")
     name = 'tidemark_errors_total{code="unauthenticated"}'
-    before = await _value(arena, name)
+    before = (await arena.counted())[name]
     async with arena.holds():
         for guess in range(guesses):
             token = signed(claims(acme), guess.to_bytes(32, "big"))
             assert (await _knock(arena, DOORS["a pull"], token)).verdict == (401, "unauthenticated")
-    assert await _value(arena, name) - before == guesses
+    assert (await arena.counted())[name] - before == guesses
     assert (await _knock(arena, DOORS["a pull"], signed(claims(acme)))).status == 200
-
-
-async def _value(arena: Arena, name: str) -> float:
-    page = (await arena.ask("GET", "/metrics")).body.decode()
-    return next(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))

@@ -1,4 +1,4 @@
-"""The stores of a database, for a benchmark that has no event loop of its own."""
+"""The stores of a database, for benchmarks and tests that have no event loop of their own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ from storage.postgres.pool import Database
 Result = TypeVar("Result")
 
 
-def administer(dsn: str, call: Callable[[Database], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a call on a database's stores in an event loop and a thread of its own. Raises StoreError."""
+def administer(
+    dsn: str, call: Callable[[Database], Coroutine[Any, Any, Result]], jobs_dsn: str = ""
+) -> Result:
+    """Run a call on a database's stores in an event loop and a thread of its own.
+
+    Args:
+        dsn: The database.
+        call: The call.
+        jobs_dsn: As ``command_database`` takes it.
+
+    Raises:
+        StoreError: As the call.
+    """
 
     async def run() -> Result:
-        async with command_database(dsn) as database:
+        async with command_database(dsn, jobs_dsn) as database:
             return await call(database)
 
     with ThreadPoolExecutor(1) as thread:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -18,8 +17,6 @@ from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
 from storage.embedded.servers import embedded
 from storage.postgres.blocking import connected
-
-Result = TypeVar("Result")
 
 
 class BenchError(Exception):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from bench.harness import administer as own_loop
 from bench.harness.clusters import as_role
-from storage.postgres.commands import command_database
 from storage.postgres.pool import Database
 from storage.stores.devices import PostgresDevices
 from storage.stores.tenants import PostgresTenants
@@ -17,14 +15,8 @@ Result = TypeVar("Result")
 
 
 def administer(dsn: str, call: Callable[[Database], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a call on a database's stores as a command does, in an event loop and a thread of its own."""
-
-    async def run() -> Result:
-        async with command_database(as_role(dsn, "serving"), as_role(dsn, "jobs")) as database:
-            return await call(database)
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, run()).result()
+    """Run a call on a database's stores as a command does, with the roles of its deployment."""
+    return own_loop.administer(as_role(dsn, "serving"), call, as_role(dsn, "jobs"))
 
 
 def add_tenants(dsn: str, *names: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from engine.model.rows import IdempotencyKey
 from engine.operate.reseal import Resealed
 from engine.wire.floats import json_decoder
 from storage.postgres.arrays import text_array_or_null
@@ -17,7 +18,7 @@ from storage.postgres.transactions import transaction_settings
 from storage.stores.held_changes import StoredChange, decode_changes, encode_changes
 from storage.stores.keys.reseal_statements import MOVE, Statements, statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
-from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing
+from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing, open_answer
 
 #: Rows of one page. A tenant is locked while they are written: for some milliseconds.
 PAGE_ROWS: Final = 100
@@ -25,7 +26,6 @@ PAGE_ROWS: Final = 100
 _TRIES: Final = 5
 #: Servers follow a rotation or a sealed domain within a second. What they wrote before is in the pass.
 _FOLLOWED_S: Final = 5
-_HASH_BYTES: Final = 32
 _NEEDED: Final = (
     "greatest(p.wanted_at, (SELECT max(since) FROM sealed_domains"
     f" WHERE since + interval '{_FOLLOWED_S} seconds' > t.created_at)) + interval '{_FOLLOWED_S} seconds'"
@@ -252,16 +252,16 @@ def _answer(
     """Return the results, and the hash of the request, which is sealed with them."""
     tenant_id, domain, value_id, version = own
     assert domain is not None
-    plain = sealing.open(column.place, tenant_id, domain, value_id, version, stored)
-    assert plain is not None
-    if stored[0] != '"':
-        (request_sha256,) = more
-        plain = bytes.fromhex(request_sha256 or "") + plain
-    if sealing.covers(domain):
-        sealed = sealing.seal(column.place, tenant_id, domain, value_id, version, plain)
-        assert sealed is not None
-        return sealed.decode(), [HASH_IN_RESULTS]
-    return plain[_HASH_BYTES:].decode(), [plain[:_HASH_BYTES].hex()]
+    (request_sha256,), results = more, stored.encode()
+    if stored[0] == '"':
+        request_sha256, results = open_answer(sealing, IdempotencyKey(tenant_id, value_id), stored)
+    assert request_sha256 is not None
+    if not sealing.covers(domain):
+        return results.decode(), [request_sha256]
+    plain = bytes.fromhex(request_sha256) + results
+    sealed = sealing.seal(column.place, tenant_id, domain, value_id, version, plain)
+    assert sealed is not None
+    return sealed.decode(), [HASH_IN_RESULTS]
 
 
 def _voice(

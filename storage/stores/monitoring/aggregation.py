@@ -11,11 +11,10 @@ from storage.postgres.arrays import int_array, number_array_or_null, text_array
 from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.monitoring.hours import HOUR_OF_MINUTE, SYNCED, read_hours, span
-from storage.stores.monitoring.minutes import LATE_AFTER, SINCE, UNTIL
+from storage.stores.monitoring.minutes import BEFORE, LATE_AFTER, SINCE, UNTIL
 
 #: An hour is summed when each of its minutes that is still to come will be marked as late.
 _SETTLED_AFTER: Final = f"({LATE_AFTER} + interval '1 minute')"
-_BEFORE: Final = "to_timestamp(%(before)s::float8 / 1000000)"
 _DUE: Final = (
     "SELECT (extract(epoch FROM aggregated_until) * 1000000)::bigint,"
     f" (extract(epoch FROM date_bin('1 hour', now() - {_SETTLED_AFTER}, 'epoch')) * 1000000)::bigint"
@@ -78,7 +77,7 @@ _DELETE_MINUTES: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM"
     " (SELECT 0 AS tenant_id UNION ALL SELECT tenant_id FROM tenants) AS t CROSS JOIN LATERAL"
     " (SELECT m.tenant_id AS t, m.minute_start AS s, m.process AS p FROM sync_minutes AS m"
-    f" WHERE m.tenant_id = t.tenant_id AND m.minute_start < {_BEFORE}"
+    f" WHERE m.tenant_id = t.tenant_id AND m.minute_start < {BEFORE}"
     " ORDER BY m.minute_start LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
     " gone AS (DELETE FROM sync_minutes AS g USING old WHERE g.tenant_id = old.t AND g.minute_start = old.s"
     " AND g.process = old.p RETURNING 1) SELECT count(*) FROM gone"
@@ -93,7 +92,7 @@ _DELETE_COUNTS: Final = (
 )
 _DELETE_DEVICE_HOURS: Final = (
     "WITH old AS MATERIALIZED (SELECT tenant_id AS t, device_id AS d, hour_start AS s FROM sync_device_hours"
-    f" WHERE hour_start < {_BEFORE} ORDER BY hour_start LIMIT %(limit)s::int),"
+    f" WHERE hour_start < {BEFORE} ORDER BY hour_start LIMIT %(limit)s::int),"
     " gone AS (DELETE FROM sync_device_hours AS g USING old WHERE g.tenant_id = old.t"
     " AND g.device_id = old.d AND g.hour_start = old.s RETURNING 1) SELECT count(*) FROM gone"
 )

@@ -56,8 +56,8 @@ _PUT: Final = Statement(
     f" WHERE {_EVENTS.format('excluded')} > {_EVENTS.format('t')}"
 )
 _INSTANT: Final = "to_timestamp(%({0})s::float8 / 1000000)"
-SINCE, UNTIL, _HOURS_SINCE, _HOURS_UNTIL = (
-    _INSTANT.format(name) for name in ("since", "until", "hours_since", "hours_until")
+SINCE, UNTIL, BEFORE, _HOURS_SINCE, _HOURS_UNTIL = (
+    _INSTANT.format(name) for name in ("since", "until", "before", "hours_since", "hours_until")
 )
 _COUNTED: Final = ", ".join(_WRITTEN)
 #: Minutes of some tenants.

@@ -17,7 +17,7 @@ from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
-from storage.stores.monitoring.minutes import SINCE, UNTIL
+from storage.stores.monitoring.minutes import BEFORE, SINCE, UNTIL
 from storage.stores.tenant_rows import tenant_id_of
 
 #: Another process may take the next part first, at most once for each part.
@@ -122,12 +122,11 @@ _BUCKETS: Final = (
     f" WHERE {_OF_SPAN}) AS s {_NAMED}"
     " GROUP BY period, n.name, s.bucket"
 )
-_BEFORE: Final = "to_timestamp(%(before)s::float8 / 1000000)"
 #: Tenant by tenant, by the primary key: an index of time alone would cost every row a write.
 _DELETE: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL"
     " (SELECT d.tenant_id AS t, d.hour_start AS h, d.device_id AS i, d.part AS p FROM device_telemetry AS d"
-    f" WHERE d.tenant_id = t.tenant_id AND d.hour_start < {_BEFORE}"
+    f" WHERE d.tenant_id = t.tenant_id AND d.hour_start < {BEFORE}"
     " ORDER BY d.hour_start LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
     " gone AS (DELETE FROM device_telemetry AS g USING old WHERE g.tenant_id = old.t AND g.hour_start = old.h"
     " AND g.device_id = old.i AND g.part = old.p RETURNING 1) SELECT count(*) FROM gone"
@@ -137,8 +136,8 @@ _DELETE: Final = (
 _DELETE_NAMES: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL"
     " (SELECT n.tenant_id AS t, n.number AS i FROM telemetry_names AS n WHERE n.tenant_id = t.tenant_id"
-    f" AND n.used_on < ({_BEFORE} AT TIME ZONE 'UTC')::date - 2 AND NOT EXISTS (SELECT FROM device_telemetry"
-    f" AS d WHERE d.tenant_id = t.tenant_id AND d.hour_start < {_BEFORE}) LIMIT %(limit)s::int) AS f"
+    f" AND n.used_on < ({BEFORE} AT TIME ZONE 'UTC')::date - 2 AND NOT EXISTS (SELECT FROM device_telemetry"
+    f" AS d WHERE d.tenant_id = t.tenant_id AND d.hour_start < {BEFORE}) LIMIT %(limit)s::int) AS f"
     " LIMIT %(limit)s::int), gone AS (DELETE FROM telemetry_names AS g USING old"
     " WHERE g.tenant_id = old.t AND g.number = old.i RETURNING 1) SELECT count(*) FROM gone"
 )

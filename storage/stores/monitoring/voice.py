@@ -14,6 +14,7 @@ from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.monitoring.hours import span
+from storage.stores.monitoring.minutes import BEFORE
 from storage.stores.sealed.sealing import EVENT_DATA, VOICE_ID, VOICE_RESULT, Sealing
 from storage.stores.tenant_rows import tenant_id_of
 
@@ -48,11 +49,10 @@ _PUT: Final = (
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = %(tenant)s)"
     " ON CONFLICT DO NOTHING RETURNING 1"
 )
-_BEFORE: Final = "to_timestamp(%(before)s::float8 / 1000000)"
 _DELETE: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL"
     " (SELECT v.tenant_id AS t, v.verification_id AS i FROM voice_verification_log AS v"
-    f" WHERE v.tenant_id = t.tenant_id AND v.occurred_at < {_BEFORE} AND v.created_at < {_BEFORE}"
+    f" WHERE v.tenant_id = t.tenant_id AND v.occurred_at < {BEFORE} AND v.created_at < {BEFORE}"
     " ORDER BY v.occurred_at LIMIT %(limit)s::int) AS f LIMIT %(limit)s::int),"
     " gone AS (DELETE FROM voice_verification_log AS g USING old WHERE g.tenant_id = old.t"
     " AND g.verification_id = old.i RETURNING 1) SELECT count(*) FROM gone"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.harness.in_process_server import ON_SHARED, Running
-from tests.harness.ws_device import PATIENCE_S
+from tests.harness.raw_http import wired
 
 pytestmark = ON_SHARED
 
@@ -199,14 +197,9 @@ _REQUESTS = _changed() | _changed() | _ANY
 
 async def _answer(url: str, request: bytes) -> tuple[int, bytes]:
     """Send a request, and return status and body of its answer."""
-    at = urlsplit(url)
-    reader, writer = await asyncio.open_connection(at.hostname, at.port)
-    try:
-        writer.write(request)
-        async with asyncio.timeout(PATIENCE_S):
-            said = await reader.read(-1)
-    finally:
-        writer.close()
+    async with wired(url) as wire:
+        await wire.send(request)
+        said = await wire.rest()
     while said.startswith(b"HTTP/1.1 1") and not said.startswith(b"HTTP/1.1 101"):
         said = said.partition(b"\r\n\r\n")[2]
     head, _, body = said.partition(b"\r\n\r\n")

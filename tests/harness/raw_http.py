@@ -124,11 +124,7 @@ class Wire:
 
     async def ended(self) -> None:
         """Wait until the server has closed the connection, whatever it says until then."""
-        async with asyncio.timeout(PATIENCE_S):
-            try:
-                await self._reader.read()
-            except ConnectionError:
-                return
+        await self.rest()
 
     async def rest(self) -> bytes:
         """Wait until the server has closed the connection, and give what it sent until then."""

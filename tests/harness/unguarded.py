@@ -46,6 +46,7 @@ def captured(patch: pytest.MonkeyPatch) -> list[Ran]:
     """Return a list that is filled with what ``plain`` databases send from now on."""
     found: list[Ran] = []
     names: dict[PooledConnection, tuple[str, Values]] = {}
+    open_ones: set[PooledConnection] = set()
     run = PooledConnection._run
 
     async def capture(self: PooledConnection, statements: str, values: Values | None) -> list[Row]:
@@ -57,15 +58,14 @@ def captured(patch: pytest.MonkeyPatch) -> list[Ran]:
         given = {**named_values, **(values or {})} if values is not None or named_values else None
         as_jobs = "user=tidemark_jobs" in self.host.dsn
         found.extend(Ran(one, given, naming, as_jobs) for one in text.split("; ") if one)
-        if "BEGIN; " not in statements or statements.endswith(("COMMIT", "ROLLBACK")):
-            if statements.endswith(("COMMIT", "ROLLBACK")) or self not in open_ones:
-                names.pop(self, None)
-                open_ones.discard(self)
+        ends = statements.endswith(("COMMIT", "ROLLBACK"))
+        if ends or ("BEGIN; " not in statements and self not in open_ones):
+            names.pop(self, None)
+            open_ones.discard(self)
         else:
             open_ones.add(self)
         return await run(self, statements, values)
 
-    open_ones: set[PooledConnection] = set()
     patch.setattr(PooledConnection, "_run", capture)
     return found
 

@@ -224,6 +224,7 @@ def voice_page(found: VoiceAnalytics, written: str) -> str:
                 (one.device_id or "", period(one.start, found.by), *_cells(one, _VOICE_COLUMNS))
                 for one in rows
             ),
+            summed=False,
         ),
     )
     return _page(f"{found.tenant}: voice verifications", [_span(found), f"Written {written}."], parts)

@@ -148,6 +148,8 @@ async def test_page_of_voice_has_days_and_devices() -> None:
     assert [day.verifications for day in found.periods] == [240, 240, 240]
     assert f"<title>2026-01-05, verified: {found.periods[0].verified}</title>" in page
     assert page.count("<td>phone-&lt;1&gt;</td>") == 3
+    by_device = page.partition("<h2>By device</h2>")[2]
+    assert 'class="summed"' not in by_device, "its last row is a device, no sum"
 
 
 async def test_page_is_written_of_what_was_synced(command: Run, serve: Serve, tmp_path: Path) -> None:

@@ -89,20 +89,36 @@ class TenantKeyRing:
         return len(self._rings)
 
     def keys_of(self, tenant_id: int) -> TenantKeys:
-        """Return the keys of a tenant. Raises KeysMissingError, also if the block of seals ends soon."""
+        """Return the keys of a tenant to open values. Raises KeysMissingError."""
+        ring = self._rings.get(tenant_id)
+        if ring is None:
+            raise KeysMissingError(tenant_id)
+        return ring.keys
+
+    def sealing_keys_of(self, tenant_id: int) -> TenantKeys:
+        """Return the keys of a tenant to seal. Raises KeysMissingError, also shortly before a block ends."""
         ring = self._rings.get(tenant_id)
         if ring is None or ring.granted - ring.keys.seals < self._left_seals:
             raise KeysMissingError(tenant_id)
         return ring.keys
 
     async def load(self, tenant_ids: Collection[int]) -> None:
-        """Read keys of tenants, make first ones, and take blocks of seals.
+        """Read keys of tenants, and write nothing.
 
         Raises:
             KeysUnavailableError: A master key is missing.
             StoreError: The store failed.
         """
         await self._read(tenant_ids)
+
+    async def load_to_seal(self, tenant_ids: Collection[int]) -> None:
+        """Read keys of tenants, make first ones, and take blocks of seals.
+
+        Raises:
+            KeysUnavailableError: A master key is missing.
+            StoreError: The store failed.
+        """
+        await self._read(tenant_ids, first=True)
         wanted = set(tenant_ids)
         for _ in range(_TRIES):
             needed = {
@@ -138,7 +154,7 @@ class TenantKeyRing:
             StoreError: The store failed, or there is no such tenant.
         """
         for _ in range(_TRIES):
-            await self._read([tenant_id])
+            await self._read([tenant_id], first=True)
             ring = self._rings.get(tenant_id)
             if ring is None:
                 raise StoreError("the tenant was removed")
@@ -147,7 +163,8 @@ class TenantKeyRing:
                 return number
         raise StoreUnavailableError("other processes rotate the key of this tenant: try again")
 
-    async def _read(self, tenant_ids: Collection[int], *, drop: bool = False) -> None:
+    async def _read(self, tenant_ids: Collection[int], *, drop: bool = False, first: bool = False) -> None:
+        """Read keys; ``drop`` those that cannot be opened, make ``first`` ones."""
         wanted = list(tenant_ids)
         for start in range(0, len(wanted), _READ_TENANTS):
             part = wanted[start : start + _READ_TENANTS]
@@ -156,12 +173,10 @@ class TenantKeyRing:
                 if place % _OPENED_TENANTS == 0:
                     await asyncio.sleep(0)
                 stored = found.get(tenant_id)
-                if stored is None:
-                    self._rings.pop(tenant_id, None)
-                    continue
-                if all(key.retired for key in stored.keys):
+                if stored is not None and not stored.keys and first:
                     stored = await self._first(stored)
-                if stored is None:
+                if stored is None or not stored.keys:
+                    self._rings.pop(tenant_id, None)
                     continue
                 try:
                     await self._note(stored)

@@ -20,11 +20,24 @@ class KeyRing(Protocol):
     """The keys of tenants, in memory."""
 
     def keys_of(self, tenant_id: int) -> TenantKeys:
-        """Return the keys of a tenant, without a wait. Raises KeysMissingError."""
+        """Return the keys of a tenant to open values, without a wait. Raises KeysMissingError."""
+
+    def sealing_keys_of(self, tenant_id: int) -> TenantKeys:
+        """Return the keys of a tenant to seal values, without a wait.
+
+        Raises:
+            KeysMissingError: They are not in memory, or may seal too few values more: ``load_to_seal``.
+        """
 
     async def load(self, tenant_ids: Collection[int]) -> None:
         """Read tenants' keys, again if they are in memory: another process may have made a new one.
 
-        Afterwards ``keys_of`` knows each of these tenants that exists; one without a key has got its first.
-        Raises StoreError.
+        It writes nothing: values are opened also where nothing can be written. Afterwards ``keys_of`` knows
+        each of these tenants that has a key. Raises StoreError.
+        """
+
+    async def load_to_seal(self, tenant_ids: Collection[int]) -> None:
+        """Read tenants' keys, make first ones, and have them ready to seal.
+
+        Afterwards ``sealing_keys_of`` knows each of these tenants that exists. Raises StoreError.
         """

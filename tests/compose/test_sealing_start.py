@@ -26,7 +26,9 @@ async def _wrap_a_key(dsn: str) -> None:
     database = Serving(dsn, 1)
     try:
         ((number,),) = rows(dsn, "SELECT tenant_id FROM tenants")
-        await TenantKeyRing(PostgresTenantKeys(database), _Source(), os.urandom).load([int(str(number))])
+        await TenantKeyRing(PostgresTenantKeys(database), _Source(), os.urandom).load_to_seal(
+            [int(str(number))]
+        )
     finally:
         await database.close()
 

@@ -100,21 +100,21 @@ class Sealing:
     async def load_missing(self, tenant_ids: Collection[int]) -> None:
         """Have the keys of tenants in memory, before anything of theirs is written. Raises StoreError."""
         if self.on:
-            missing = [tenant_id for tenant_id in tenant_ids if not self._has_keys(tenant_id)]
+            missing = [tenant_id for tenant_id in tenant_ids if not self._can_seal(tenant_id)]
             if missing:
-                await self._ring.load(missing)
+                await self._ring.load_to_seal(missing)
 
     async def load_keys(self, tenant_id: int) -> None:
-        """Have the keys of a tenant in memory, whether anything is sealed now or not. Raises StoreError."""
-        if not self._has_keys(tenant_id):
-            await self.load_again(KeysMissingError(tenant_id))
+        """Have the keys of a tenant ready to seal, whether or not anything is sealed. Raises StoreError."""
+        if not self._can_seal(tenant_id):
+            await self._ring.load_to_seal([tenant_id])
 
     def active_head(self, tenant_id: int) -> bytes:
         """Return the bytes with which a tenant's values begin that are sealed now. Raises as ``seal``."""
         return head_of(self._keys_to_write(tenant_id).active)
 
     async def load_again(self, missing: KeysMissingError) -> None:
-        """Read a tenant's keys again. Raises StoreError."""
+        """Read a tenant's keys again, to open values: nothing is written. Raises StoreError."""
         await self._ring.load([missing.tenant_id])
 
     def seal(
@@ -214,7 +214,10 @@ class Sealing:
         """
         if isinstance(self._ring, _NoKeys):
             return None
-        return self._keys_to_write(tenant_id).hasher(place)
+        try:
+            return self._ring.keys_of(tenant_id).hasher(place)
+        except KeysMissingError as missing:
+            raise StoreRetryError(str(missing)) from None
 
     def need_keys(self, tenant_id: int) -> None:
         """See that the keys of a tenant are in memory, if there is a master key. Raises KeysMissingError."""
@@ -250,16 +253,16 @@ class Sealing:
                 await asyncio.sleep(0)
         return made
 
-    def _has_keys(self, tenant_id: int) -> bool:
+    def _can_seal(self, tenant_id: int) -> bool:
         try:
-            self._ring.keys_of(tenant_id)
+            self._ring.sealing_keys_of(tenant_id)
         except KeysMissingError:
             return False
         return True
 
     def _keys_to_write(self, tenant_id: int) -> TenantKeys:
         try:
-            return self._ring.keys_of(tenant_id)
+            return self._ring.sealing_keys_of(tenant_id)
         except KeysMissingError as missing:  # its block of seals ended since
             raise StoreRetryError(str(missing)) from None
 
@@ -270,10 +273,14 @@ class _NoKeys:
     def keys_of(self, tenant_id: int) -> TenantKeys:
         raise KeysMissingError(tenant_id)
 
+    sealing_keys_of = keys_of
+
     async def load(self, _: Collection[int]) -> None:
         raise StoreError(
             "the database has sealed data, and there is no master key: set sealing.master_key_file"
         )
+
+    load_to_seal = load
 
 
 def seal_answers(

@@ -66,8 +66,8 @@ async def sealed(dsn: str, *given: bytes) -> dict[str, bytes]:
     database = Serving(dsn, 1)
     ring = TenantKeyRing(PostgresTenantKeys(database), Source(*given), os.urandom)
     try:
-        await ring.load(list(numbers.values()))
-        return {name: ring.keys_of(number).seal(*PLACE, b"plain") for name, number in numbers.items()}
+        await ring.load_to_seal(list(numbers.values()))
+        return {name: ring.sealing_keys_of(number).seal(*PLACE, b"plain") for name, number in numbers.items()}
     finally:
         await database.close()
 

@@ -71,58 +71,92 @@ def keys_in(dsn: str) -> list[tuple[object, ...]]:
     )
 
 
-async def test_load_makes_the_first_key_and_takes_a_block(ring: Made, ids: dict[str, int], dsn: str) -> None:
-    one = ring()
-    with pytest.raises(KeysMissingError):
-        one.keys_of(ids["acme"])
-    await one.load([ids["acme"], 0])
-    sealed = one.keys_of(ids["acme"]).seal(*PLACE, b"plain")
-    assert keys_in(dsn) == [(1, False, BLOCK)]
-    assert rows(dsn, "SELECT master_key_id, retired_at FROM master_keys") == [(master_key_id(ONE), None)]
-    other = ring()
-    await other.load(list(ids.values()))
-    assert other.keys_of(ids["acme"]).open(*PLACE, sealed) == b"plain"
-    assert keys_in(dsn) == [(1, False, 2 * BLOCK)]
-    with pytest.raises(KeysMissingError):
-        one.keys_of(0)
-
-
-async def test_load_by_many_rings_at_once_makes_one_key(ring: Made, ids: dict[str, int], dsn: str) -> None:
-    rings = [ring() for _ in range(8)]
-    await asyncio.gather(*(one.load([ids["acme"]]) for one in rings))
-    assert keys_in(dsn) == [(1, False, 8 * BLOCK)]
-    sealed = rings[0].keys_of(ids["acme"]).seal(*PLACE, b"plain")
-    assert {one.keys_of(ids["acme"]).open(*PLACE, sealed) for one in rings} == {b"plain"}
-
-
-async def test_keys_of_shortly_before_the_end_of_a_block_asks_for_another(
+async def test_load_to_seal_makes_the_first_key_and_takes_a_block(
     ring: Made, ids: dict[str, int], dsn: str
 ) -> None:
     one = ring()
-    await one.load([ids["acme"]])
+    with pytest.raises(KeysMissingError):
+        one.sealing_keys_of(ids["acme"])
+    await one.load_to_seal([ids["acme"], 0])
+    sealed = one.sealing_keys_of(ids["acme"]).seal(*PLACE, b"plain")
+    assert keys_in(dsn) == [(1, False, BLOCK)]
+    assert rows(dsn, "SELECT master_key_id, retired_at FROM master_keys") == [(master_key_id(ONE), None)]
+    other = ring()
+    await other.load_to_seal(list(ids.values()))
+    assert other.sealing_keys_of(ids["acme"]).open(*PLACE, sealed) == b"plain"
+    assert keys_in(dsn) == [(1, False, 2 * BLOCK)]
+    with pytest.raises(KeysMissingError):
+        one.sealing_keys_of(0)
+
+
+async def test_load_where_nothing_can_be_written_opens_without_a_lease(
+    ring: Made, ids: dict[str, int], dsn: str
+) -> None:
+    one = ring()
+    await one.load_to_seal([ids["acme"]])
+    sealed = one.sealing_keys_of(ids["acme"]).seal(*PLACE, b"plain")
+    execute(dsn, "REVOKE INSERT, UPDATE ON tenant_keys FROM tidemark_serving")
+    other = ring()
+    await other.load(list(ids.values()))
+    assert other.keys_of(ids["acme"]).open(*PLACE, sealed) == b"plain"
+    assert keys_in(dsn) == [(1, False, BLOCK)]
+    with pytest.raises(KeysMissingError):
+        other.sealing_keys_of(ids["acme"])
+    with pytest.raises(KeysMissingError):
+        other.keys_of(ids["globex"])  # it has none yet
+    with pytest.raises(StoreError, match="permission denied"):
+        await other.load_to_seal([ids["acme"]])
+    assert other.keys_of(ids["acme"]).open(*PLACE, sealed) == b"plain"
+
+
+async def test_keys_of_at_the_end_of_a_block_still_opens(ring: Made, ids: dict[str, int]) -> None:
+    one = ring()
+    await one.load_to_seal([ids["acme"]])
+    keys = one.sealing_keys_of(ids["acme"])
+    sealed = [keys.seal(*PLACE, b"plain") for _ in range(BLOCK)]
+    assert one.keys_of(ids["acme"]).open(*PLACE, sealed[-1]) == b"plain"
+
+
+async def test_load_to_seal_by_many_rings_at_once_makes_one_key(
+    ring: Made, ids: dict[str, int], dsn: str
+) -> None:
+    rings = [ring() for _ in range(8)]
+    await asyncio.gather(*(one.load_to_seal([ids["acme"]]) for one in rings))
+    assert keys_in(dsn) == [(1, False, 8 * BLOCK)]
+    sealed = rings[0].sealing_keys_of(ids["acme"]).seal(*PLACE, b"plain")
+    assert {one.sealing_keys_of(ids["acme"]).open(*PLACE, sealed) for one in rings} == {b"plain"}
+
+
+async def test_sealing_keys_of_shortly_before_the_end_of_a_block_asks_for_another(
+    ring: Made, ids: dict[str, int], dsn: str
+) -> None:
+    one = ring()
+    await one.load_to_seal([ids["acme"]])
     seals = BLOCK - BLOCK // 4 + 1  # a batch may seal the rest before it asks again
     for _ in range(seals):
-        one.keys_of(ids["acme"]).seal(*PLACE, b"")
+        one.sealing_keys_of(ids["acme"]).seal(*PLACE, b"")
     with pytest.raises(KeysMissingError):
-        one.keys_of(ids["acme"])
-    await one.load([ids["acme"]])
-    assert one.keys_of(ids["acme"]).seals == seals
+        one.sealing_keys_of(ids["acme"])
+    await one.load_to_seal([ids["acme"]])
+    assert one.sealing_keys_of(ids["acme"]).seals == seals
     assert keys_in(dsn) == [(1, False, 2 * BLOCK)]
 
 
-async def test_load_when_seals_are_used_up_rotates_the_key(ring: Made, ids: dict[str, int], dsn: str) -> None:
+async def test_load_to_seal_when_seals_are_used_up_rotates_the_key(
+    ring: Made, ids: dict[str, int], dsn: str
+) -> None:
     one, other = ring(), ring()
-    await one.load([ids["acme"]])
-    sealed = one.keys_of(ids["acme"]).seal(*PLACE, b"plain")
+    await one.load_to_seal([ids["acme"]])
+    sealed = one.sealing_keys_of(ids["acme"]).seal(*PLACE, b"plain")
     execute(dsn, f"UPDATE tenant_keys SET seals_leased = {MOST_SEALS - BLOCK + 1}")
-    await other.load([ids["acme"]])
-    assert other.keys_of(ids["acme"]).active == 2
-    assert other.keys_of(ids["acme"]).open(*PLACE, sealed) == b"plain"
+    await other.load_to_seal([ids["acme"]])
+    assert other.sealing_keys_of(ids["acme"]).active == 2
+    assert other.sealing_keys_of(ids["acme"]).open(*PLACE, sealed) == b"plain"
     assert keys_in(dsn) == [(1, True, MOST_SEALS - BLOCK + 1), (2, False, BLOCK)]
-    assert one.keys_of(ids["acme"]).active == 1  # its own block still holds
+    assert one.sealing_keys_of(ids["acme"]).active == 1  # its own block still holds
     await one.refresh()
-    await one.load([ids["acme"]])
-    assert one.keys_of(ids["acme"]).active == 2
+    await one.load_to_seal([ids["acme"]])
+    assert one.sealing_keys_of(ids["acme"]).active == 2
     assert rows(dsn, "SELECT event, target, times FROM audit_log WHERE event LIKE '%key%'") == [
         ("tenant_key_rotated", "2", 1)
     ]
@@ -132,7 +166,7 @@ async def test_rotate_by_many_rings_at_once_gives_each_its_own_key(
     ring: Made, ids: dict[str, int], dsn: str
 ) -> None:
     rings = [ring() for _ in range(3)]
-    await asyncio.gather(*(one.load([ids["acme"]]) for one in rings))
+    await asyncio.gather(*(one.load_to_seal([ids["acme"]]) for one in rings))
     numbers = await asyncio.gather(*(one.rotate(ids["acme"]) for one in rings))
     assert sorted(numbers) == [2, 3, 4]
     assert [(number, retired) for number, retired, _ in keys_in(dsn)] == [
@@ -142,13 +176,13 @@ async def test_rotate_by_many_rings_at_once_gives_each_its_own_key(
         (4, False),
     ]
     for one in rings:
-        await one.load([ids["acme"]])
-        assert one.keys_of(ids["acme"]).active == 4
+        await one.load_to_seal([ids["acme"]])
+        assert one.sealing_keys_of(ids["acme"]).active == 4
 
 
 async def test_rotate_of_a_removed_tenant_is_refused(ring: Made, ids: dict[str, int], dsn: str) -> None:
     one = ring()
-    await one.load([ids["acme"]])
+    await one.load_to_seal([ids["acme"]])
     remove_tenant(dsn, "acme", erase=False)
     assert keys_in(dsn) == []
     with pytest.raises(StoreError, match="the tenant was removed"):
@@ -157,46 +191,48 @@ async def test_rotate_of_a_removed_tenant_is_refused(ring: Made, ids: dict[str, 
     assert len(one) == 0
 
 
-async def test_load_with_an_unknown_master_key_is_refused_until_it_is_given(
+async def test_load_to_seal_with_an_unknown_master_key_is_refused_until_it_is_given(
     ring: Made, ids: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(key_ring._log, "error", lambda event, **_: said.append(event), raising=False)
-    await ring(Source(TWO)).load([ids["acme"]])
+    await ring(Source(TWO)).load_to_seal([ids["acme"]])
     source = Source(ONE)
     one = ring(source)
-    await one.load([ids["globex"]])
+    await one.load_to_seal([ids["globex"]])
     for _ in range(2):
         with pytest.raises(KeysUnavailableError, match=f"{master_key_id(TWO)} is needed"):
-            await one.load([ids["acme"]])
+            await one.load_to_seal([ids["acme"]])
     assert said == ["keys_unavailable"]
     source.given = (ONE, TWO)
-    await one.load([ids["acme"]])
-    assert one.keys_of(ids["acme"]).active == 1
+    await one.load_to_seal([ids["acme"]])
+    assert one.sealing_keys_of(ids["acme"]).active == 1
 
 
-async def test_load_without_a_master_key_is_refused(ring: Made, ids: dict[str, int], dsn: str) -> None:
+async def test_load_to_seal_without_a_master_key_is_refused(
+    ring: Made, ids: dict[str, int], dsn: str
+) -> None:
     with pytest.raises(KeysUnavailableError, match="no master key is set"):
-        await ring(Source()).load([ids["acme"]])
+        await ring(Source()).load_to_seal([ids["acme"]])
     assert keys_in(dsn) == []
 
 
-async def test_load_after_a_rewrap_keeps_the_seals_that_were_counted(
+async def test_load_to_seal_after_a_rewrap_keeps_the_seals_that_were_counted(
     ring: Made, ids: dict[str, int], dsn: str
 ) -> None:
     one = ring(Source(ONE, TWO))
-    await one.load([ids["acme"]])
-    one.keys_of(ids["acme"]).seal(*PLACE, b"")
-    before = one.keys_of(ids["acme"])
+    await one.load_to_seal([ids["acme"]])
+    one.sealing_keys_of(ids["acme"]).seal(*PLACE, b"")
+    before = one.sealing_keys_of(ids["acme"])
     execute(dsn, f"UPDATE tenant_keys SET master_key_id = '{master_key_id(TWO)}'")  # not opened again
     await one.refresh()
-    assert one.keys_of(ids["acme"]) is before
+    assert one.sealing_keys_of(ids["acme"]) is before
 
 
 async def test_end_rotation_keys_that_the_role_may_not_see_retires_nothing(
     ring: Made, ids: dict[str, int], database: Database, dsn: str
 ) -> None:
-    await ring().load([ids["acme"]])
+    await ring().load_to_seal([ids["acme"]])
     execute(dsn, "ALTER POLICY jobs ON tenant_keys TO tidemark_serving")
     with pytest.raises(StoreError, match="may not see the rows of the table tenant_keys"):
         await PostgresKeyAdmin(database).end_rotation("another", 0)

@@ -204,6 +204,16 @@ async def test_open_a_newer_key_of_another_process_reads_the_keys_once(database:
     assert behind.loads == [{1}, {1}]
 
 
+async def test_reads_of_sealed_rows_load_keys_without_a_write(database: Database) -> None:
+    await _write(database, _sealing())
+    rings = [MadeUpRing() for _ in range(3)]
+    sealings = [_sealing(ring) for ring in rings]
+    await PostgresFeed(database, sealings[0]).page(1, 0, None, 10, 1 << 20)
+    await PostgresConflicts(database, sealings[1]).conflict(1, "c1")
+    await PostgresQuarantine(database, sealings[2]).find("q1", "one")
+    assert [(ring.loads, ring.loads_to_seal) for ring in rings] == [([{1}], [])] * 3
+
+
 @pytest.mark.parametrize("ring", [None, MadeUpRing(newest=1)])
 async def test_open_without_the_key_is_an_error_and_no_empty_read(
     database: Database, ring: MadeUpRing | None

@@ -330,7 +330,7 @@ class Deployment:
                 raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
             refuse_restored(dsn)
             check_database_roles(running_services)
-            run_async(check_master_keys(self.settings, dsn))
+            run_async(check_master_keys(self.settings, dsn, running_services.jobs))
             try:
                 maintain(running_services.owner, chosen.idempotency.lifetime_h, chosen.retention.events_d)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight

@@ -10,14 +10,19 @@ from storage.postgres.commands import command_database
 from storage.stores.keys.admin import PostgresKeyAdmin
 
 
-async def check_master_keys(settings: Settings, dsn: str) -> None:
+async def check_master_keys(settings: Settings, dsn: str, jobs_dsn: str) -> None:
     """Make the master key of the embedded default, and see that no master key of the database is missing.
+
+    Args:
+        settings: The settings.
+        dsn: The database, as the role of serving.
+        jobs_dsn: The same, as the role of jobs: it sees the keys of all tenants.
 
     Raises:
         MasterKeyError: One is missing, or one that is set cannot be read. Sealed data could not be read.
         StoreError: The database is away.
     """
-    async with command_database(dsn) as database:
+    async with command_database(dsn, jobs_dsn) as database:
         store = PostgresKeyAdmin(database)
         in_use = await store.master_keys_in_use()
         sealed = await store.sealed_domains()

@@ -27,6 +27,8 @@ _TRIES: Final = 5
 #: Tenants read by one statement, so that neither the statement nor its answer takes long.
 _READ_TENANTS: Final = 500
 
+#: Sentences that are logged once each: one for a tenant whose keys are lost.
+_MOST_REFUSED: Final = 1000
 #: Tenants whose keys are opened before the loop is given back: 0.8 ms of work on a busy core.
 _OPENED_TENANTS: Final = 20
 
@@ -82,7 +84,7 @@ class TenantKeyRing:
         self._block_seals = block_seals
         self._left_seals = block_seals // _LEFT_PART
         self._rings: dict[int, _Ring] = {}
-        self._refused: str | None = None
+        self._refused: set[str] = set()
 
     def __len__(self) -> int:
         """The number of tenants whose keys are in memory."""
@@ -173,9 +175,9 @@ class TenantKeyRing:
                 if place % _OPENED_TENANTS == 0:
                     await asyncio.sleep(0)
                 stored = found.get(tenant_id)
-                if stored is not None and not stored.keys and first:
+                if stored is not None and not _had_keys(stored) and first:
                     stored = await self._first(stored)
-                if stored is None or not stored.keys:
+                if stored is None or not _had_keys(stored):
                     self._rings.pop(tenant_id, None)
                     continue
                 try:
@@ -195,6 +197,8 @@ class TenantKeyRing:
         if before is not None and _same(before.stored, stored):
             before.stored = stored  # perhaps wrapped by another master key
             return
+        if max((key.number for key in stored.keys if not key.retired), default=0) < stored.newest:
+            raise self._unavailable(MasterKeyError(_lost(stored)))
         opened = {key.number: await self._open(stored.tenant_uuid, key) for key in stored.keys}
         keys = TenantKeys(stored.tenant_uuid, opened, _active(stored).number, self._random_bytes)
         self._rings[stored.tenant_id] = _Ring(stored, keys)
@@ -214,9 +218,11 @@ class TenantKeyRing:
 
     def _unavailable(self, error: MasterKeyError) -> KeysUnavailableError:
         sentence = str(error)
-        if sentence != self._refused:
+        if sentence not in self._refused:
+            if len(self._refused) == _MOST_REFUSED:
+                self._refused.clear()
+            self._refused.add(sentence)
             _log.error("keys_unavailable", reason=sentence)
-        self._refused = sentence
         return KeysUnavailableError(sentence)
 
     async def _replace_used_up(self, tenant_id: int) -> None:
@@ -232,12 +238,24 @@ class TenantKeyRing:
     async def _replace(self, stored: StoredKeys, *, reseal: bool = False) -> int | None:
         """Store a new key that seals; return its number, None if another process was faster."""
         masters = await self._given()
-        number = max((key.number for key in stored.keys), default=0) + 1
+        number = max(stored.newest, *(key.number for key in stored.keys), 0) + 1
         before = _active(stored).number if stored.keys else None
         data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(NONCE_BYTES)
         wrapped = masters.wrap(stored.tenant_uuid, number, data_key, nonce)
         stored_now = await self._store.replace(stored.tenant_id, before, wrapped, reseal=reseal)
         return number if stored_now else None
+
+
+def _had_keys(stored: StoredKeys) -> bool:
+    return bool(stored.keys or stored.newest)
+
+
+def _lost(stored: StoredKeys) -> str:
+    return (
+        f"tenant {stored.tenant_id} has had {stored.newest} keys, and tenant_keys lacks the newest one:"
+        " restore its rows from a backup; without them what they sealed cannot be read, and the tenant gets"
+        " no new key"
+    )
 
 
 def _active(stored: StoredKeys) -> WrappedKey:

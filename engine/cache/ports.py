@@ -36,11 +36,16 @@ class TenantStore(Protocol):
 
 
 class StoredKeys(NamedTuple):
-    """The data keys of a tenant by number; one of them is not retired. ``tenant_uuid`` is 16 bytes."""
+    """The data keys of a tenant by number; one of them is not retired. ``tenant_uuid`` is 16 bytes.
+
+    ``newest`` is the highest number that the tenant ever had, 0 if it never had a key: without that key keys
+    are lost.
+    """
 
     tenant_id: int
     tenant_uuid: bytes
     keys: list[WrappedKey]
+    newest: int
 
 
 class KeyStore(Protocol):

@@ -294,6 +294,7 @@ class TenantKeyState(msgspec.Struct, frozen=True):
         place: The table that the pass is at; None if none is under way.
         resealed_at: When the last whole pass began.
         waits: Whether values wait to be sealed, or sealed again.
+        lost: Whether its newest key is missing from the database: it is refused until that is restored.
     """
 
     tenant: str
@@ -306,6 +307,7 @@ class TenantKeyState(msgspec.Struct, frozen=True):
     place: str | None
     resealed_at: datetime | None
     waits: bool | None
+    lost: bool = False
 
 
 class SealedDomain(msgspec.Struct, frozen=True):

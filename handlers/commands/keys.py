@@ -145,6 +145,8 @@ def _row(one: TenantKeyState) -> tuple[str, ...]:
         passing = f"at {one.place}, {one.resealed or 0:,} values" if one.place else "waits for the job reseal"
     else:
         passing = "" if one.resealed_at is None else f"done {one.resealed_at:%Y-%m-%d %H:%M}"
+    if one.lost:
+        return one.tenant, "LOST", "", "", "", str(one.old_keys), "restore tenant_keys from a backup"
     if one.key is None or one.since is None:
         return one.tenant, "none yet", "", "", "", str(one.old_keys), passing
     return (

@@ -34,10 +34,10 @@ async def _wrap_a_key(dsn: str) -> None:
 
 
 async def test_check_without_master_keys_is_fine_until_something_is_sealed(dsn: str) -> None:
-    await check_master_keys(given(), dsn)
+    await check_master_keys(given(), dsn, dsn)
     execute(dsn, "INSERT INTO sealed_domains VALUES ('voice')")
     with pytest.raises(MasterKeyError, match="there is no master key"):
-        await check_master_keys(given(), dsn)
+        await check_master_keys(given(), dsn, dsn)
 
 
 async def test_check_lost_master_key_is_refused_by_its_id(dsn: str, tmp_path: Path) -> None:
@@ -45,23 +45,23 @@ async def test_check_lost_master_key_is_refused_by_its_id(dsn: str, tmp_path: Pa
     for wrong in (TWO, b"3" * 32):
         file = key_file(tmp_path / "key", wrong)
         with pytest.raises(MasterKeyError, match=f"{master_key_id(ONE)} is needed to open sealed data"):
-            await check_master_keys(given(master_key_file=str(file)), dsn)
+            await check_master_keys(given(master_key_file=str(file)), dsn, dsn)
     with pytest.raises(MasterKeyError, match="there is no master key"):
-        await check_master_keys(given(), dsn)
-    await check_master_keys(given(master_key_file=str(key_file(tmp_path / "key", TWO, ONE))), dsn)
+        await check_master_keys(given(), dsn, dsn)
+    await check_master_keys(given(master_key_file=str(key_file(tmp_path / "key", TWO, ONE))), dsn, dsn)
 
 
 async def test_check_embedded_default_makes_a_key_and_never_in_place_of_a_lost_one(
     dsn: str, tmp_path: Path
 ) -> None:
     chosen = given(dsn="", data_dir=str(tmp_path))
-    await check_master_keys(chosen, dsn)
+    await check_master_keys(chosen, dsn, dsn)
     file = tmp_path / "master.key"
     assert file.exists()
     await _wrap_a_key(dsn)
     with pytest.raises(MasterKeyError, match=f"{master_key_id(ONE)} is needed"):
-        await check_master_keys(chosen, dsn)
+        await check_master_keys(chosen, dsn, dsn)
     file.unlink()
     with pytest.raises(MasterKeyError, match=r"master\.key: No such file or directory"):
-        await check_master_keys(chosen, dsn)
+        await check_master_keys(chosen, dsn, dsn)
     assert not file.exists()

@@ -15,20 +15,18 @@ from storage.postgres.roles.hidden import hidden, hidden_error
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.server_processes import GONE_S, SEALING
 from storage.stores.audit import by_account
-from storage.stores.keys.wrapped import USE_MASTER
+from storage.stores.keys.wrapped import use_master
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
 #: Tenants whose keys are wrapped anew in one transaction.
 _REWRAPPED_TENANTS: Final = 200
 
-_IN_USE: Final = (
-    "SELECT master_key_id FROM master_keys WHERE retired_at IS NULL ORDER BY since, master_key_id"
-)
 _STATUS: Final = (
     "SELECT t.name, k.key_number, k.created_at, k.master_key_id, k.seals_leased,"
     " (SELECT count(*)::int FROM tenant_keys AS o WHERE o.tenant_id = t.tenant_id"
     " AND o.retired_at IS NOT NULL), p.resealed, p.place, p.done_at,"
     " greatest(p.wanted_at, d.since) > coalesce(p.done_at, '-infinity')"
+    ", coalesce(k.key_number, 0) < t.newest_key"
     " FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id AND k.retired_at IS NULL"
     " LEFT JOIN reseal_passes AS p ON p.tenant_id = t.tenant_id"
     " LEFT JOIN LATERAL (SELECT max(since) AS since FROM sealed_domains WHERE since > t.created_at) AS d"
@@ -47,6 +45,16 @@ _REWRAP: Final = (
     " AS w(t, n, b, k) WHERE k.tenant_id = w.t AND k.key_number = w.n AND k.master_key_id = w.b RETURNING 1"
 )
 _TENANT_KEYS: Final = "'tenant_keys'::regclass"
+#: What wraps keys of tenants is in use, whatever ``master_keys`` tells, which a restore may have left behind.
+_IN_USE: Final = (
+    f"SELECT w.hidden, u.master_key_id FROM (SELECT {hidden(_TENANT_KEYS)} AS hidden) AS w LEFT JOIN"
+    " (SELECT master_key_id FROM tenant_keys"
+    " UNION SELECT master_key_id FROM master_keys WHERE retired_at IS NULL) AS u ON true"
+    " LEFT JOIN master_keys AS m USING (master_key_id) ORDER BY m.since DESC NULLS LAST, u.master_key_id"
+)
+#: A process that wraps a key holds its master key (``use_master``): its key of a tenant is seen once it has
+#: ended, by a later statement, whose snapshot is newer.
+_LOCK_MASTERS: Final = "SELECT 1 FROM master_keys ORDER BY master_key_id FOR UPDATE"
 #: A master key that wraps hidden keys of tenants would look as if it wrapped none.
 _RETIRE: Final = (
     "UPDATE master_keys AS m SET retired_at = now() WHERE m.master_key_id <> %(master)s"
@@ -83,8 +91,11 @@ class PostgresKeyAdmin:
         self._database = database
 
     async def master_keys_in_use(self) -> list[str]:
-        """List the ids of the master keys that wrap keys of tenants. Raises StoreError."""
-        return [str(one) for (one,) in await self._database.query(_IN_USE)]
+        """List the ids of the master keys that wrap keys of tenants, the newest first. Raises StoreError."""
+        rows = await self._database.query(_IN_USE, tenants=EVERYONE)
+        if rows[0][0]:
+            raise hidden_error("tenant_keys")
+        return [str(one) for _, one in rows if one is not None]
 
     async def tenants(self) -> list[TenantKeyState]:
         """List the keys of tenants by name. Raises StoreError."""
@@ -126,13 +137,14 @@ class PostgresKeyAdmin:
         }
         tenants = {one.tenant_id for one, _ in keys}
         async with self._database.transaction(tenants=tenants) as transaction:
-            await transaction.query(USE_MASTER, values)
+            await use_master(transaction, master_key_id)
             return len(await transaction.query(_REWRAP, values))
 
     async def end_rotation(self, master_key_id: str, keys: int) -> list[str]:
         """Retire master keys that wrap nothing now; return their ids. Raises StoreError."""
         async with self._database.transaction(tenants=EVERYONE) as transaction:
-            await transaction.query(USE_MASTER, {"master": master_key_id})
+            await transaction.query(_LOCK_MASTERS)
+            await use_master(transaction, master_key_id)
             rows = await transaction.query(_RETIRE, {"master": master_key_id})
             if any(is_hidden for _, is_hidden in rows):
                 raise hidden_error("tenant_keys")

@@ -17,7 +17,8 @@ from storage.stores.tenant_rows import advance_generation
 
 _READ: Final = (
     "SELECT t.tenant_id, t.tenant_uuid::text, k.key_number, k.master_key_id, encode(k.wrapped, 'hex'),"
-    " k.retired_at IS NOT NULL FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id"
+    " k.retired_at IS NOT NULL, t.newest_key"
+    " FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id"
     " WHERE t.tenant_id = ANY(%(tenants)s::int[]) ORDER BY t.tenant_id, k.key_number"
 )
 #: Locked in the order of tenants, so that no two processes wait for each other in a circle.
@@ -33,16 +34,24 @@ _RETIRE: Final = (
     "UPDATE tenant_keys SET retired_at = now() WHERE tenant_id = %(tenant)s::int"
     " AND key_number = %(before)s::int AND retired_at IS NULL RETURNING 1"
 )
-#: Written only where it changes something: every new key of a tenant asks for it.
-USE_MASTER: Final = (
-    "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
-    " DO UPDATE SET retired_at = NULL WHERE m.retired_at IS NOT NULL"
+#: Many processes may hold it at once.
+_HOLD_MASTER: Final = (
+    "SELECT 1 FROM master_keys WHERE master_key_id = %(master)s AND retired_at IS NULL FOR SHARE"
 )
-#: The row of the tenant stays until the transaction ends. One that is removed has no keys.
+_USE_MASTER: Final = (
+    "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
+    " DO UPDATE SET retired_at = NULL, since = now() WHERE m.retired_at IS NOT NULL"
+)
+#: The row of the tenant stays until the transaction ends. One that is removed has no keys. Of two processes
+#: with keys of the same number the second one finds it taken.
+_TAKE_NUMBER: Final = (
+    "UPDATE tenants SET newest_key = %(number)s::int WHERE tenant_id = %(tenant)s::int"
+    " AND newest_key < %(number)s::int RETURNING 1"
+)
 _ADD: Final = (
     "INSERT INTO tenant_keys (tenant_id, key_number, wrapped, master_key_id)"
-    " SELECT t.tenant_id, %(number)s::int, decode(%(wrapped)s, 'hex'), %(master)s FROM tenants AS t"
-    " WHERE t.tenant_id = %(tenant)s::int FOR KEY SHARE ON CONFLICT DO NOTHING RETURNING 1"
+    " VALUES (%(tenant)s::int, %(number)s::int, decode(%(wrapped)s, 'hex'), %(master)s)"
+    " ON CONFLICT DO NOTHING RETURNING 1"
 )
 #: The job has to seal again what the tenant has stored.
 _WANT: Final = (
@@ -61,9 +70,10 @@ class PostgresTenantKeys:
         """Read keys."""
         found: dict[int, StoredKeys] = {}
         rows = await self._database.query(_READ, {"tenants": int_array(tenant_ids)}, tenant_ids)
-        for tenant_id, tenant_uuid, number, master_key_id, wrapped, retired in rows:
+        for tenant_id, tenant_uuid, number, master_key_id, wrapped, retired, newest in rows:
             if tenant_id not in found:
-                found[tenant_id] = StoredKeys(tenant_id, bytes.fromhex(tenant_uuid.replace("-", "")), [])
+                uuid = bytes.fromhex(tenant_uuid.replace("-", ""))
+                found[tenant_id] = StoredKeys(tenant_id, uuid, [], newest)
             if number is not None:
                 key = WrappedKey(number, master_key_id, bytes.fromhex(wrapped), retired)
                 found[tenant_id].keys.append(key)
@@ -91,6 +101,16 @@ class PostgresTenantKeys:
         return {int(tenant_id) for (tenant_id,) in rows}
 
 
+async def use_master(transaction: Transaction, master_key_id: str) -> None:
+    """Have a master key in use, and keep it from being retired until the transaction ends.
+
+    It comes before any other row of the transaction, so that no two wait for each other in a circle.
+    """
+    values = {"master": master_key_id}
+    if not await transaction.query(_HOLD_MASTER, values):
+        await transaction.query(_USE_MASTER, values)
+
+
 async def _replaced(transaction: Transaction, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
     values = {
         "tenant": tenant_id,
@@ -99,9 +119,11 @@ async def _replaced(transaction: Transaction, tenant_id: int, before: int | None
         "wrapped": key.wrapped.hex(),
         "master": key.master_key_id,
     }
+    await use_master(transaction, key.master_key_id)
+    if not await transaction.query(_TAKE_NUMBER, values):
+        return False
     if before is not None and not await transaction.query(_RETIRE, values):
         return False
-    await transaction.query(USE_MASTER, values)
     if not await transaction.query(_ADD, values):
         return False
     if before is not None:

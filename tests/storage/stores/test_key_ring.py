@@ -15,9 +15,11 @@ from engine.seal.master_keys import MasterKeyError, MasterKeys, master_key_id
 from engine.seal.ports import KeysMissingError
 from engine.seal.sealer import MOST_SEALS
 from storage.postgres.pool import Database
+from storage.stores.keys import wrapped
 from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from tests.harness.admin import add_tenants, remove_tenant
+from tests.harness.postgres_stalls import WAITS_FOR_LOCK, Stall, backend
 from tests.harness.services import Serving, execute, rows
 
 ONE, TWO = b"1" * 32, b"2" * 32
@@ -227,6 +229,89 @@ async def test_load_to_seal_after_a_rewrap_keeps_the_seals_that_were_counted(
     execute(dsn, f"UPDATE tenant_keys SET master_key_id = '{master_key_id(TWO)}'")  # not opened again
     await one.refresh()
     assert one.sealing_keys_of(ids["acme"]) is before
+
+
+async def test_end_rotation_waits_for_a_key_that_is_being_wrapped(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    admin = PostgresKeyAdmin(database)
+    masters = MasterKeys([ONE])
+    await ring().load_to_seal([ids["globex"]])
+    execute(dsn, "UPDATE tenant_keys SET master_key_id = 'another'")  # as rotate-master leaves it
+    wrapping = await database.begin(tenants=[ids["acme"]])
+    key = masters.wrap(b"u" * 16, 1, b"k" * 32, b"n" * 12)
+    assert await wrapped._replaced(wrapping, ids["acme"], None, key)
+    ending = asyncio.create_task(admin.end_rotation("another", 0))
+    await backend(dsn, WAITS_FOR_LOCK)
+    await wrapping.commit()
+    assert await ending == []
+    assert await admin.master_keys_in_use() == ["another", master_key_id(ONE)]
+    assert rows(dsn, "SELECT master_key_id FROM master_keys WHERE retired_at IS NOT NULL") == []
+
+
+async def test_wrapping_waits_for_a_rotation_that_ends_and_puts_its_key_in_use_again(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    admin = PostgresKeyAdmin(database)
+    await ring().load_to_seal([ids["acme"]])
+    execute(dsn, "UPDATE tenant_keys SET master_key_id = 'another'")
+    stall = Stall(dsn)
+    stall.run("SELECT FROM master_keys FOR UPDATE")
+    loading = asyncio.create_task(ring().load_to_seal([ids["globex"]]))
+    await backend(dsn, WAITS_FOR_LOCK)
+    stall.run("UPDATE master_keys SET retired_at = now(); COMMIT")
+    stall.let_go()
+    await loading
+    assert await admin.master_keys_in_use() == [master_key_id(ONE), "another"]
+
+
+async def test_master_keys_in_use_are_those_that_wrap_keys_whatever_is_called_retired(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    admin = PostgresKeyAdmin(database)
+    assert await admin.master_keys_in_use() == []
+    await ring().load_to_seal([ids["acme"]])
+    execute(dsn, "UPDATE master_keys SET retired_at = now()")
+    assert await admin.master_keys_in_use() == [master_key_id(ONE)]
+    execute(dsn, "ALTER POLICY jobs ON tenant_keys TO tidemark_serving")
+    with pytest.raises(StoreError, match="may not see the rows of the table tenant_keys"):
+        await admin.master_keys_in_use()
+
+
+async def test_load_of_vanished_keys_is_refused_for_that_tenant_alone(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    one = ring()
+    await one.load_to_seal(list(ids.values()))
+    execute(
+        dsn, "CREATE TABLE kept AS SELECT * FROM tenant_keys", "DELETE FROM tenant_keys WHERE tenant_id = 1"
+    )
+    assert ids["acme"] == 1
+    fresh = ring()
+    for refused in (fresh.load([1]), fresh.load_to_seal([1]), fresh.rotate(1)):
+        with pytest.raises(KeysUnavailableError, match="tenant 1 has had 1 keys, and tenant_keys lacks"):
+            await refused
+    assert keys_in(dsn) == []
+    await one.refresh()
+    assert len(one) == 1
+    await fresh.load_to_seal([ids["globex"]])
+    assert [state.lost for state in await PostgresKeyAdmin(database).tenants()] == [True, False]
+    execute(dsn, "INSERT INTO tenant_keys SELECT * FROM kept WHERE tenant_id = 1")
+    await fresh.load_to_seal([1])
+    assert fresh.keys_of(1).active == 1
+
+
+async def test_load_without_the_newest_key_is_refused(ring: Made, ids: dict[str, int], dsn: str) -> None:
+    one = ring()
+    await one.load_to_seal([ids["acme"]])
+    await one.rotate(ids["acme"])
+    execute(
+        dsn,
+        "DELETE FROM tenant_keys WHERE key_number = 2",
+        "UPDATE tenant_keys SET retired_at = NULL",  # as a backup from before the rotation has it
+    )
+    with pytest.raises(KeysUnavailableError, match="has had 2 keys"):
+        await ring().load([ids["acme"]])
 
 
 async def test_end_rotation_keys_that_the_role_may_not_see_retires_nothing(

@@ -5,7 +5,8 @@ Its statements may take any time. Those of a server (``storage/postgres/pool.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from typing import TYPE_CHECKING, Final
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 #: An advisory lock for changes of the schema: one at a time over all hosts. It belongs to the transaction, so
 #: that it works behind a pooler too.
 _SCHEMA_LOCK: Final = 0x7469646D
+#: Syncs queue behind a change that waits for a table: it waits so long, then lets them pass, and tries again.
+_TABLE_LOCK_MS: Final = 200
+_PASS_S: Final = 0.2
+#: A reader that holds a table for longer, such as a dump, is named to the operator.
+_GIVE_UP_S: Final = 30.0
 
 
 @contextmanager
@@ -86,3 +92,26 @@ def schema_change(connection: Connection, lock_timeout_ms: int) -> Iterator[Curs
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
         cursor.execute(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
         yield cursor
+
+
+def tables_changed(
+    connection: Connection, tables: Iterable[str], change: Callable[[Cursor, str], None]
+) -> None:
+    """Change tables, each in a transaction of its own; one that is busy is tried again after the others.
+
+    Raises:
+        LockNotAvailable: A table stayed busy for ``_GIVE_UP_S``. The others are changed.
+    """
+    due, began_s = list(tables), time.monotonic()
+    while due:
+        busy = []
+        for table in due:
+            try:
+                with schema_change(connection, _TABLE_LOCK_MS) as cursor:
+                    change(cursor, table)
+            except psycopg2.errors.LockNotAvailable:
+                if time.monotonic() - began_s > _GIVE_UP_S:
+                    raise
+                busy.append(table)
+                time.sleep(_PASS_S)
+        due = busy

@@ -25,7 +25,9 @@ from engine.model.audit import Actor, AuditRow
 from engine.operate.ports import RefusedError
 from engine.operate.rows import MigrationState
 from storage.postgres.blocking import connected, schema_change
-from storage.postgres.roles.grants import grant_roles, secure_growing_tables
+from storage.postgres.roles.grants import grant_roles
+from storage.postgres.roles.policies import secure_growing_tables
+from storage.postgres.roles.tables import made_elsewhere, schema_of_tables
 from storage.postgres.server_processes import GONE_S, running_processes
 from storage.postgres.transactions import AUDIT, audit_values
 
@@ -102,7 +104,8 @@ def migrate(
 
     Raises:
         RefusedError: There is no such migration, or the schema holds one that this version does not know; it
-            stands past ``to`` without ``down``, or servers use what is to be taken back.
+            stands past ``to`` without ``down``, servers use what is to be taken back, or the role would make
+            tables in another schema.
         StoreError: The database is away, or refused a statement.
     """
     known = _known()
@@ -110,6 +113,7 @@ def migrate(
         raise RefusedError(f"there is no migration {to}: they are numbered 1 to {len(known)}")
     done: list[str] = []
     with connected(dsn) as connection:
+        _refuse_other_schema(connection)
         applied = _applied(connection)
         standing = max((number for number, one in _numbered() if one.id in applied), default=0)
         if down:
@@ -125,8 +129,7 @@ def migrate(
         while (migration := _step(connection, number, chosen_domains, actor, down=down)) is not None:
             done.append(migration)
         if not down and _ROW_SECURITY in _applied(connection):
-            with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
-                secure_growing_tables(cursor)
+            secure_growing_tables(connection)
     return done
 
 
@@ -226,6 +229,16 @@ def _note(cursor: Cursor, row: AuditRow) -> None:
     cursor.execute("SELECT to_regclass('audit_log') IS NOT NULL")
     if cursor.fetchall() == [(True,)]:
         cursor.execute(AUDIT.text, audit_values([row]))
+
+
+def _refuse_other_schema(connection: Connection) -> None:
+    """Refuse a search_path by which some tables would be made in another schema than the others."""
+    with connection.cursor() as cursor:
+        tables = schema_of_tables(cursor)
+        cursor.execute("SELECT current_user::text, current_database()::text, current_schema()::text")
+        role, database, schema = cursor.fetchall()[0]
+    if schema is not None and schema != tables:
+        raise RefusedError(": ".join(made_elsewhere(role, database, schema, tables)))
 
 
 def _refuse_in_use(connection: Connection) -> None:

@@ -14,7 +14,7 @@ from psycopg2.extensions import parse_dsn
 
 from bench.harness.clusters import as_role
 from storage.embedded.servers import Services
-from storage.postgres.roles.grants import role_of
+from storage.postgres.roles.connecting import connecting_role
 from tests.harness.forks import Forks
 from tests.harness.mutants import MUTANTS, Mutant
 from tests.harness.scratch import scratch
@@ -119,7 +119,10 @@ def copied(services: Services, databases: Databases, template: str) -> Iterator[
     A mutant may use sequences, which servers have no right to: else it would be refused before it does harm.
     """
     with databases.copy(template) as dsn:
-        execute(dsn, f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role_of(as_role(dsn, 'serving'))}")
+        execute(
+            dsn,
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {connecting_role(as_role(dsn, 'serving'))}",
+        )
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
             "MUTANTS_DSN": services.dsn,

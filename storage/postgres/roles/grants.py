@@ -7,38 +7,21 @@ has every connection plan its statements again.
 
 from __future__ import annotations
 
-import getpass
-import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 
 from engine.operate.ports import RefusedError
-from storage.postgres.blocking import connected, schema_change
+from storage.postgres.blocking import connected, schema_change, tables_changed
+from storage.postgres.roles.connecting import connecting_role
+from storage.postgres.roles.policies import jobs_statements
+from storage.postgres.roles.tables import Table, read_tables, schema_of_tables
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
-#: Tables that do not grow with what devices send. They have no policy: a tenant is found by its name, and all
-#: processes share the others. Tables with rows of tenants are found by their column ``tenant_id``.
-REFERENCE: Final = (
-    "tenants",
-    "removed_tenants",
-    "cluster_state",
-    "job_runs",
-    "server_processes",
-    "health_report",
-    "alerts",
-    "audit_log",
-    "master_keys",
-    "sealed_domains",
-)
-#: The tenants that a transaction names, as in storage/migrations/0041.row_security.sql.
-_NAMED: Final = (
-    "tenant_id IN (SELECT unnest(string_to_array(current_setting('tidemark.tenants', true), ',')::int[]))"
-)
 _READ: Final = frozenset({"SELECT"})
 _WRITE: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 _CHANGE: Final = frozenset({"SELECT", "UPDATE", "DELETE"})
@@ -50,30 +33,14 @@ _OTHERWISE: Final = {
     "_yoyo_migration": (_READ, _READ),
 }
 _LOCK_TIMEOUT_MS: Final = 5000
-
-#: Every table of the server with its policies, in an order that is the same for all: the counters first, as
-#: batches lock them.
-_TABLES: Final = (
-    "SELECT c.relname::text, c.relispartition, c.relrowsecurity,"
-    " EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id'"
-    " AND NOT a.attisdropped) AND c.relname <> ALL(%(reference)s),"
-    " ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = c.oid),"
-    " ARRAY(SELECT pg_get_userbyid(role)::text FROM pg_policy, unnest(polroles) AS role"
-    " WHERE polrelid = c.oid AND polname = 'jobs' AND role <> 0),"
-    " ARRAY(SELECT pg_get_userbyid(g.grantee)::text || ' ' || g.privilege_type"
-    " FROM aclexplode(c.relacl) AS g WHERE g.grantee <> 0)"
-    " FROM pg_class AS c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
-    " AND (c.relname = ANY(%(reference)s) OR c.relname = '_yoyo_migration'"
-    " OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id'"
-    " AND NOT a.attisdropped)) ORDER BY c.relname <> 'tenant_counters', c.relname"
-)
-_SELF: Final = (
-    "SELECT current_user::text, current_database()::text, current_schema()::text,"
-    " to_regclass('records') IS NOT NULL"
-)
+_SELF: Final = "SELECT current_user::text, current_database()::text"
+#: Whether a role may come in, and whether that was granted to it by name.
 _REACHES: Final = (
     "SELECT r.rolname::text, has_database_privilege(r.oid, current_database(), 'CONNECT'),"
-    " has_schema_privilege(r.oid, current_schema(), 'USAGE') FROM pg_roles AS r WHERE r.rolname = ANY(%s)"
+    " has_schema_privilege(r.oid, n.oid, 'USAGE'), EXISTS (SELECT FROM pg_database AS d,"
+    " aclexplode(d.datacl) AS g WHERE d.datname = current_database() AND g.grantee = r.oid),"
+    " EXISTS (SELECT FROM aclexplode(n.nspacl) AS g WHERE g.grantee = r.oid)"
+    " FROM pg_roles AS r, pg_namespace AS n WHERE r.rolname = ANY(%s) AND n.nspname = %s"
 )
 _MAKE: Final = (
     "DO $$ BEGIN CREATE ROLE {role} LOGIN PASSWORD {password};"
@@ -83,41 +50,36 @@ _MAKE: Final = (
 _SEES_SETTINGS: Final = "pg_read_all_settings"
 
 
-class _Table(NamedTuple):
-    """A table as the catalog has it: its policies, the roles of the policy of jobs, and what is granted."""
+class _Roles(NamedTuple):
+    """Who gets rights.
 
-    name: str
-    is_partition: bool
-    secured: bool
-    growing: bool
-    policies: list[str]
-    jobs: list[str]
-    granted: list[str]
+    Attributes:
+        serving: The role of serving.
+        jobs: The role of jobs.
+        owner: The owner of the tables, who needs none.
+        in_use: Whether server processes run.
+        guarded: Whether the schema has row-level security. Without it these roles have no rights: they would
+            see the rows of every tenant.
+    """
 
+    serving: str
+    jobs: str
+    owner: str
+    in_use: bool
+    guarded: bool
 
-def role_of(dsn: str) -> str:
-    """Return the role that a DSN connects as."""
-    named = parse_dsn(dsn).get("user") or os.environ.get("PGUSER")
-    return str(named or getpass.getuser())
-
-
-def secure_growing_tables(cursor: Cursor) -> None:
-    """Give every growing table the policy, those of later migrations too."""
-    for table in _tables(cursor):
-        if not table.growing or (table.is_partition and table.name != "events_later"):
-            continue
-        name = sql.Identifier(table.name)
-        if not table.secured:
-            cursor.execute(sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(name))
-        if "tenants" not in table.policies:
-            policy = sql.SQL("CREATE POLICY tenants ON {} USING ({named}) WITH CHECK ({named})")
-            cursor.execute(policy.format(name, named=sql.SQL(_NAMED)))
+    @property
+    def others(self) -> list[str]:
+        """Those that are not the owner."""
+        return sorted({self.serving, self.jobs} - {self.owner})
 
 
 def grant_roles(
     owner_dsn: str, serving_dsn: str, jobs_dsn: str, *, make: bool = False, in_use: bool = False
 ) -> int:
     """Grant to the roles of serving and of jobs what they need, and take back the rest of it.
+
+    A schema from before row-level security is the owner's alone: there all is taken back.
 
     Args:
         owner_dsn: The DSN of the owner.
@@ -132,43 +94,60 @@ def grant_roles(
 
     Raises:
         RefusedError: A role does not exist.
-        StoreError: The database is away, or refused a statement.
+        StoreError: The database is away, refused a statement, or a table stayed locked.
     """
-    serving, jobs = role_of(serving_dsn), role_of(jobs_dsn)
-    with connected(owner_dsn) as connection, schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
-        cursor.execute(_SELF)
-        owner, database, schema, has_tables = cursor.fetchall()[0]
-        others = {serving, jobs} - {owner}
-        made = _make(cursor, others, (serving_dsn, jobs_dsn), database, schema) if make else 0
-        if not has_tables:
-            return made
-        _refuse_missing(cursor, others)
-        tables = _tables(cursor)
-        statements = [
-            *_reaching(cursor, others, database, schema),
-            *_rights(tables, serving, jobs, others),
-            *_policies(tables, None if jobs == owner else jobs, in_use=in_use),
-        ]
-        for statement in statements:
-            cursor.execute(statement)
-    return made + len(statements)
+    serving, jobs = connecting_role(serving_dsn), connecting_role(jobs_dsn)
+    with connected(owner_dsn) as connection:
+        with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+            cursor.execute(_SELF)
+            owner, database = cursor.fetchall()[0]
+            schema = schema_of_tables(cursor)
+            tables = read_tables(cursor, schema)
+            guarded = any("tenants" in table.policies for table in tables)
+            roles = _Roles(serving, jobs, owner, in_use, guarded)
+            passwords = {
+                role: parse_dsn(dsn).get("password")
+                for role, dsn in ((serving, serving_dsn), (jobs, jobs_dsn))
+            }
+            count = _make(cursor, roles, passwords, database, schema) if make and guarded else 0
+            if guarded:
+                _refuse_missing(cursor, roles.others)
+            for statement in list(_reaching(cursor, roles, database, schema)):
+                cursor.execute(statement)
+                count += 1
+
+        def grant(cursor: Cursor, name: str) -> None:
+            nonlocal count
+            for table in read_tables(cursor, schema, name):
+                statements = list(_of_table(table, schema, roles))
+                for statement in statements:
+                    cursor.execute(statement)
+                count += len(statements)
+
+        due = [table.name for table in tables if any(_of_table(table, schema, roles))]
+        tables_changed(connection, due, grant)
+    return count
 
 
-def _tables(cursor: Cursor) -> list[_Table]:
-    cursor.execute(_TABLES, {"reference": list(REFERENCE)})
-    return [_Table(*row) for row in cursor.fetchall()]
+def _of_table(table: Table, schema: str, roles: _Roles) -> Iterator[sql.Composable]:
+    """Yield what a table lacks. The policies come last: they alone wait for readers."""
+    yield from _rights(table, schema, roles)
+    if roles.guarded:
+        jobs = None if roles.jobs == roles.owner else roles.jobs
+        yield from jobs_statements(table, schema, jobs, in_use=roles.in_use)
 
 
-def _make(cursor: Cursor, roles: Collection[str], dsns: Collection[str], database: str, schema: str) -> int:
-    missing = _missing(cursor, roles)
-    passwords = {role_of(dsn): parse_dsn(dsn).get("password") for dsn in dsns}
+def _make(
+    cursor: Cursor, roles: _Roles, passwords: Mapping[str, str | None], database: str, schema: str
+) -> int:
+    missing = _missing(cursor, roles.others)
     for role in missing:
         cursor.execute(
             sql.SQL(_MAKE).format(role=sql.Identifier(role), password=sql.Literal(passwords[role]))
         )
     cursor.execute(
         "SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s) AND NOT pg_has_role(oid, %s, 'USAGE')",
-        (list(roles), _SEES_SETTINGS),
+        (roles.others, _SEES_SETTINGS),
     )
     for (role,) in cursor.fetchall():
         cursor.execute(sql.SQL("GRANT {} TO {}").format(*map(sql.Identifier, (_SEES_SETTINGS, role))))
@@ -202,64 +181,52 @@ def _refuse_missing(cursor: Cursor, roles: Collection[str]) -> None:
         )
 
 
-def _reaching(cursor: Cursor, roles: Collection[str], database: str, schema: str) -> Iterator[sql.Composable]:
+def _reaching(cursor: Cursor, roles: _Roles, database: str, schema: str) -> Iterator[sql.Composable]:
     """Yield the grants by which roles come to the database and its schema."""
-    cursor.execute(_REACHES, (list(roles),))
-    for role, connects, uses in cursor.fetchall():
+    cursor.execute(_REACHES, (roles.others, schema))
+    for role, connects, uses, may_connect, may_use in cursor.fetchall():
         names = {
             "role": sql.Identifier(role),
             "database": sql.Identifier(database),
             "schema": sql.Identifier(schema),
         }
-        if not connects:
-            yield sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}").format(**names)
-        if not uses:
-            yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**names)
+        if roles.guarded:
+            if not connects:
+                yield sql.SQL("GRANT CONNECT ON DATABASE {database} TO {role}").format(**names)
+            if not uses:
+                yield sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {role}").format(**names)
+            continue
+        if may_connect:
+            yield sql.SQL("REVOKE ALL ON DATABASE {database} FROM {role}").format(**names)
+        if may_use:
+            yield sql.SQL("REVOKE ALL ON SCHEMA {schema} FROM {role}").format(**names)
 
 
-def _rights(
-    tables: Collection[_Table], serving: str, jobs: str, roles: Collection[str]
-) -> Iterator[sql.Composable]:
-    """Yield the grants on tables that are missing, and take back those that are too many."""
-    for table in tables:
-        for role in sorted(roles):
-            granted = {
-                one.removeprefix(f"{role} ") for one in table.granted if one.rpartition(" ")[0] == role
-            }
-            wanted = frozenset[str]().union(
-                _wanted(table, is_jobs=False) if role == serving else (),
-                _wanted(table, is_jobs=True) if role == jobs else (),
-            )
-            names = {"table": sql.Identifier(table.name), "role": sql.Identifier(role)}
-            for verb, rights in (
-                ("GRANT {rights} ON {table} TO {role}", wanted - granted),
-                ("REVOKE {rights} ON {table} FROM {role}", granted - wanted),
-            ):
-                if rights:
-                    listed = sql.SQL(", ".join(sorted(rights)))
-                    yield sql.SQL(verb).format(rights=listed, **names)
+def _rights(table: Table, schema: str, roles: _Roles) -> Iterator[sql.Composable]:
+    """Yield the grants on a table that are missing, and take back those that are too many.
+
+    A partition is nobody's but the owner's: from it also what everybody has is taken back.
+    """
+    for role in [*roles.others, *([""] if table.is_part else [])]:
+        granted = {right for whom, _, right in (one.rpartition(" ") for one in table.granted) if whom == role}
+        wanted = frozenset[str]().union(
+            _wanted(table, is_jobs=False) if role == roles.serving and roles.guarded else (),
+            _wanted(table, is_jobs=True) if role == roles.jobs and roles.guarded else (),
+        )
+        names = {
+            "table": sql.Identifier(schema, table.name),
+            "role": sql.Identifier(role) if role else sql.SQL("PUBLIC"),
+        }
+        for verb, rights in (
+            ("GRANT {rights} ON {table} TO {role}", wanted - granted),
+            ("REVOKE {rights} ON {table} FROM {role}", granted - wanted),
+        ):
+            if rights:
+                listed = sql.SQL(", ".join(sorted(rights)))
+                yield sql.SQL(verb).format(rights=listed, **names)
 
 
-def _wanted(table: _Table, *, is_jobs: bool) -> frozenset[str]:
+def _wanted(table: Table, *, is_jobs: bool) -> frozenset[str]:
     if table.name in _OTHERWISE:
         return _OTHERWISE[table.name][is_jobs]
-    return frozenset() if table.is_partition else _WRITE
-
-
-def _policies(tables: Collection[_Table], jobs: str | None, *, in_use: bool) -> Iterator[sql.Composable]:
-    """Yield what gives the policy of jobs to a role or to none, and unless in use takes it from others.
-
-    Without it a running server would find all tables empty, and accept revoked devices.
-    """
-    for table in tables:
-        name = sql.Identifier(table.name)
-        if "jobs" in table.policies:
-            roles = {*(table.jobs if in_use else ()), *(() if jobs is None else (jobs,))}
-            if not roles:
-                yield sql.SQL("DROP POLICY jobs ON {}").format(name)
-            elif roles != set(table.jobs):
-                listed = sql.SQL(", ").join(map(sql.Identifier, sorted(roles)))
-                yield sql.SQL("ALTER POLICY jobs ON {} TO {}").format(name, listed)
-        elif jobs is not None and "tenants" in table.policies:
-            policy = sql.SQL("CREATE POLICY jobs ON {} TO {} USING (true) WITH CHECK (true)")
-            yield policy.format(name, sql.Identifier(jobs))
+    return frozenset() if table.is_part else _WRITE

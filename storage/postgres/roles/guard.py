@@ -8,32 +8,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
-from storage.postgres.roles.grants import REFERENCE
-from storage.postgres.roles.hidden import MIGRATE, hidden
+from storage.postgres.roles.access import access_finding, policy_finding
 from storage.postgres.roles.named_tenants import SETTING
+from storage.postgres.roles.tables import BY_TENANTS, PARTS, WHOLE, schema_of_tables, values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
 _ROW: Final = "row security"
-_ACCESS: Final = "access"
-#: Growing tables of the server; a partition is not one, but for events_later, which is read by its name.
-_GROWING: Final = (
-    "FROM pg_class AS c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
-    " AND c.relname <> 'tenants' AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid"
-    " AND a.attname = 'tenant_id' AND NOT a.attisdropped)"
-)
-_WHOLE: Final = f"{_GROWING} AND (NOT c.relispartition OR c.relname = 'events_later')"
-_PARTS: Final = f"{_GROWING} AND c.relispartition AND c.relname <> 'events_later'"
-_LACKS: Final = (
-    "SELECT current_user::text, (SELECT c.relname::text FROM pg_class AS c"
-    " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition"
-    " AND pg_table_is_visible(c.oid) AND n.nspname !~ '^pg_' AND (c.relname = ANY(%(reference)s) OR EXISTS"
-    " (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id'"
-    " AND NOT a.attisdropped)) AND NOT (has_table_privilege(c.oid, 'SELECT')"
-    " AND has_table_privilege(c.oid, 'INSERT')) ORDER BY 1 LIMIT 1)"
-)
-_HIDDEN: Final = f"SELECT c.relname::text {_WHOLE} AND {hidden('c.oid')} ORDER BY 1 LIMIT 1"
+_NAME: Final = "SELECT c.relname::text FROM pg_class AS c WHERE"
+_FIRST: Final = "ORDER BY 1 LIMIT 1"
 #: Also a role that this one could become by SET ROLE counts.
 _MEMBER: Final = "pg_has_role(current_user, {}, 'MEMBER')"
 
@@ -73,33 +57,31 @@ _WAYS: Final = (
         "ALTER ROLE … NOCREATEROLE NOREPLICATION",
     ),
     _Way(
-        f"SELECT c.relname::text {_WHOLE} AND {_MEMBER.format('c.relowner')} ORDER BY 1 LIMIT 1",
+        f"{_NAME} {WHOLE} AND {_MEMBER.format('c.relowner')} {_FIRST}",
         "the role § owns the table {}: no policy holds an owner",
         _SPLIT,
         decisive=True,
     ),
     _Way(
-        f"SELECT c.relname::text {_WHOLE} AND (NOT c.relrowsecurity OR NOT EXISTS (SELECT FROM pg_policy AS p"
-        " WHERE p.polrelid = c.oid AND p.polname = 'tenants')) ORDER BY 1 LIMIT 1",
-        "the table {} has no policy",
-        "run `run.py migrate`",
-    ),
-    _Way(
-        f"SELECT c.relname::text {_WHOLE} AND EXISTS (SELECT FROM pg_policy AS p, unnest(p.polroles) AS r"
+        f"{_NAME} {WHOLE} AND EXISTS (SELECT FROM pg_policy AS p, unnest(p.polroles) AS r"
         " WHERE p.polrelid = c.oid AND p.polpermissive AND p.polname <> 'tenants'"
-        f" AND (r = 0 OR {_MEMBER.format('r')})) ORDER BY 1 LIMIT 1",
+        f" AND (r = 0 OR {_MEMBER.format('r')})) {_FIRST}",
         "a policy of the table {} lets the role § read all tenants",
         "set postgres.jobs_dsn to a role of its own, which § is no member of, and run `run.py migrate`",
     ),
     _Way(
-        f"SELECT c.relname::text {_PARTS}"
-        " AND has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE') ORDER BY 1 LIMIT 1",
+        f"{_NAME} {PARTS}"
+        f" AND has_table_privilege(c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE') {_FIRST}",
         "the role § may use the partition {} by its name, past the policy of its table",
         _REVOKE,
     ),
     _Way(
-        f"SELECT c.relname::text {_WHOLE} AND has_table_privilege(c.oid, 'TRUNCATE, TRIGGER')"
-        " ORDER BY 1 LIMIT 1",
+        f"{_NAME} {PARTS} AND NOT (c.relrowsecurity AND {BY_TENANTS}) {_FIRST}",
+        "the partition {} has no policy, or not the one that migrations make: a grant on it would open it",
+        "run `run.py migrate`, or let a server run: it makes the policy in its job `cleanup`",
+    ),
+    _Way(
+        f"{_NAME} {WHOLE} AND has_table_privilege(c.oid, 'TRUNCATE, TRIGGER') {_FIRST}",
         "the role § may truncate the table {}, or give it triggers",
         _REVOKE,
     ),
@@ -120,15 +102,18 @@ _WAYS: Final = (
 )
 
 
-def ways_past(connection: Connection) -> Iterator[tuple[str, str]]:
-    """Yield the ways in which the role of a connection could pass the policies: what opens it, the remedy."""
+def ways_past(connection: Connection, schema: str) -> Iterator[tuple[str, str]]:
+    """Yield the ways in which the role of a connection could pass the policies: what opens it, the remedy.
+
+    Args:
+        connection: The database, as the role.
+        schema: The schema of the tables, as their owner finds them. The role may find others by their names.
+    """
     with connection.cursor() as cursor:
-        cursor.execute("SELECT current_user::text, to_regclass('records') IS NOT NULL")
-        role, has_tables = cursor.fetchall()[0]
-        if not has_tables:
-            return
+        cursor.execute("SELECT current_user::text")
+        role = cursor.fetchall()[0][0]
         for way in _WAYS:
-            cursor.execute(way.query)
+            cursor.execute(way.query, values(schema))
             opened = cursor.fetchall()
             if opened:
                 yield way.found.format(opened[0][0]).replace("§", role), way.remedy
@@ -143,17 +128,27 @@ def check_roles(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> list[tuple[s
         RefusedError: The DSNs do not lead to one database.
         StoreError: The database is away.
     """
-    with connected(serving_dsn) as connection:
-        found = list(ways_past(connection))
+    with connected(owner_dsn) as connection:
         place = _place(connection)
-    for name, dsn in (("owner_dsn", owner_dsn), ("jobs_dsn", jobs_dsn)):
-        if dsn != serving_dsn:
-            with connected(dsn) as connection:
-                if _place(connection) != place:
-                    raise RefusedError(
-                        f"postgres.{name} leads to another database than postgres.dsn: name the same in both"
-                    )
+        schema = _schema(connection)
+    with connected(serving_dsn) as connection:
+        if _place(connection) != place:
+            raise _elsewhere("owner_dsn")
+        found = list(ways_past(connection, schema))
+    if jobs_dsn not in {serving_dsn, owner_dsn}:
+        with connected(jobs_dsn) as connection:
+            if _place(connection) != place:
+                raise _elsewhere("jobs_dsn")
     return found
+
+
+def _elsewhere(name: str) -> RefusedError:
+    return RefusedError(f"postgres.{name} leads to another database than postgres.dsn: name the same in both")
+
+
+def _schema(connection: Connection) -> str:
+    with connection.cursor() as cursor:
+        return schema_of_tables(cursor)
 
 
 def _place(connection: Connection) -> tuple[str, str]:
@@ -164,30 +159,21 @@ def _place(connection: Connection) -> tuple[str, str]:
 
 
 def access_findings(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
-    """Check that the roles of serving and of jobs may use the tables, and that jobs sees all their rows.
+    """Check that the roles of serving and of jobs find and may use the tables, and that jobs sees all rows.
+
+    The policies have to be as migrations make them, too.
 
     Raises:
         StoreError: The database is away.
     """
+    with connected(owner_dsn) as connection:
+        schema = _schema(connection)
+        if serving_dsn != owner_dsn:
+            yield from policy_finding(connection, schema)
     for setting, dsn in (("postgres.dsn", serving_dsn), ("postgres.jobs_dsn", jobs_dsn)):
         if dsn != owner_dsn:
             with connected(dsn) as connection:
-                yield _access_finding(connection, setting, sees_all=dsn == jobs_dsn)
-
-
-def _access_finding(connection: Connection, setting: str, *, sees_all: bool) -> CheckResult:
-    with connection.cursor() as cursor:
-        cursor.execute(_LACKS, {"reference": list(REFERENCE)})
-        role, lacks = cursor.fetchall()[0]
-        cursor.execute(_HIDDEN)
-        unseen = cursor.fetchall() if sees_all else []
-    if lacks is not None:
-        found = f"the role {role} of {setting} may not use the table {lacks}"
-        return CheckResult("fault", _ACCESS, found, "run `run.py migrate`, which grants it")
-    if unseen:
-        found = f"the role {role} of {setting} may not see the rows of the table {unseen[0][0]}"
-        return CheckResult("fault", _ACCESS, found, MIGRATE)
-    return CheckResult("ok", _ACCESS, f"the role {role} of {setting} may use the tables")
+                yield access_finding(connection, schema, setting, sees_all=dsn == jobs_dsn)
 
 
 def row_security_findings(ways: Collection[tuple[str, str]]) -> Iterator[CheckResult]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from engine.operate.rows import CheckResult
+from storage.postgres.roles.tables import OWNED, made_elsewhere, schema_of_tables, values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -17,11 +18,7 @@ _MAY_CREATE: Final = (
 #: Tables of the server, not others in the same schema. Only their owner can add and drop partitions.
 _OTHERS: Final = (
     "SELECT c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class AS c"
-    " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
-    " AND (c.relname IN ('tenants', 'cluster_state', '_yoyo_migration')"
-    " OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id'"
-    " AND NOT a.attisdropped))"
-    " AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1 LIMIT 1"
+    f" WHERE {OWNED} AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1 LIMIT 1"
 )
 _UNKNOWN: Final = "SELECT name FROM unnest(%s::text[]) AS name EXCEPT SELECT name FROM tenants"
 
@@ -35,13 +32,16 @@ def rights_finding(connection: Connection) -> CheckResult:
             where = f"in the schema {schema}" if schema else "in any schema of its search_path"
             remedy = f"as a superuser: ALTER DATABASE {database} OWNER TO {role}"
             return CheckResult("fault", "rights", f"the role {role} may create no table {where}", remedy)
-        cursor.execute(_OTHERS)
+        tables = schema_of_tables(cursor)
+        cursor.execute(_OTHERS, values(tables))
         others = cursor.fetchall()
     if others:
         table, owner = others[0]
         found = f"the table {table} belongs to {owner}, and the role {role} may not change it"
         remedy = f"connect as {owner}, or as a superuser: ALTER TABLE … OWNER TO {role} for each table"
         return CheckResult("fault", "rights", found, remedy)
+    if schema != tables:
+        return CheckResult("fault", "rights", *made_elsewhere(role, database, schema, tables))
     return CheckResult("ok", "rights", f"the role {role} owns its tables and may create more")
 
 

@@ -1,0 +1,88 @@
+"""Policies of row-level security: what gives them to tables, one table at a time.
+
+PostgreSQL locks a table against all others to change its policies. Syncs wait behind that lock while it waits
+for a reader. So each table is changed in a transaction of its own, which gives up soon and is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from psycopg2 import sql
+
+from storage.postgres.blocking import tables_changed
+from storage.postgres.roles.tables import NAMED, Table, read_tables, schema_of_tables
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812
+
+
+def secure_growing_tables(connection: Connection) -> None:
+    """Give every growing table the policy, its partitions and those of later migrations too.
+
+    Raises:
+        LockNotAvailable: A table stayed locked. The others have their policy.
+    """
+    with connection.cursor() as cursor:
+        schema = schema_of_tables(cursor)
+        due = [table.name for table in read_tables(cursor, schema) if any(_tenants(table, schema))]
+
+    def secure(cursor: Cursor, name: str) -> None:
+        for table in read_tables(cursor, schema, name):
+            for statement in _tenants(table, schema):
+                cursor.execute(statement)
+
+    tables_changed(connection, due, secure)
+
+
+def close_partition(cursor: Cursor, name: str) -> None:
+    """Give a new partition the policy, and take from others what default privileges gave them.
+
+    It is read through its table, whose policy counts then: its own guards it against a grant by mistake.
+    """
+    schema = schema_of_tables(cursor)
+    for table in read_tables(cursor, schema, name):
+        for statement in _tenants(table, schema):
+            cursor.execute(statement)
+        for role in {one.rpartition(" ")[0] for one in table.granted}:
+            whom = sql.Identifier(role) if role else sql.SQL("PUBLIC")
+            cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(schema, name), whom))
+
+
+def _tenants(table: Table, schema: str) -> Iterator[sql.Composable]:
+    """Yield what gives a table the policy of tenants, and makes an altered one anew."""
+    if not table.growing:
+        return
+    name = sql.Identifier(schema, table.name)
+    if not table.secured:
+        yield sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(name)
+    if not table.by_tenants:
+        if "tenants" in table.policies:
+            yield sql.SQL("DROP POLICY tenants ON {}").format(name)
+        policy = sql.SQL("CREATE POLICY tenants ON {} USING ({named}) WITH CHECK ({named})")
+        yield policy.format(name, named=sql.SQL(NAMED))
+
+
+def jobs_statements(table: Table, schema: str, jobs: str | None, *, in_use: bool) -> Iterator[sql.Composable]:
+    """Yield what gives the policy of jobs to a role or to none, and unless in use takes it from others.
+
+    Without it a running server would find all tables empty, and accept revoked devices.
+    """
+    name = sql.Identifier(schema, table.name)
+    has_it = "jobs" in table.policies
+    roles = {*(table.jobs if in_use else ()), *(() if jobs is None else (jobs,))}
+    if table.is_part or "tenants" not in table.policies or not roles:
+        if has_it:
+            yield sql.SQL("DROP POLICY jobs ON {}").format(name)
+        return
+    listed = sql.SQL(", ").join(map(sql.Identifier, sorted(roles)))
+    if has_it and table.opens_to_jobs:
+        if roles != set(table.jobs):
+            yield sql.SQL("ALTER POLICY jobs ON {} TO {}").format(name, listed)
+        return
+    if has_it:
+        yield sql.SQL("DROP POLICY jobs ON {}").format(name)
+    if jobs is not None:
+        yield sql.SQL("CREATE POLICY jobs ON {} TO {} USING (true) WITH CHECK (true)").format(name, listed)

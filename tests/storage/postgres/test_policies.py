@@ -1,0 +1,180 @@
+"""Policies of tables and partitions: they are as they were made, and roles find the tables that have them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bench.harness.clusters import as_role, migrate_for_roles
+from compose.start import check_database_roles
+from engine.operate.ports import RefusedError
+from engine.runtime.ports import StoreError
+from handlers.commands.deployment import DeploymentError
+from storage.embedded.servers import Services
+from storage.postgres.blocking import connected
+from storage.postgres.migrate import migrate
+from storage.postgres.partitions.maintenance import maintain
+from storage.postgres.roles.grants import grant_roles
+from storage.postgres.roles.guard import access_findings, check_roles
+from storage.postgres.roles.rights import rights_finding
+from storage.postgres.roles.tables import NAMED
+from tests.harness.services import Serving, execute, rows
+from tests.storage.postgres.test_roles import refused
+
+_PARTITIONS = "SELECT relname::text FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Serving]:
+    """As servers have it, without a tenant."""
+    opened = Serving(dsn, 1)
+    yield opened
+    await opened.close()
+
+
+# -- partitions -------------------------------------------------------------------------------
+
+_OPENED = (
+    "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO tidemark_serving, PUBLIC",
+    "GRANT ALL ON ALL TABLES IN SCHEMA public TO tidemark_serving",
+)
+_EVENTS = (
+    "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
+    " SELECT n, 'voice', 'e', 0, 0, 'phone', '{}' FROM generate_series(1, 2) AS n"
+)
+
+
+async def test_partition_that_was_opened_by_a_grant_shows_named_tenants_alone(
+    database: Serving, dsn: str
+) -> None:
+    execute(dsn, _EVENTS, *_OPENED)
+    read = "SELECT tenant_id FROM events_earlier"
+    assert await database.query(read) == []
+    assert await database.query(read, tenants=[1]) == [(1,)]
+    with pytest.raises(StoreError, match="row-level security"):
+        await database.execute(_EVENTS.replace("INTO events", "INTO events_earlier"), tenants=[3])
+
+
+def test_partitions_of_later_days_are_closed_whatever_default_privileges_say(dsn: str) -> None:
+    serving, jobs = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    execute(dsn, *_OPENED)
+    maintain(dsn, 24)
+    made = [str(name) for (name,) in rows(dsn, _PARTITIONS) if str(name)[-1].isdigit()]
+    assert made
+    for role in (serving, jobs):
+        assert [name for name in made if not refused(role, f"TRUNCATE {name}")] == []
+    assert grant_roles(dsn, serving, jobs) > 0
+    assert check_roles(serving, dsn, jobs) == [], "those of before are closed, too"
+
+
+def test_partitions_without_a_policy_get_it_from_a_server_that_runs(dsn: str) -> None:
+    execute(
+        dsn, "DROP POLICY tenants ON events_earlier", "ALTER TABLE events_later DISABLE ROW LEVEL SECURITY"
+    )
+    maintain(dsn, 24)
+    assert check_roles(as_role(dsn, "serving"), dsn, as_role(dsn, "jobs")) == []
+
+
+async def test_partition_policies_change_no_plan_of_their_table(database: Serving, dsn: str) -> None:
+    maintain(dsn, 24)
+    statements = (
+        "EXPLAIN (VERBOSE) SELECT * FROM events WHERE tenant_id = 1 AND id = 'e' AND sent_at_us = 0",
+        f"EXPLAIN (VERBOSE) {_EVENTS}",
+        "EXPLAIN (VERBOSE) DELETE FROM sync_idempotency_record WHERE tenant_id = 1",
+    )
+    plans = [await database.query(statement, tenants=[1]) for statement in statements]
+    for (name,) in rows(dsn, _PARTITIONS):
+        execute(dsn, f"ALTER TABLE {name} DISABLE ROW LEVEL SECURITY")
+    assert [await database.query(statement, tenants=[1]) for statement in statements] == plans
+
+
+# -- policies as they were made ---------------------------------------------------------------
+
+_LIKE_OURS = (
+    "CREATE FUNCTION current_setting(text, boolean) RETURNS text LANGUAGE sql RETURN '1,2'",
+    "ALTER DATABASE {database} SET search_path = public, pg_catalog",
+    f"ALTER POLICY tenants ON records USING ({NAMED.replace('current_', 'public.current_')})",
+)
+
+
+@pytest.mark.parametrize(
+    "altering",
+    [
+        ("ALTER POLICY tenants ON records USING (true)",),
+        ("ALTER POLICY tenants ON records WITH CHECK (true)",),
+        ("ALTER POLICY tenants ON records TO tidemark_serving",),
+        ("ALTER POLICY tenants ON records USING (tenant_id IS NOT NULL)",),
+        ("DROP POLICY tenants ON records", "CREATE POLICY tenants ON records FOR SELECT USING (true)"),
+        ("DROP POLICY tenants ON records",),
+        ("ALTER TABLE records DISABLE ROW LEVEL SECURITY",),
+        ("ALTER POLICY jobs ON records USING (false)",),
+        _LIKE_OURS,
+    ],
+    ids=range(9),
+)
+def test_policy_that_was_altered_is_a_fault_until_it_is_made_anew(
+    dsn: str, altering: tuple[str, ...]
+) -> None:
+    ((name,),) = rows(dsn, "SELECT current_database()::text")
+    roles = as_role(dsn, "serving"), dsn, as_role(dsn, "jobs")
+    execute(dsn, *(one.format(database=name) for one in altering))
+    faults = [one.found for one in access_findings(*roles) if one.level == "fault"]
+    assert faults
+    assert "table records" in faults[0]
+    with pytest.raises(DeploymentError, match="the table records"):
+        check_database_roles(Services(roles[0], "", dsn, roles[2]))
+    if altering is _LIKE_OURS:
+        execute(dsn, f"ALTER DATABASE {name} RESET search_path")
+    migrate(dsn)
+    grant_roles(dsn, roles[0], roles[2])
+    check_database_roles(Services(roles[0], "", dsn, roles[2]))
+
+
+# -- schemas ----------------------------------------------------------------------------------
+
+
+def test_tables_that_serving_finds_elsewhere_are_a_fault(dsn: str) -> None:
+    ((name,),) = rows(dsn, "SELECT current_database()::text")
+    roles = as_role(dsn, "serving"), dsn, as_role(dsn, "jobs")
+    execute(
+        dsn,
+        "CREATE SCHEMA other",
+        "CREATE TABLE other.records (LIKE records)",
+        "GRANT USAGE ON SCHEMA other TO tidemark_serving",
+        "GRANT ALL ON other.records TO tidemark_serving",
+    )
+    for path, said in (
+        ("other, public", "finds, in the schema other, another table records"),
+        ("other", "finds"),
+    ):
+        execute(dsn, f"ALTER ROLE tidemark_serving IN DATABASE {name} SET search_path = {path}")
+        serving, jobs = access_findings(*roles)
+        assert (serving.level, jobs.level) == ("fault", "ok")
+        assert said in serving.found
+        with pytest.raises(DeploymentError, match="SET search_path = public"):
+            check_database_roles(Services(roles[0], "", dsn, roles[2]))
+
+
+def test_tables_are_those_of_the_owner_in_a_schema_that_others_do_not_look_into(empty_dsn: str) -> None:
+    """``CREATE SCHEMA AUTHORIZATION``: the owner's search_path begins with its own."""
+    execute(empty_dsn, "CREATE SCHEMA tidemark")
+    roles = as_role(empty_dsn, "serving"), empty_dsn, as_role(empty_dsn, "jobs")
+    migrate_for_roles(empty_dsn)
+    execute(empty_dsn, "GRANT ALL ON tidemark.events_earlier TO tidemark_serving")
+    assert {one.level for one in access_findings(*roles)} == {"fault"}
+    ((found, _),) = check_roles(*roles)
+    assert "the partition events_earlier" in found
+
+
+def test_schema_of_the_owner_that_is_made_later_is_a_fault_and_no_place_for_tables(dsn: str) -> None:
+    execute(dsn, "CREATE SCHEMA tidemark")
+    with connected(dsn) as connection:
+        finding = rights_finding(connection)
+    assert finding.level == "fault"
+    assert "would make tables in the schema tidemark, and the server's are in public" in finding.found
+    with pytest.raises(RefusedError, match="SET search_path = public"):
+        migrate(dsn)
+    serving, jobs = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    execute(dsn, "GRANT TRUNCATE ON records TO tidemark_serving")
+    assert grant_roles(dsn, serving, jobs) == 1

@@ -100,18 +100,20 @@ def tables_changed(
     """Change tables, each in a transaction of its own; one that is busy is tried again after the others.
 
     Raises:
-        LockNotAvailable: A table stayed busy for ``_GIVE_UP_S``. The others are changed.
+        LockNotAvailable: A table stayed busy for ``_GIVE_UP_S``. Those that are free are changed.
     """
     due, began_s = list(tables), time.monotonic()
     while due:
-        busy = []
+        busy: dict[str, psycopg2.errors.LockNotAvailable] = {}
         for table in due:
+            late = time.monotonic() - began_s >= _GIVE_UP_S
             try:
-                with schema_change(connection, _TABLE_LOCK_MS) as cursor:
+                with schema_change(connection, 1 if late else _TABLE_LOCK_MS) as cursor:
                     change(cursor, table)
-            except psycopg2.errors.LockNotAvailable:
-                if time.monotonic() - began_s > _GIVE_UP_S:
-                    raise
-                busy.append(table)
-                time.sleep(_PASS_S)
-        due = busy
+            except psycopg2.errors.LockNotAvailable as error:
+                busy[table] = error
+                if not late:
+                    time.sleep(_PASS_S)
+        if busy and time.monotonic() - began_s >= _GIVE_UP_S:
+            raise next(iter(busy.values()))
+        due = list(busy)

@@ -1,6 +1,6 @@
 """The tenants that a transaction names: row-level security shows it their rows, and no others.
 
-The policy of each growing table (storage/migrations/0041.row_security.sql) compares a row's tenant with the
+The policy of each growing table (storage/postgres/roles/policies.py) compares a row's tenant with the
 setting ``tidemark.tenants``. It is set for one transaction, in its first round trip, so that no setting of a
 connection, of a role or of a pooler matters. A transaction that names nobody sets it to nothing, and sees no
 row of any tenant.

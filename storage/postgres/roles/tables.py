@@ -27,7 +27,9 @@ REFERENCE: Final = (
 )
 #: A partition that is read by its own name while it is detached (storage/postgres/partitions/maintenance.py).
 BY_NAME: Final = "events_later"
-#: The tenants that a transaction names: the condition of every policy ``tenants``.
+#: The tenants that a transaction names: the condition of every policy ``tenants``. The list is taken apart
+#: once for each statement, by a hashed sub-plan: = ANY looks through it for each row, which costs five times
+#: as much at 400 tenants.
 NAMED: Final = (
     "tenant_id IN (SELECT unnest(string_to_array(current_setting('tidemark.tenants', true), ',')::int[]))"
 )

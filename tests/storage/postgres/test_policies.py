@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 
+import psycopg2
 import pytest
 
 from bench.harness.clusters import as_role, migrate_for_roles
 from compose.start import check_database_roles
 from engine.operate.ports import RefusedError
-from engine.runtime.ports import StoreError
+from engine.runtime.ports import StoreError, StoreRetryError
 from handlers.commands.deployment import DeploymentError
 from storage.embedded.servers import Services
+from storage.postgres import blocking
 from storage.postgres.blocking import connected
 from storage.postgres.migrate import migrate
 from storage.postgres.partitions.maintenance import maintain
@@ -178,3 +182,59 @@ def test_schema_of_the_owner_that_is_made_later_is_a_fault_and_no_place_for_tabl
     serving, jobs = as_role(dsn, "serving"), as_role(dsn, "jobs")
     execute(dsn, "GRANT TRUNCATE ON records TO tidemark_serving")
     assert grant_roles(dsn, serving, jobs) == 1
+
+
+# -- while servers run ------------------------------------------------------------------------
+
+_LOCKED = (
+    "SELECT DISTINCT c.relname::text FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation"
+    " WHERE l.mode = 'AccessExclusiveLock' AND l.granted AND l.database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+_WAITS = (
+    "SELECT FROM pg_locks AS l WHERE l.relation = 'records'::regclass AND NOT l.granted"
+    " AND l.mode = 'AccessExclusiveLock'"
+)
+_WITHOUT = (
+    "SELECT count(*) FROM pg_class AS c WHERE relkind IN ('r', 'p') AND relrowsecurity"
+    " AND (NOT relispartition OR relname = 'events_later') AND NOT EXISTS"
+    " (SELECT FROM pg_policy WHERE polrelid = c.oid AND polname = '{0}')"
+)
+
+
+@pytest.mark.parametrize("policy", ["tenants", "jobs"])
+async def test_policies_a_long_reader_of_one_table_holds_up_that_table_alone(dsn: str, policy: str) -> None:
+    """The first migration of an installation with one role to three, while it serves."""
+    serving, jobs = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    growing = rows(dsn, "SELECT polrelid::regclass::text FROM pg_policy WHERE polname = 'jobs'")
+    execute(dsn, *(f"DROP POLICY {policy} ON {name}" for (name,) in growing))
+
+    def change() -> None:
+        migrate(dsn)
+        grant_roles(dsn, serving, jobs)
+
+    with closing(psycopg2.connect(dsn)) as reader, reader.cursor() as cursor:
+        cursor.execute("SELECT FROM records")
+        changing = asyncio.create_task(asyncio.to_thread(change))
+        while await asyncio.to_thread(rows, dsn, _WITHOUT.format(policy)) != [(1,)]:
+            assert not changing.done()
+        while not await asyncio.to_thread(rows, dsn, _WAITS):
+            assert not changing.done()
+        assert rows(dsn, _LOCKED) == [], "no table is held while it waits"
+        cursor.execute("COMMIT")
+        await changing
+    assert rows(dsn, _WITHOUT.format(policy)) == [(0,)]
+
+
+def test_policies_a_reader_that_does_not_end_is_named_and_the_others_have_theirs(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking, "_GIVE_UP_S", 0.0)
+    execute(
+        dsn, "DROP POLICY jobs ON devices", "DROP POLICY jobs ON records", "DROP POLICY jobs ON quarantine"
+    )
+    with closing(psycopg2.connect(dsn)) as reader, reader.cursor() as cursor:
+        cursor.execute("SELECT FROM records")
+        with pytest.raises(StoreRetryError, match=f"process {reader.info.backend_pid} holds it"):
+            grant_roles(dsn, as_role(dsn, "serving"), as_role(dsn, "jobs"))
+    assert rows(dsn, _WITHOUT.format("jobs")) == [(1,)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
 
 import psycopg2
 import pytest
 from psycopg2.errors import InsufficientPrivilege
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from bench.harness.clusters import as_role
 from engine.model.audit import Actor
@@ -151,6 +153,42 @@ def test_grants_too_many_are_taken_back_and_missing_ones_given(dsn: str) -> None
     assert refused(roles[1], "SELECT FROM events_earlier")
     assert not refused(roles[1], "SELECT FROM devices")
     assert check_roles(roles[1], roles[0], roles[2]) == []
+
+
+@pytest.fixture
+def serving_dsn(
+    dsn: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> str:
+    """A DSN of which not the text tells the role of serving, but what the parameter names."""
+    parts = parse_dsn(as_role(dsn, "serving"))
+    service = "\n".join(["[tidemark]", *(f"{name}={value}" for name, value in parts.items())])
+    (tmp_path / "services").write_text(service)
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    at = f"{parts['host']}:{parts['port']}/{parts['dbname']}"
+    monkeypatch.setenv("PGUSER", "tidemark_serving" if request.param == "variable" else "nobody")
+    return {
+        "service": "service=tidemark",
+        "variable": " ".join(f"{name}={value}" for name, value in parts.items() if name != "user"),
+        "uri": f"postgresql://tidemark%5Fserving:{parts['password']}@{at}",
+        "session": make_dsn(dsn, options="-c role=tidemark_serving"),
+    }[request.param]
+
+
+@pytest.mark.parametrize("serving_dsn", ["service", "variable", "uri", "session"], indirect=True)
+def test_grants_go_to_the_role_that_a_dsn_connects_as(dsn: str, serving_dsn: str) -> None:
+    execute(
+        dsn, "REVOKE ALL ON devices FROM tidemark_serving", "GRANT TRUNCATE ON records TO tidemark_serving"
+    )
+    assert grant_roles(dsn, serving_dsn, as_role(dsn, "jobs")) == 2
+    assert not refused(as_role(dsn, "serving"), "SELECT FROM devices")
+
+
+@pytest.mark.parametrize("serving_dsn", ["service", "variable", "uri"], indirect=True)
+def test_grants_let_a_role_in_that_may_not_connect_yet(dsn: str, serving_dsn: str) -> None:
+    ((database,),) = rows(dsn, "SELECT current_database()::text")
+    execute(dsn, f'REVOKE ALL ON DATABASE "{database}" FROM PUBLIC, tidemark_serving')
+    assert grant_roles(dsn, serving_dsn, as_role(dsn, "jobs")) == 2, "to both roles"
+    assert not refused(as_role(dsn, "serving"), "SELECT FROM devices")
 
 
 async def test_grants_of_two_processes_at_once_wait_for_each_other(dsn: str) -> None:

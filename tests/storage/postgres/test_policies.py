@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
 
 import psycopg2
 import pytest
 
 from bench.harness.clusters import as_role, migrate_for_roles
 from compose.start import check_database_roles
+from engine.model.audit import Actor
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StoreRetryError
 from handlers.commands.deployment import DeploymentError
 from storage.embedded.servers import Services
 from storage.postgres import blocking
 from storage.postgres.blocking import connected
-from storage.postgres.migrate import migrate
+from storage.postgres.migrate import PostgresSchemaAdmin, migrate
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.roles.grants import grant_roles
 from storage.postgres.roles.guard import access_findings, check_roles
@@ -238,3 +240,46 @@ def test_policies_a_reader_that_does_not_end_is_named_and_the_others_have_theirs
         with pytest.raises(StoreRetryError, match=f"process {reader.info.backend_pid} holds it"):
             grant_roles(dsn, as_role(dsn, "serving"), as_role(dsn, "jobs"))
     assert rows(dsn, _WITHOUT.format("jobs")) == [(1,)]
+
+
+# -- the way back -----------------------------------------------------------------------------
+
+_GRANTED = (
+    "SELECT g.grantee::regrole::text FROM pg_class AS c, aclexplode(c.relacl) AS g"
+    " WHERE g.grantee::regrole::text ~ '_serving|_jobs'"
+    " UNION SELECT g.grantee::regrole::text FROM pg_namespace AS n, aclexplode(n.nspacl) AS g"
+    " WHERE g.grantee::regrole::text ~ '_serving|_jobs'"
+    " UNION SELECT g.grantee::regrole::text FROM pg_database AS d, aclexplode(d.datacl) AS g"
+    " WHERE d.datname = current_database() AND g.grantee::regrole::text ~ '_serving|_jobs'"
+)
+_MIGRATIONS = Path(__file__).parents[3] / "storage/migrations"
+_BEFORE = len([file for file in _MIGRATIONS.glob("*.rollback.sql") if file.name < "0041"])
+
+
+async def test_way_back_leaves_one_role_and_the_way_up_again_three(database: Serving, dsn: str) -> None:
+    ((name,),) = rows(dsn, "SELECT current_database()::text")
+    serving, jobs = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    execute(dsn, _EVENTS, f'REVOKE ALL ON DATABASE "{name}" FROM PUBLIC')
+    schema = PostgresSchemaAdmin(dsn, serving, jobs, (), Actor("account", "tests"))
+    schema.migrate(None, down=False)
+    assert rows(dsn, _GRANTED) != []
+    assert "0041.row_security" in schema.migrate(_BEFORE, down=True)
+    assert rows(dsn, _GRANTED) == []
+    assert rows(dsn, "SELECT FROM pg_policy") == []
+    assert rows(dsn, "SELECT FROM pg_class WHERE relrowsecurity") == []
+    assert rows(dsn, "SELECT tenant_id FROM events ORDER BY 1") == [(1,), (2,)]
+    execute(dsn, _EVENTS.replace("'e'", "'later'"), "DELETE FROM events WHERE id = 'later'")
+    schema.migrate(None, down=False)
+    assert await database.query("SELECT tenant_id FROM events", tenants=[2]) == [(2,)]
+    check_database_roles(Services(serving, "", dsn, jobs))
+
+
+def test_way_back_with_the_dsn_of_one_role_takes_from_the_role_of_jobs(dsn: str) -> None:
+    migrate(dsn, _BEFORE, down=True)
+    assert ("tidemark_jobs",) not in rows(dsn, _GRANTED.partition(" UNION")[0])
+
+
+def test_schema_from_before_policies_is_granted_to_nobody(empty_dsn: str) -> None:
+    roles = as_role(empty_dsn, "serving"), as_role(empty_dsn, "jobs")
+    PostgresSchemaAdmin(empty_dsn, *roles, (), Actor("account", "tests")).migrate(_BEFORE, down=False)
+    assert rows(empty_dsn, _GRANTED) == []

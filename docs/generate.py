@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from docs.api.typescript import typescript
 from docs.costs.page import with_costs
 from engine.model.audit import EVENTS, EventName, EventRule
 from engine.model.uploads import STATES, State, StateRule
@@ -143,10 +144,11 @@ def _event_row(name: EventName, rule: EventRule) -> str:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Give each generated page with its text."""
+    """Give each generated page or file with its text."""
     yield DOCS / "audit-events.md", audit_events_page()
     yield DOCS / "errors.md", errors_page()
     yield DOCS / "security.md", with_costs((DOCS / "security.md").read_text("utf-8"))
+    yield DOCS / "types" / "tidemark.d.ts", typescript()
     yield DOCS / "upload-states.md", upload_states_page()
 
 

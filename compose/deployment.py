@@ -26,7 +26,7 @@ from compose.processes.reload import Reading, Reload, note_reload, note_start
 from compose.processes.supervisor import WorkersFailedError
 from compose.processes.workers import check_bus, supervise, work
 from compose.sealing.admin import KeyAdmin
-from compose.sealing.start import check_master_keys, check_reloaded
+from compose.sealing.start import check_reloaded, start_sealing
 from compose.sealing.stores import TenantsWithKeys, open_sealing
 from compose.server import SystemClock
 from compose.signing import signed_for_device
@@ -330,7 +330,7 @@ class Deployment:
                 raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
             refuse_restored(dsn)
             check_database_roles(running_services)
-            run_async(check_master_keys(self.settings, dsn, running_services.jobs))
+            run_async(start_sealing(self.settings, dsn, running_services.jobs))
             try:
                 maintain(running_services.owner, chosen.idempotency.lifetime_h, chosen.retention.events_d)
             except StoreRetryError as error:  # a dump holds the tables: there are days ahead for a fortnight

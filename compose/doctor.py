@@ -19,7 +19,7 @@ from compose.alerts import alert_findings
 from compose.configuration import bus_url, database_services
 from compose.doctor_secrets import secret_findings
 from compose.pools import connections
-from compose.sealing.start import master_key_finding
+from compose.sealing.start import master_key_finding, sealing_findings
 from compose.uploads import open_blobs
 from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
@@ -131,6 +131,7 @@ def _database_at(settings: Settings, at: Services, *, migrates_itself: bool) -> 
         },
         migrates_itself=migrates_itself,
     )
+    yield from asyncio.run(sealing_findings(settings, at.dsn, at.jobs))
 
 
 def _bus(settings: Settings) -> Iterator[CheckResult]:

@@ -19,6 +19,7 @@ from compose.sealing.master_key import (
     master_keys,
     put_in_front,
 )
+from compose.sealing.start import unsealed_domains
 from engine.cache.key_ring import COMMAND_SEALS, TenantKeyRing
 from engine.operate.key_admin import Watch
 from engine.operate.ports import RefusedError
@@ -50,10 +51,12 @@ class KeyAdmin:
 
     async def status(self) -> KeyStatus:
         """Return all keys."""
+        sealed = await self._store.sealed_domains()
         return KeyStatus(
             await self._source.ids(),
             await self._store.master_keys_in_use(),
-            await self._store.sealed_domains(),
+            sealed,
+            unsealed_domains(self._settings, sealed),
             await self._store.tenants(),
         )
 

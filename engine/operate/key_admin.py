@@ -6,9 +6,17 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
-from engine.operate.rows import KeyStatus, MasterRotation
+from engine.operate.rows import KeyStatus, MasterRotation, TenantKeyState
 
 Watch = Callable[[str], None]
+
+
+def unreadable_values(one: TenantKeyState) -> str:
+    """Return the sentence on the values of a tenant that cannot be opened."""
+    named = ", ".join(f"{value.table} {value.domain or '-'} {value.id}" for value in one.unreadable)
+    more = one.unreadable_values - len(one.unreadable)
+    behind = f" and {more} more" if more > 0 else ""
+    return f"{one.unreadable_values} sealed values cannot be opened: {named}{behind}"
 
 
 class KeyAdmin(Protocol):

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import structlog
+
 from engine.cluster.jobs import JobRun
+from engine.operate.rows import UnreadableValue
 from engine.runtime.batching import with_retries
 from engine.runtime.ports import StoreError
 
+_log = structlog.get_logger()
+
 
 class Resealed(NamedTuple):
-    """One step of a pass: rows that were looked at, values that were sealed, rows that others changed."""
+    """One step of a pass.
+
+    Rows that were looked at, values that were sealed, rows that others changed, values that cannot be opened.
+    """
 
     rows: int
     values: int
     missed: int
+    unreadable: Sequence[UnreadableValue] = ()
+
+
+class UnreadableValuesError(StoreError):
+    """Values that cannot be opened were left as they are. All others are sealed again."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"{count} sealed values cannot be opened, and were left as they are: `run.py keys status` lists"
+            " them; all others are sealed again"
+        )
 
 
 class ResealStore(Protocol):
@@ -72,6 +92,8 @@ class Reseal:
             raise failure
         if run.counts:
             run.counts["dead_rows"] = await with_retries(self._store.dead_rows)
+        if unreadable := run.counts.get("unreadable"):
+            raise UnreadableValuesError(int(unreadable))
 
     async def _pass(self, run: JobRun, tenant_id: int) -> None:
         while (step := await with_retries(partial(self._store.step, tenant_id))) is not None:
@@ -79,5 +101,16 @@ class Reseal:
             run.count("values", step.values)
             if step.missed:
                 run.count("missed", step.missed)
+            if step.unreadable:
+                run.count("unreadable", len(step.unreadable))
+                first = step.unreadable[0]
+                _log.error(
+                    "sealed_values_unreadable",
+                    tenant_id=tenant_id,
+                    table=first.table,
+                    domain=first.domain,
+                    id=first.id,
+                    values=len(step.unreadable),
+                )
             await run.rest()
         run.count("tenants", 1)

@@ -280,6 +280,14 @@ class CheckResult(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
+class UnreadableValue(msgspec.Struct, frozen=True):
+    """A sealed value that cannot be opened: its table, and its row's domain, if it has one, and id."""
+
+    table: str
+    domain: str | None
+    id: str
+
+
 class TenantKeyState(msgspec.Struct, frozen=True):
     """The keys of one tenant.
 
@@ -295,6 +303,8 @@ class TenantKeyState(msgspec.Struct, frozen=True):
         resealed_at: When the last whole pass began.
         waits: Whether values wait to be sealed, or sealed again.
         lost: Whether its newest key is missing from the database: it is refused until that is restored.
+        unreadable_values: The values that the last pass of the job could not open.
+        unreadable: The first hundred of them.
     """
 
     tenant: str
@@ -308,6 +318,8 @@ class TenantKeyState(msgspec.Struct, frozen=True):
     resealed_at: datetime | None
     waits: bool | None
     lost: bool = False
+    unreadable_values: int = 0
+    unreadable: list[UnreadableValue] = []
 
 
 class SealedDomain(msgspec.Struct, frozen=True):
@@ -318,11 +330,20 @@ class SealedDomain(msgspec.Struct, frozen=True):
 
 
 class KeyStatus(msgspec.Struct, frozen=True):
-    """All keys. ``given`` are the ids of the settings' master keys, ``in_use`` of those that wrap keys."""
+    """All keys.
+
+    Attributes:
+        given: The ids of the settings' master keys.
+        in_use: The ids of those that wrap keys.
+        domains: The domains that are sealed.
+        unsealed: The domains that name pii fields and are not sealed.
+        tenants: The keys of tenants.
+    """
 
     given: list[str]
     in_use: list[str]
     domains: list[SealedDomain]
+    unsealed: list[str]
     tenants: list[TenantKeyState]
 
 

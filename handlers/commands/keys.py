@@ -7,6 +7,7 @@ from datetime import datetime
 import click
 import msgspec
 
+from engine.operate.key_admin import unreadable_values
 from engine.operate.rows import KeyStatus, TenantKeyState
 from engine.seal.sealer import MOST_SEALS
 from handlers.commands.deployment import Deployment, as_json, opened, with_deployment
@@ -61,6 +62,9 @@ async def status(deployment: Deployment, *, json_: bool) -> None:
         [_row(one) for one in found.tenants],
         ("TENANT", "KEY", "SINCE", "MASTER KEY", "SEALED", "OLD KEYS", "RE-SEALING"),
     )
+    for one in found.tenants:
+        if one.unreadable_values:
+            say(f"{one.tenant}: {unreadable_values(one)}", err=True)
 
 
 @keys.command(
@@ -137,6 +141,9 @@ def _heads(found: KeyStatus) -> list[str]:
         lines.append(f"MISSING: {', '.join(missing)}, without which sealed data cannot be read")
     sealed = [f"{one.domain} since {one.since:%Y-%m-%d %H:%M}" for one in found.domains]
     lines.append(f"sealed domains: {', '.join(sealed) or 'none'}")
+    if found.unsealed:
+        named = ", ".join(found.unsealed)
+        lines.append(f"not sealed, though they name pii fields: {named} (`run.py keys seal-domain DOMAIN`)")
     return lines
 
 

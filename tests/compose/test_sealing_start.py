@@ -7,13 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from compose.sealing.start import check_master_keys
+from bench.harness.clusters import as_role
+from compose.sealing import start
+from compose.sealing.start import check_master_keys, start_sealing
 from engine.cache.key_ring import TenantKeyRing
 from engine.seal.master_keys import MasterKeyError, MasterKeys, master_key_id
 from storage.stores.keys.wrapped import PostgresTenantKeys
-from tests.compose.test_master_key import ONE, TWO, given, key_file
+from tests.compose.test_master_key import ONE, TEXT, TWO, given, key_file
 from tests.harness.admin import add_tenants
 from tests.harness.services import Serving, execute, rows
+
+_DOMAINS = "SELECT domain FROM sealed_domains"
+_EVENT = (
+    "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data, received_at)"
+    " VALUES (1, 'voice', 'e1', 1, 1, 'phone', '{}', now())"
+)
+_OLDER = (
+    "INSERT INTO server_processes (process, place, slot, sealing) VALUES (gen_random_uuid(), 'db9', 'x', 0)"
+)
 
 
 class _Source:
@@ -65,3 +76,40 @@ async def test_check_embedded_default_makes_a_key_and_never_in_place_of_a_lost_o
     with pytest.raises(MasterKeyError, match=r"master\.key: No such file or directory"):
         await check_master_keys(chosen, dsn, dsn)
     assert not file.exists()
+
+
+async def test_start_new_database_with_a_master_key_seals_domains_with_personal_data(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(start._log, "warning", lambda *_, **fields: said.append(fields), raising=False)
+    add_tenants(dsn, "demo")
+    embedded = given(dsn="", data_dir=str(tmp_path))
+    for _ in range(2):
+        await start_sealing(embedded, as_role(dsn, "serving"), as_role(dsn, "jobs"))
+    assert rows(dsn, _DOMAINS) == [("voice",)]
+    assert said == []
+    assert rows(dsn, "SELECT event, target FROM audit_log WHERE event = 'domain_sealed'") == [
+        ("domain_sealed", "voice")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("master_key", "statement", "remedy"),
+    [
+        (TEXT, _EVENT, "run `run.py keys seal-domain voice`"),
+        (TEXT, _OLDER, "run `run.py keys seal-domain voice`"),
+        ("", "SELECT", "set sealing.master_key_file, then run `run.py keys seal-domain voice`"),
+    ],
+    ids=["stored", "older server", "no key"],
+)
+async def test_start_leaves_domains_plain_and_says_so(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, master_key: str, statement: str, remedy: str
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(start._log, "warning", lambda *_, **fields: said.append(fields), raising=False)
+    add_tenants(dsn, "acme")
+    execute(dsn, statement)
+    await start_sealing(given(master_key=master_key), as_role(dsn, "serving"), as_role(dsn, "jobs"))
+    assert rows(dsn, _DOMAINS) == []
+    assert said == [{"domains": ["voice"], "remedy": remedy}]

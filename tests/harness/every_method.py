@@ -321,6 +321,8 @@ class EveryMethod:
         await keys.read([OWN])
         admin = PostgresKeyAdmin(database)
         await admin.tenants()
+        await admin.master_keys_in_use()
+        await admin.nothing_is_stored()
         others = await admin.wrapped_by_others("m2")
         await admin.rewrap("m2", [(one, b"k") for one in others])
         await admin.end_rotation("m2", 2)

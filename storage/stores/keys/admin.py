@@ -6,15 +6,19 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Final, NamedTuple
 
+import msgspec
+
 from engine.operate.ports import RefusedError
-from engine.operate.rows import SealedDomain, TenantKeyState
+from engine.operate.rows import SealedDomain, TenantKeyState, UnreadableValue
 from engine.seal.master_keys import WrappedKey
 from storage.postgres.arrays import hex_array, int_array
+from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.roles.hidden import hidden, hidden_error
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.server_processes import GONE_S, SEALING
 from storage.stores.audit import by_account
+from storage.stores.keys.sealed_columns import SEALED_TABLES
 from storage.stores.keys.wrapped import use_master
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
@@ -26,7 +30,7 @@ _STATUS: Final = (
     " (SELECT count(*)::int FROM tenant_keys AS o WHERE o.tenant_id = t.tenant_id"
     " AND o.retired_at IS NOT NULL), p.resealed, p.place, p.done_at,"
     " greatest(p.wanted_at, d.since) > coalesce(p.done_at, '-infinity')"
-    ", coalesce(k.key_number, 0) < t.newest_key"
+    ", coalesce(k.key_number, 0) < t.newest_key, coalesce(p.unreadable_values, 0), p.unreadable::text"
     " FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id AND k.retired_at IS NULL"
     " LEFT JOIN reseal_passes AS p ON p.tenant_id = t.tenant_id"
     " LEFT JOIN LATERAL (SELECT max(since) AS since FROM sealed_domains WHERE since > t.created_at) AS d"
@@ -65,7 +69,9 @@ _PROCESSES: Final = (
     "SELECT place, sealing, array_to_string(master_keys, ',') FROM server_processes"
     f" WHERE seen_at > now() - interval '{GONE_S:g} seconds' ORDER BY place"
 )
+_STORED: Final = "SELECT " + " OR ".join(f"EXISTS (SELECT FROM {table.name})" for table in SEALED_TABLES)
 _DOMAINS: Final = "SELECT domain, since FROM sealed_domains ORDER BY domain"
+_decode_unreadable: Final = msgspec.json.Decoder(list[UnreadableValue]).decode
 
 
 class RunningProcess(NamedTuple):
@@ -99,11 +105,16 @@ class PostgresKeyAdmin:
 
     async def tenants(self) -> list[TenantKeyState]:
         """List the keys of tenants by name. Raises StoreError."""
-        return [TenantKeyState(*row) for row in await self._database.query(_STATUS, tenants=EVERYONE)]
+        return [_key_state(row) for row in await self._database.query(_STATUS, tenants=EVERYONE)]
 
     async def sealed_domains(self) -> list[SealedDomain]:
         """List the domains that are sealed. Raises StoreError."""
         return [SealedDomain(*row) for row in await self._database.query(_DOMAINS)]
+
+    async def nothing_is_stored(self) -> bool:
+        """Return whether no device of any tenant ever stored anything. Raises StoreError."""
+        ((stored,),) = await self._database.query(_STORED, tenants=EVERYONE)
+        return not stored
 
     async def processes(self) -> list[RunningProcess]:
         """List the server processes that use the database. Raises StoreError."""
@@ -186,3 +197,11 @@ class PostgresKeyAdmin:
             await transaction.note(by_account("domain_sealed", domain))
             await advance_generation(transaction)
         return None
+
+
+def _key_state(row: Row) -> TenantKeyState:
+    *columns, unreadable = row
+    state = TenantKeyState(*columns)
+    if unreadable is None:
+        return state
+    return msgspec.structs.replace(state, unreadable=_decode_unreadable(unreadable))

@@ -9,6 +9,7 @@ import msgspec
 
 from engine.model.rows import IdempotencyKey
 from engine.operate.reseal import Resealed
+from engine.operate.rows import UnreadableValue
 from engine.wire.floats import json_decoder
 from storage.postgres.arrays import text_array_or_null
 from storage.postgres.driver import Row
@@ -42,7 +43,8 @@ _NEXT: Final = (
 )
 _BEGIN: Final = (
     "INSERT INTO reseal_passes AS p (tenant_id, began_at) VALUES (%(tenant)s::int, now())"
-    " ON CONFLICT (tenant_id) DO UPDATE SET began_at = now(), place = NULL, position = NULL, resealed = 0"
+    " ON CONFLICT (tenant_id) DO UPDATE SET began_at = now(), place = NULL, position = NULL, resealed = 0,"
+    " unreadable_values = 0, unreadable = '[]'"
 )
 _STATE: Final = (
     "SELECT p.place, p.position::text, extract(epoch FROM (SELECT max(since) FROM sealed_domains))::float8"
@@ -138,10 +140,10 @@ class PostgresReseal:
             if not rows:
                 return None
             looked = rows[0][0]
-            done, missed = await self._write(tenant_id, where, rows)
+            done, missed, unreadable = await self._write(tenant_id, where, rows)
             values += done
             if not missed:
-                break
+                return Resealed(looked, values, 0, unreadable)
         return Resealed(looked, values, missed)
 
     async def _read(self, tenant_id: int, where: _Where, followed_s: float) -> list[Row]:
@@ -160,14 +162,29 @@ class PostgresReseal:
         values |= {f"a{at}": text for at, text in enumerate(where.after)}
         return await self._database.execute(statements.page, values, _SETTINGS, [tenant_id])
 
-    async def _write(self, tenant_id: int, where: _Where, rows: list[Row]) -> tuple[int, int]:
-        """Write the rows that are to be changed, and the position; return values done and rows missed."""
+    async def _write(
+        self, tenant_id: int, where: _Where, rows: list[Row]
+    ) -> tuple[int, int, Sequence[UnreadableValue]]:
+        """Write the rows that are to be changed, and the position.
+
+        Returns:
+            Values done, rows missed, and what cannot be opened, which is left as it is.
+        """
         table, statements = _STATEMENTS[where.table]
         last = list(rows[-1][2 : 2 + len(table.key)])
         due = [row for row in rows if any(_flags(table, row))]
-        changed = await self._sealing.opened(due, lambda row: _changed(self._sealing, table, tenant_id, row))
+        unreadable: list[Row] = []
+        changed = await self._sealing.opened(
+            due, lambda row: _changed(self._sealing, table, tenant_id, row), unreadable.append
+        )
+        due = [row for row in due if row not in unreadable]
         values = sum(sum(_flags(table, row)) for row in due)
+        named = [
+            UnreadableValue(table.name, *row[3 + len(table.key) : 5 + len(table.key)]) for row in unreadable
+        ]
         moved: dict[str, object] = {
+            "unreadable_values": len(named),
+            "unreadable": _encode(named).decode(),
             "tenant": tenant_id,
             "place": table.name,
             "position": _encode(last).decode(),
@@ -175,7 +192,7 @@ class PostgresReseal:
         }
         if not due:
             await self._database.execute(MOVE, moved, _SETTINGS, [tenant_id])
-            return 0, 0
+            return 0, 0, named
         arrays = {
             name: text_array_or_null(column)
             for name, column in zip(statements.changed, zip(*changed, strict=True), strict=True)
@@ -185,7 +202,7 @@ class PostgresReseal:
             statements.update, {**moved, **arrays, "due": len(due)}, _SETTINGS, [tenant_id]
         )
         missed = len(due) - int(written)
-        return (0 if missed else values), missed
+        return (0 if missed else values), missed, named
 
     async def dead_rows(self) -> int:
         """Return the dead rows of the tables."""

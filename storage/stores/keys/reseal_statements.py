@@ -12,6 +12,8 @@ _JSON_MARK: Final = "'\"'"
 #: Base64 of the head of a sealed value, and of the byte behind it.
 _HEAD_CHARS: Final = 8
 _HEAD_BYTES: Final = 5
+#: Values that cannot be opened are listed up to so many, and those of one page more.
+LISTED: Final = 100
 #: How a column takes a text.
 _CAST: Final = {"request_sha256": "decode(w.{}, 'hex')", "verification_id": "w.{}", "user_id": "w.{}"}
 
@@ -29,7 +31,10 @@ _DROP_TWINS: Final = (
 _LOCK: Final = "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s::int FOR UPDATE; "
 MOVE: Final = (
     "UPDATE reseal_passes SET place = %(place)s, position = %(position)s::json,"
-    " resealed = resealed + %(values)s::int WHERE tenant_id = %(tenant)s::int"
+    " resealed = resealed + %(values)s::int,"
+    " unreadable_values = unreadable_values + %(unreadable_values)s::int,"
+    f" unreadable = CASE WHEN jsonb_array_length(unreadable) < {LISTED}"
+    " THEN unreadable || %(unreadable)s::jsonb ELSE unreadable END WHERE tenant_id = %(tenant)s::int"
 )
 
 
@@ -145,11 +150,14 @@ def _due(table: SealedTable, column: SealedColumn) -> str:
 
 
 def _judged(text: str, mark: str, covered: str, plain: str) -> str:
-    head = f"substring(decode(substr({text}, 2, {_HEAD_CHARS}), 'base64') FROM 1 FOR {_HEAD_BYTES})"
-    return (
-        f"CASE WHEN left({text}, 1) = {mark} THEN NOT {covered} OR {head} <> decode(%(head)s, 'hex')"
-        f" ELSE {plain} END"
+    coded = f"substr({text}, 2, {_HEAD_CHARS})"
+    # decode() of anything but base64 is an error, which would end the pass.
+    other = (
+        f"CASE WHEN {coded} ~ '^[A-Za-z0-9+/]{{{_HEAD_CHARS}}}$' THEN"
+        f" substring(decode({coded}, 'base64') FROM 1 FOR {_HEAD_BYTES}) <> decode(%(head)s, 'hex')"
+        " ELSE true END"
     )
+    return f"CASE WHEN left({text}, 1) = {mark} THEN NOT {covered} OR {other} ELSE {plain} END"
 
 
 def _read(name: str) -> str:

@@ -63,6 +63,10 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(bytes).decode
 
 
+class UnreadableValueError(StoreError):
+    """A sealed value that cannot be opened: it was changed, is of another place, or its key is lost."""
+
+
 class Sealing:
     """Seals and opens for every tenant. Values are opened in any domain, whether it is sealed now or not.
 
@@ -163,7 +167,7 @@ class Sealing:
 
         Raises:
             KeysMissingError: The key is not in memory: ``load_again``.
-            StoreError: The value was changed, or is of another place.
+            UnreadableValueError: The value was changed, or is of another place.
         """
         if stored is None or stored[0] != '"':
             return None if stored is None else stored.encode()
@@ -174,7 +178,7 @@ class Sealing:
         except UnknownKeyError:
             raise KeysMissingError(tenant_id) from None
         except (BrokenSealError, msgspec.DecodeError) as error:
-            raise StoreError(f"{place} of {domain} {value_id}: {error}") from None
+            raise UnreadableValueError(f"{place} of {domain} {value_id}: {error}") from None
 
     def seal_text(
         self, place: str, tenant_id: int, domain: str | None, value_id: str, version: int, plain: str | None
@@ -231,27 +235,48 @@ class Sealing:
         self._room_chars = SLICE_CHARS
         return True
 
-    async def opened(self, rows: Iterable[_Row], make: Callable[[_Row], _Result]) -> list[_Result]:
+    async def opened(
+        self,
+        rows: Iterable[_Row],
+        make: Callable[[_Row], _Result],
+        unreadable: Callable[[_Row], None] | None = None,
+    ) -> list[_Result]:
         """Return what ``make`` makes of each row, opening its values. The loop is given back between slices.
 
-        Keys that are missing are read, and the row is made again. Raises StoreError.
+        Keys that are missing are read, and the row is made again.
+
+        Args:
+            rows: The rows.
+            make: Makes one of a row.
+            unreadable: Is told of a row with a value that cannot be opened, which is left out then; None if
+                that is an error.
+
+        Raises:
+            UnreadableValueError: A value cannot be opened.
+            StoreError: Keys could not be read.
         """
         made: list[_Result] = []
         asked: set[int] = set()
         for row in rows:
-            while True:
-                try:
-                    made.append(make(row))
-                except KeysMissingError as missing:
-                    if missing.tenant_id in asked:
-                        raise StoreError(f"{missing}: {RESTORE}") from None
-                    asked.add(missing.tenant_id)
-                    await self.load_again(missing)
-                else:
-                    break
+            try:
+                made.append(await self._made(row, make, asked))
+            except UnreadableValueError:
+                if unreadable is None:
+                    raise
+                unreadable(row)
             if self.slice_is_full():
                 await asyncio.sleep(0)
         return made
+
+    async def _made(self, row: _Row, make: Callable[[_Row], _Result], asked: set[int]) -> _Result:
+        while True:
+            try:
+                return make(row)
+            except KeysMissingError as missing:
+                if missing.tenant_id in asked:
+                    raise UnreadableValueError(f"{missing}: {RESTORE}") from None
+                asked.add(missing.tenant_id)
+                await self.load_again(missing)
 
     def _can_seal(self, tenant_id: int) -> bool:
         try:

@@ -61,6 +61,7 @@ def found(ended: Ended, subject: str) -> dict[str, Any]:
 
 async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) -> None:
     maintain(dsn, 24)
+    execute(dsn, "INSERT INTO sealed_domains VALUES ('voice')")
     ended = await examined()
     findings = json.loads(ended.out)
     assert ended.status == 0
@@ -77,6 +78,7 @@ async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) 
         "epoch",
         "access",
         "row security",
+        "sealing",
         "partitions",
         "redis",
         "uploads",
@@ -388,3 +390,31 @@ async def test_doctor_master_key_is_told_by_its_id_and_a_bad_one_is_a_fault(
     assert ended.status == 1
     assert "other accounts may read or write it (mode 0644)" in found(ended, "master key")["found"]
     assert f"{file} may be read by other accounts" in ended.out
+
+
+async def test_doctor_personal_data_in_plain_lost_keys_and_unreadable_values_are_named(
+    examined: Run, dsn: str
+) -> None:
+    plain = found(await examined(), "sealing")
+    assert (plain["level"], plain["found"]) == ("warning", "personal data of voice are stored in plain")
+    assert plain["remedy"] == "set sealing.master_key_file, then run `run.py keys seal-domain voice`"
+    with_key = found(await examined(TIDEMARK__SEALING__MASTER_KEY=b64encode(b"1" * 32).decode()), "sealing")
+    assert with_key["remedy"] == "run `run.py keys seal-domain voice`"
+    add_tenants(dsn, "acme")
+    execute(
+        dsn,
+        "INSERT INTO master_keys VALUES ('m1')",
+        "INSERT INTO sealed_domains VALUES ('voice')",
+        "UPDATE tenants SET newest_key = 1",
+        "INSERT INTO reseal_passes (tenant_id, unreadable_values, unreadable)"
+        ' SELECT tenant_id, 2, \'[{"table":"events","domain":"voice","id":"e1"}]\' FROM tenants',
+    )
+    ended = await examined()
+    said = [one["found"] for one in json.loads(ended.out) if one["subject"] == "sealing"]
+    assert ended.status == 1
+    assert said[0].startswith("the master key m1 is needed to open sealed data, and given is none")
+    assert said[1:] == [
+        "sealed domains: voice",
+        "the keys of tenant acme are lost: what is sealed of it cannot be read",
+        "tenant acme: 2 sealed values cannot be opened: events voice e1 and 1 more",
+    ]

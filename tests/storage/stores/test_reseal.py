@@ -10,12 +10,14 @@ import msgspec
 import pytest
 
 from engine.cluster.jobs import Begun, JobRun
-from engine.operate.reseal import Reseal
+from engine.operate import reseal as job
+from engine.operate.reseal import Reseal, UnreadableValuesError
 from engine.runtime.ports import StoreError
 from engine.seal.sealer import key_number
 from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
 from storage.stores.keys import reseal
+from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.reseal import PostgresReseal
 from storage.stores.keys.reseal_statements import statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedTable
@@ -207,6 +209,46 @@ async def test_reseal_that_fails_midway_goes_on_where_it_was(
     assert rows(world.dsn, "SELECT place, resealed, done_at IS NULL FROM reseal_passes") == [
         (None, 19, False)
     ]
+
+
+async def test_reseal_goes_on_behind_values_that_cannot_be_opened_and_names_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.run()
+    said: list[dict[str, object]] = []
+    monkeypatch.setattr(job._log, "error", lambda _, **fields: said.append(fields), raising=False)
+    execute(
+        world.dsn,
+        "UPDATE records SET data = (SELECT data FROM events LIMIT 1) WHERE id = 'r1'",
+        "UPDATE quarantine SET item = E'\\x1eno base64, and not of this server'",
+        "UPDATE voice_verification_log SET result = to_json('AQAAAAkA' || repeat('A', 200))"
+        " WHERE device_id = 'phone' AND ctid = (SELECT min(ctid) FROM voice_verification_log)",
+        WANTED,
+    )
+    kept = [line for line in world.dump()["records"] if "(1,patient,r1," in line]
+    world.ring.newest = 2
+    with pytest.raises(UnreadableValuesError, match="3 sealed values cannot be opened"):
+        await world.run()
+    assert world.dump()["records"][0] in kept
+    assert rows(world.dsn, "SELECT unreadable_values, done_at IS NOT NULL FROM reseal_passes") == [(3, True)]
+    ((listed,),) = rows(world.dsn, "SELECT unreadable FROM reseal_passes")
+    assert [(one["table"], one["domain"]) for one in listed] == [  # type: ignore[attr-defined]  # of jsonb
+        ("records", "patient"),
+        ("quarantine", "patiant"),
+        ("voice_verification_log", "voice"),
+    ]
+    assert [(one["table"], one["domain"], one["values"]) for one in said] == [
+        ("records", "patient", 1),
+        ("quarantine", "patiant", 1),
+        ("voice_verification_log", "voice", 1),
+    ]
+    assert SECRET not in str(said)
+    (state,) = await PostgresKeyAdmin(world.database).tenants()
+    assert (state.unreadable_values, len(state.unreadable)) == (3, 3)
+    execute(world.dsn, "DELETE FROM records WHERE id = 'r1'", "DELETE FROM quarantine")
+    execute(world.dsn, "DELETE FROM voice_verification_log WHERE octet_length(result::text) < 220", WANTED)
+    assert "unreadable" not in await world.run()
+    assert world.key_numbers() == {2}
 
 
 async def test_reseal_waits_until_servers_follow(world: World) -> None:

@@ -1,0 +1,3 @@
+ALTER TABLE reseal_passes
+    DROP COLUMN unreadable_values,
+    DROP COLUMN unreadable;

@@ -49,6 +49,7 @@ from handlers.operate.probe_access import Audience, ProbeAccess
 from handlers.operate.probes import Probes, ReadinessProblems
 from handlers.operate.turns import Turns
 from handlers.operate.worker_metrics import WorkerMetrics
+from handlers.reference.documents import Documents
 from handlers.server import SYNC_PATH, application, services
 from handlers.sync.connections import Connections
 from handlers.sync.http_api import SyncHttp
@@ -218,6 +219,7 @@ class Edge:
             *engine.files.routes(gate, self._traffic, engine.read_limiter, engine.domains),
             *AdminHealth(people, engine.health, Turns(self._loop.clock)).routes(),
             *self._probes("nobody" if self._probe_port else "operators").routes(),
+            *Documents().routes(),
         ]
         return application(
             routes, self._traffic, self._open_requests, limits.frame_bytes, counts, self._refusals

@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from docs.api.asyncapi import asyncapi
+from docs.api.errors import errors_page
+from docs.api.openapi import openapi
+from docs.api.schema import Schema
 from docs.api.typescript import typescript
 from docs.costs.page import with_costs
 from engine.model.audit import EVENTS, EventName, EventRule
 from engine.model.uploads import STATES, State, StateRule
-from engine.wire.errors import ERRORS, ErrorKind
+from handlers.reference.documents import STATIC
 from storage.stores.upload_states import STATE_TEXTS
 
 DOCS: Final = Path(__file__).parent
-
-_ERRORS_HEAD: Final = """\
-# Errors
-
-`python -m docs.generate` makes this page from the table in `engine/wire/errors.py`. To change the page,
-change the table.
-
-The [wire contract](protocol.md#errors) shows an error: a stable code, a sentence for a person, and whether
-the same message may succeed later.
-"""
-
-
-def errors_page() -> str:
-    """Make docs/errors.md."""
-    whole = [kind for kind in ERRORS.values() if kind.http is not None]
-    items = [kind for kind in ERRORS.values() if kind.http is None]
-    lines = [
-        _ERRORS_HEAD,
-        "## Errors of a message as a whole",
-        "",
-        "| code | HTTP | retryable | cause | remedy |",
-        "|---|---|---|---|---|",
-        *(_row(kind, str(kind.http), "yes" if kind.retryable else "no") for kind in whole),
-        "",
-        "## Errors of one item",
-        "",
-        "The `error` of a rejected item has one of these codes. The server still applies the other items of",
-        "the message, unless the message is atomic. An item over `record_bytes` is also rejected, with",
-        "`too_large`. Do not send the same item again: it never succeeds.",
-        "",
-        "| code | cause | remedy |",
-        "|---|---|---|",
-        *(_row(kind) for kind in items),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _row(kind: ErrorKind, *columns: str) -> str:
-    return " | ".join(("| `" + kind.code + "`", *columns, kind.cause, kind.remedy)) + " |"
-
 
 _STATES_HEAD: Final = """\
 # States of an upload
@@ -143,6 +108,10 @@ def _event_row(name: EventName, rule: EventRule) -> str:
     return f"| `{name}` | {rule.target} | {rule.details} | {rule.meaning} |"
 
 
+def _document(document: Schema) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Give each generated page or file with its text."""
     yield DOCS / "audit-events.md", audit_events_page()
@@ -150,6 +119,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield DOCS / "security.md", with_costs((DOCS / "security.md").read_text("utf-8"))
     yield DOCS / "types" / "tidemark.d.ts", typescript()
     yield DOCS / "upload-states.md", upload_states_page()
+    yield STATIC / "openapi.json", _document(openapi())
+    yield STATIC / "asyncapi.json", _document(asyncapi())
 
 
 if __name__ == "__main__":

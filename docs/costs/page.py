@@ -34,9 +34,14 @@ def with_costs(text: str) -> str:
     """Return the page with its tables of costs made anew."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    defaults = tomllib.loads(_DEFAULTS.read_text("utf-8"))
+    defaults = default_settings()
     sections = [_section(heading, costs, defaults) for heading, costs in COSTS.items()]
     return head + BEGIN + "\n" + "\n".join(sections) + "\n" + END + tail
+
+
+def default_settings() -> dict[str, Any]:
+    """Read the defaults of all settings."""
+    return tomllib.loads(_DEFAULTS.read_text("utf-8"))
 
 
 def _section(heading: str, costs: tuple[Cost, ...], defaults: Mapping[str, Any]) -> str:
@@ -51,15 +56,16 @@ def _section(heading: str, costs: tuple[Cost, ...], defaults: Mapping[str, Any])
 
 
 def _row(cost: Cost, defaults: Mapping[str, Any]) -> str:
-    limits = ", ".join(_limit(limit, defaults) for limit in cost.limit)
+    limits = ", ".join(limit_text(limit, defaults) for limit in cost.limit)
     settings = ", ".join(f"`{limit}`" for limit in cost.limit if isinstance(limit, str)) or "fixed"
-    answers = ", ".join(_answer(answer) for answer in cost.answer)
+    answers = ", ".join(answer_text(answer) for answer in cost.answer)
     metric, _, label = cost.metric.rstrip("}").partition("{")
     shown = f"`{metric}`" + (f" `{label}`" if label else "")
     return f"| {cost.taken} | {cost.owner} | {limits} | {settings} | {answers} | {shown} |"
 
 
-def _limit(limit: str | Fixed, defaults: Mapping[str, Any]) -> str:
+def limit_text(limit: str | Fixed, defaults: Mapping[str, Any]) -> str:
+    """Return a limit with its unit; of a setting its default."""
     if isinstance(limit, Fixed):
         return _quantity(limit.value, limit.unit)
     section, _, key = limit.partition(".")
@@ -78,7 +84,8 @@ def _quantity(value: float, unit: str) -> str:
     return f"{value:,g}{joint}{unit}".strip() if value < 1_000_000 else f"{int(value):,} {unit}".strip()
 
 
-def _answer(answer: str | CloseCode) -> str:
+def answer_text(answer: str | CloseCode) -> str:
+    """Return what a client is told at the limit."""
     if isinstance(answer, CloseCode):
         return str(int(answer))
     return f"`{answer}`" if answer in ERRORS else answer

@@ -24,6 +24,7 @@ def add_headers(request: web.Request, headers: Mapping[str, str]) -> None:
 
 async def with_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Set the headers of every answer and the collected ones, except those that it has already."""
-    response.headers.update(FOR_BROWSERS)
+    for name, value in FOR_BROWSERS.items():
+        response.headers.setdefault(name, value)
     for name, value in request.get(ANSWER, {}).items():
         response.headers.setdefault(name, value)

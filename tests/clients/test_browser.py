@@ -16,7 +16,7 @@ from tests.harness.in_process_server import Serve
 from tests.harness.uploads.tus_js import TusJs
 from tests.harness.ws_device import Json
 
-_CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = "/usr/bin/chromium"
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -119,14 +119,14 @@ async def pages(tus_js: TusJs) -> AsyncIterator[int]:
 async def browser_page() -> AsyncIterator[Page]:
     """Open a page in Debian's Chromium."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=_CHROMIUM, args=_ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
         try:
             yield await browser.new_page()
         finally:
             await browser.close()
 
 
-@pytest.mark.skipif(shutil.which(_CHROMIUM) is None, reason="chromium is not installed")
+@pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="chromium is not installed")
 async def test_browser_page_of_a_listed_origin_syncs_and_of_another_refused(
     serve: Serve, tus_js: TusJs
 ) -> None:

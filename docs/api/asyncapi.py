@@ -1,0 +1,168 @@
+"""``/asyncapi.json``: AsyncAPI 3.1 of the messages of the WebSocket."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from docs.api import limits
+from docs.api.errors import error_example, error_tables
+from docs.api.examples import EXAMPLES
+from docs.api.limits import Costs
+from docs.api.openapi import VERSION
+from docs.api.schema import REF, Schema, message_schemas
+from engine.wire.close_codes import CloseCode
+from engine.wire.errors import ERRORS
+
+#: The answer to each request; the others have none.
+ANSWERS: Final = {
+    "sync": "synced",
+    "pull": "changes",
+    "subscribe": "changes",
+    "unsubscribe": "unsubscribed",
+    "heartbeat": "heartbeat_ack",
+    "conflicts": "conflicts",
+    "resolve": "resolved",
+    "telemetry": "telemetry_ack",
+}
+#: The limits that a message takes of, beside those of every message.
+COSTS: Final[dict[str, Costs]] = {
+    "sync": limits.PUSH,
+    "resolve": limits.RESOLVE,
+    "pull": limits.FEED,
+    "subscribe": (*limits.FEED, *limits.SUBSCRIPTION),
+    "conflicts": limits.READ,
+    "telemetry": limits.TELEMETRY,
+}
+_DESCRIPTION: Final = """\
+The messages of the WebSocket `/v1/sync` of Tidemark. Each is one object with a `type`. The HTTP interface is
+in `/openapi.json`.
+
+- **Encoding.** The subprotocol chooses it: `tidemark.v1.json` has text frames of JSON,
+  `tidemark.v1.msgpack` binary frames of MessagePack with the same messages.
+- **Token.** It comes in the header `Authorization: Bearer TOKEN`, or as the subprotocol `bearer.TOKEN` beside
+  the real one.
+- **Versions.** The server may add optional fields, and new types of messages: a device ignores those that it
+  does not know.
+- **Ids.** A request has an `id`, which its answer or its error repeats. Answers to different requests may
+  come in any order. The `sync` messages of a connection apply in the order in which they were sent.
+- **Retries.** After a lost connection send each `sync` without an answer again, under the same `key`.
+
+"""
+
+
+def asyncapi() -> Schema:
+    """Make the document."""
+    schemas = message_schemas("socket")
+    parts = schemas.components
+    names = {
+        **{f"device_{tag}": name for tag, name in schemas.requests.items()},
+        **{f"server_{tag}": name for tag, name in schemas.answers.items()},
+    }
+    return {
+        "asyncapi": "3.1.0",
+        "info": {
+            "title": "Tidemark",
+            "version": VERSION,
+            "description": _DESCRIPTION + _close_codes() + "\n" + error_tables(),
+            "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+        },
+        "servers": {
+            "here": {
+                "host": "{host}",
+                "protocol": "wss",
+                "description": "The server that has this document; `ws` without TLS.",
+                "variables": {"host": {"default": "127.0.0.1:8080"}},
+                "security": [{"$ref": "#/components/securitySchemes/device"}],
+            }
+        },
+        "channels": {
+            "sync": {
+                "address": "/v1/sync",
+                "title": "The connection of a device",
+                "description": "A device has one connection: a newer one replaces it.",
+                "servers": [{"$ref": "#/servers/here"}],
+                "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
+                "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
+                "x-limits": limits.limits((*limits.CONNECTION, *limits.TOKEN, *limits.SOCKET)),
+            }
+        },
+        "operations": _operations(schemas.requests, schemas.answers),
+        "components": {
+            "messages": {name: _message(name, parts[kind]) for name, kind in names.items()},
+            "schemas": parts,
+            "securitySchemes": {
+                "device": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "A token of a device.",
+                }
+            },
+        },
+    }
+
+
+def _operations(requests: dict[str, str], answers: dict[str, str]) -> dict[str, Any]:
+    """Make an operation of each request with its answers, and of each message that the server begins."""
+    channel = {"$ref": "#/channels/sync"}
+    made: dict[str, Any] = {}
+    for tag in requests:
+        made[tag] = {
+            "action": "receive",
+            "channel": channel,
+            "summary": f"A device sends `{tag}`.",
+            "messages": [_in_channel(f"device_{tag}")],
+        }
+        if tag in ANSWERS:
+            told = [_in_channel(f"server_{ANSWERS[tag]}"), _in_channel("server_error")]
+            made[tag]["reply"] = {"channel": channel, "messages": told}
+    for tag in answers.keys() - {*ANSWERS.values(), "error"}:
+        made[f"send_{tag}"] = {
+            "action": "send",
+            "channel": channel,
+            "summary": f"The server sends `{tag}` by itself.",
+            "messages": [_in_channel(f"server_{tag}")],
+        }
+    return {name: made[name] for name in sorted(made)}
+
+
+def _in_channel(name: str) -> dict[str, str]:
+    return {"$ref": f"#/channels/sync/messages/{name}"}
+
+
+def _message(name: str, schema: Schema) -> Schema:
+    direction, _, tag = name.partition("_")
+    title: str = schema["title"]
+    told: list[Schema] = [{"payload": one} for one in EXAMPLES[title]]
+    if title == "Error":
+        codes = [code for code, kind in ERRORS.items() if kind.http is not None]
+        told += [
+            {"name": code, "summary": ERRORS[code].remedy, "payload": error_example(code)} for code in codes
+        ]
+    made: Schema = {
+        "name": tag,
+        "title": title,
+        "summary": "From the device." if direction == "device" else "From the server.",
+        "description": schema["description"],
+        "contentType": "application/json",
+        "payload": {"$ref": REF + title},
+        "examples": told,
+    }
+    if direction == "device":
+        made["x-limits"] = limits.limits((*limits.MESSAGE, *COSTS.get(tag, ())))
+    return made
+
+
+def _close_codes() -> str:
+    lines = [
+        "## Close codes",
+        "",
+        "| close code | meaning | connect again by yourself |",
+        "|---|---|---|",
+        *(
+            f"| {int(code)} | {code.meaning} | {'yes' if code.reconnects else 'no'} |"
+            for code in CloseCode
+            if code is not CloseCode.NORMAL
+        ),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""The API documents over HTTP, in a browser, and against the routes of a server."""

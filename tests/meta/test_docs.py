@@ -161,7 +161,7 @@ def test_page_command_lines_found() -> None:
 def test_dependencies_page_explains_exactly_the_direct_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     page = (ROOT / "docs" / "dependencies.md").read_text("utf-8")
-    run_time, develop, stale, _ = page.split("\n## ")[1:]
+    run_time, develop, _, stale, _ = page.split("\n## ")[1:]
     for section, wanted in (
         (run_time, project["dependencies"]),
         (develop, project["optional-dependencies"]["dev"]),

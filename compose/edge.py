@@ -46,7 +46,7 @@ from handlers.http.unauthenticated import UnauthenticatedConnections, Unauthenti
 from handlers.operate.admin_health import AdminHealth
 from handlers.operate.people import People
 from handlers.operate.probe_access import Audience, ProbeAccess
-from handlers.operate.probes import Probes, ReadinessProblems
+from handlers.operate.probes import LookAtReadiness, Probes
 from handlers.operate.turns import Turns
 from handlers.operate.worker_metrics import WorkerMetrics
 from handlers.reference.documents import Documents
@@ -91,7 +91,7 @@ class Edge:
         keys: The keys of tokens.
         engine: The engine.
         connections: The connections of devices.
-        problems: Lists what keeps the database from being ready.
+        readiness: Lists what keeps the database from being ready.
         workers: The workers of which this process is one; None if it is alone.
         sources: The components besides the edge and the engine that yield metrics.
     """
@@ -102,14 +102,14 @@ class Edge:
         keys: KeySet,
         engine: Engine,
         connections: Connections,
-        problems: ReadinessProblems,
+        readiness: LookAtReadiness,
         workers: WorkerMetrics | None,
         sources: Sequence[MetricSource],
     ) -> None:
         server, limits = settings.server, settings.limits
         self._engine = engine
         self._connections = connections
-        self._problems = problems
+        self._readiness = readiness
         self._workers = workers
         self._sources = sources
         self._probe_port = server.probe_port
@@ -252,7 +252,7 @@ class Edge:
         return Probes(
             ProbeAccess(verifier, engine.revocations, audience, secret),
             self._connections.draining,
-            self._problems,
+            self._readiness,
             engine.bus,
             engine.capacity,
             [

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Final, NamedTuple
 
+from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.embedded.servers import Services
 from storage.postgres.connection import PoolerDetection
 from storage.postgres.pool import Database
+
+#: What a process does without a pool.
+_SLOWER: Final = "devices get unavailable"
+_WITHOUT: Final = {
+    "jobs": "no job runs here",
+    "everyone": "revocations are those of before, and capacity is not watched",
+    "reports": "health of all tenants is not answered",
+}
 
 
 def connections(settings: Settings) -> Mapping[str, int]:
@@ -19,6 +29,7 @@ def connections(settings: Settings) -> Mapping[str, int]:
     - ``uploads``: one for claims and one for offsets.
     - ``jobs``: those that run at once take turns, a statement each.
     - ``everyone``: for what the process itself reads over all tenants, so that no job delays a revocation.
+    - ``reports``: for what people ask over all tenants, which may take seconds.
     - ``readiness``: a balancer hears of the database's faults and not of what devices read.
     """
     return {
@@ -27,6 +38,7 @@ def connections(settings: Settings) -> Mapping[str, int]:
         "uploads": 2,
         "jobs": 1,
         "everyone": 1,
+        "reports": 1,
         "readiness": 1,
     }
 
@@ -39,17 +51,33 @@ class Pools(NamedTuple):
     uploads: Database
     jobs: Database
     everyone: Database
+    reports: Database
     readiness: Database
+
+    async def away(self) -> list[str]:
+        """Return a sentence for each pool that PostgreSQL let in no more, and still does not."""
+        failed = {name: pool for name, pool in self._asdict().items() if pool.usage.away}
+        await asyncio.gather(*map(_try, failed.values()))
+        return [
+            f"the pool {name} cannot connect to PostgreSQL: {pool.usage.away}: {_WITHOUT.get(name, _SLOWER)}"
+            for name, pool in failed.items()
+            if pool.usage.away
+        ]
 
     async def close(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(pool.close() for pool in self))
 
 
+async def _try(pool: Database) -> None:
+    with suppress(StoreError):
+        await pool.query("SELECT")
+
+
 def pools(at: Services, settings: Settings) -> Pools:
     """Return the pools; nothing is opened yet. Raises StoreError if a DSN cannot be read."""
     pooler, most = PoolerDetection(), connections(settings)
-    over_all = {name: Database(at.jobs, most[name], pooler) for name in ("jobs", "everyone")}
+    over_all = {name: Database(at.jobs, most[name], pooler) for name in ("jobs", "everyone", "reports")}
     serving = {
         name: Database(at.dsn, most[name], pooler, everyone=over_all["everyone"])
         for name in most

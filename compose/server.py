@@ -53,13 +53,14 @@ from engine.runtime.settings import Settings
 from handlers.http.tokens import KeySet
 from handlers.http.unauthenticated import UnauthenticatedConnections
 from handlers.operate.logging import counters as log_counters
+from handlers.operate.probes import Readiness
 from handlers.operate.worker_metrics import WorkerMetrics
 from handlers.server import ListenError, listening
 from handlers.sync.connections import Connections
 from storage.bus.redis_bus import RedisBus
 from storage.embedded.servers import Services
 from storage.postgres.migrate import newest_migration
-from storage.postgres.pool import PoolMetrics
+from storage.postgres.pool_metrics import PoolMetrics
 from storage.postgres.readiness import faults
 from storage.postgres.server_processes import ServerProcess
 from storage.stores.audit import PostgresAudit, bus_rejection
@@ -232,11 +233,11 @@ class Server:
                 bus=bus,
                 capacity=room,
                 files=files,
-                health=health_check(settings, reads, clock),
+                health=health_check(settings, reads.with_everyone(databases.reports), clock),
                 trail=trail,
             ),
             self._connections,
-            self._problems,
+            self._readiness,
             workers,
             sources,
         )
@@ -325,8 +326,9 @@ class Server:
         if await self._revocations.refresh():
             await self._connections.revoked()
 
-    async def _problems(self) -> list[str]:
-        return await faults(self._databases.readiness, newest_migration())
+    async def _readiness(self) -> Readiness:
+        found = await faults(self._databases.readiness, newest_migration())
+        return Readiness(found, [] if found else await self._databases.away())
 
 
 def run_server(

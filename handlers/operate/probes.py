@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
@@ -20,7 +20,15 @@ from handlers.operate.worker_metrics import WorkerMetrics
 #: A page is written for so long before other work gets its turn on the loop.
 _PASS_S: Final = 0.0005
 
-ReadinessProblems = Callable[[], Awaitable[list[str]]]
+
+class Readiness(NamedTuple):
+    """What keeps the database from being ready, in sentences, and what it is ready without."""
+
+    faults: list[str]
+    degraded: list[str]
+
+
+LookAtReadiness = Callable[[], Awaitable[Readiness]]
 
 _NO_BUS: Final = (
     "redis is away: what other processes do is looked up in the database twice a second; check redis.url"
@@ -37,7 +45,7 @@ class Probes:
     Args:
         access: Decides which requests are told more than the status.
         draining: Whether this process goes away.
-        problems: Lists in sentences what keeps the database from being ready; nothing if it is ready.
+        readiness: Looks at the database.
         bus: The bus between processes.
         capacity: The room that is left for records.
         sources: The components that yield metrics.
@@ -48,7 +56,7 @@ class Probes:
         self,
         access: ProbeAccess,
         draining: Draining,
-        problems: ReadinessProblems,
+        readiness: LookAtReadiness,
         bus: Bus,
         capacity: CapacityState,
         sources: Sequence[MetricSource],
@@ -56,11 +64,11 @@ class Probes:
     ) -> None:
         self._access = access
         self._draining = draining
-        self._problems = problems
+        self._readiness = readiness
         self._bus = bus
         self._capacity = capacity
         self._workers = workers
-        self._looking: asyncio.Future[list[str]] | None = None
+        self._looking: asyncio.Future[Readiness] | None = None
         self._sources = sources
 
     def routes(self) -> list[web.RouteDef]:
@@ -77,7 +85,7 @@ class Probes:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Answer whether devices may be sent here, with 503 if not. Operators get the reasons as well."""
-        faults = ["draining"] if self._draining.begun else await self._looked()
+        faults, away = (["draining"], []) if self._draining.begun else await self._looked()
         if request not in self._access:
             if faults:
                 return web.json_response({"status": "not ready"}, status=503)
@@ -88,18 +96,19 @@ class Probes:
         degraded = [] if bus.up else [_CONNECTING if bus.connecting else _NO_BUS]
         if capacity.full is not None:
             degraded.append(capacity.full)
+        degraded += away
         if degraded:
             return web.json_response({"status": "degraded", "degraded": degraded})
         return web.json_response({"status": "ready"})
 
-    async def _looked(self) -> list[str]:
+    async def _looked(self) -> Readiness:
         """Check the database once for all requests during the check: anybody may ask at any rate."""
         if self._looking is None:
-            self._looking = asyncio.ensure_future(self._problems())
+            self._looking = asyncio.ensure_future(self._readiness())
             self._looking.add_done_callback(self._has_looked)
         return await asyncio.shield(self._looking)
 
-    def _has_looked(self, _: asyncio.Future[list[str]]) -> None:
+    def _has_looked(self, _: asyncio.Future[Readiness]) -> None:
         self._looking = None
 
     async def metrics(self, request: web.Request) -> web.Response:

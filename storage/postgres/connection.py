@@ -75,6 +75,7 @@ class PoolUsage(msgspec.Struct):
         idle: Open connections that nobody has borrowed.
         opened: Connections opened since the start.
         failures: Attempts at which no host let this process in.
+        away: Why the last attempt failed; empty if it succeeded.
         waits: Borrowings that waited because all connections were busy.
         wait_s: The time of these waits, added up.
         round_trips: Requests to the server. One may have several statements.
@@ -86,6 +87,7 @@ class PoolUsage(msgspec.Struct):
     idle: int = 0
     opened: int = 0
     failures: int = 0
+    away: str = ""
     waits: int = 0
     wait_s: float = 0.0
     round_trips: int = 0

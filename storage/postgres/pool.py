@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal
+from copy import copy
+from typing import Any, Final
 
 import psycopg2
 
-from engine.runtime.metrics import Metric, Value
 from engine.runtime.ports import StoreError, StoreUnavailableError, StoreUnknownError
 from storage.postgres.connection import (
     STATEMENT_S,
@@ -77,6 +77,12 @@ class Database:
         self._idle: deque[PooledConnection] = deque()
         self._free = asyncio.Semaphore(connections)
         self._usage = PoolUsage(connections)
+
+    def with_everyone(self, everyone: Database) -> Database:
+        """Return this database, of the same connections, with other ones for work over all tenants."""
+        same = copy(self)
+        same._everyone = everyone  # noqa: SLF001  # its own class
+        return same
 
     @property
     def usage(self) -> PoolUsage:
@@ -267,6 +273,7 @@ class Database:
                     causes += error.causes
             order.failed(host)
         self._usage.failures += 1
+        self._usage.away = "; ".join(sentences)
         raise CannotConnectError(sentences, causes)
 
     async def _connect_to(self, host: Host, address: Address) -> PooledConnection:
@@ -296,6 +303,7 @@ class Database:
             sentence = f"cannot connect to {address.name}: {str(error) or type(error).__name__}"
             raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
         self._usage.opened += 1
+        self._usage.away = ""
         return PooledConnection(host, link, self._pooler, self._usage, bounded=self._limits.bounded)
 
     def _drop_idle(self, host: Host) -> None:
@@ -304,82 +312,10 @@ class Database:
         for connection in self._idle:
             if connection.host is host:
                 connection.close()
-        self._idle = deque(kept)
+        self._idle.clear()
+        self._idle.extend(kept)
 
     async def close(self) -> None:
         """Close every idle connection."""
         while self._idle:
             self._idle.popleft().close()
-
-
-#: Kind, name, text and value of each metric of a pool.
-_METRICS: Final[tuple[tuple[Literal["counter", "gauge"], str, str, Callable[[PoolUsage], float]], ...]] = (
-    (
-        "gauge",
-        "tidemark_database_connections",
-        "Open connections to PostgreSQL",
-        lambda usage: usage.busy + usage.idle,
-    ),
-    (
-        "gauge",
-        "tidemark_database_connections_busy",
-        "Connections to PostgreSQL in use",
-        lambda usage: usage.busy,
-    ),
-    (
-        "gauge",
-        "tidemark_database_connections_limit",
-        "The most connections to PostgreSQL",
-        lambda usage: usage.limit,
-    ),
-    (
-        "counter",
-        "tidemark_database_connections_opened",
-        "Connections to PostgreSQL opened",
-        lambda usage: usage.opened,
-    ),
-    (
-        "counter",
-        "tidemark_database_connection_failures",
-        "Attempts at which no host let this process in",
-        lambda usage: usage.failures,
-    ),
-    (
-        "counter",
-        "tidemark_database_waits",
-        "Waits for a free connection to PostgreSQL",
-        lambda usage: usage.waits,
-    ),
-    (
-        "counter",
-        "tidemark_database_wait_seconds",
-        "Time of waits for a connection, added up",
-        lambda usage: usage.wait_s,
-    ),
-    (
-        "counter",
-        "tidemark_database_round_trips",
-        "Requests to PostgreSQL, of one or several statements",
-        lambda usage: usage.round_trips,
-    ),
-    (
-        "counter",
-        "tidemark_database_statements",
-        "Statements in requests to PostgreSQL",
-        lambda usage: usage.statements,
-    ),
-)
-
-
-class PoolMetrics:
-    """The pools of a process by their names."""
-
-    def __init__(self, pools: Mapping[str, Database]) -> None:
-        self._pools = pools
-
-    def metrics(self) -> Iterator[Metric]:
-        """Yield the use of each pool."""
-        usages = {name: pool.usage for name, pool in self._pools.items()}
-        for kind, name, text, read in _METRICS:
-            values = {pool: read(usage) for pool, usage in usages.items()}
-            yield Value(kind, name, text, values, "pool")

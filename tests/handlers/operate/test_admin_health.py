@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from functools import partial
 from typing import Any
 
+import psycopg2
 import pytest
 
 from engine.operate.health import HealthCheck
 from engine.operate.monitor.report import Judgement
+from engine.wire.close_codes import CloseCode
 from handlers.operate.turns import MOST_REQUESTS
 from storage.embedded.servers import Services
 from tests.handlers.operate.test_probe_access import asked, bearer
-from tests.harness.admin import revoke_token
+from tests.harness.admin import revoke_device, revoke_token
 from tests.harness.in_process_server import Running
-from tests.harness.postgres_stalls import until
-from tests.harness.services import outage
+from tests.harness.postgres_stalls import WAITS_FOR_LOCK, until
+from tests.harness.services import outage, rows
 from tests.harness.ws_device import token
 from tests.security.catalogue import against
 
@@ -85,6 +88,26 @@ async def test_admin_health_revoked_token_is_refused(server: Running) -> None:
         assert refused is not None
         status, body = refused
         assert (status, body["code"]) == (401, "unauthenticated")
+
+
+_REPORT_WAITS = (
+    "SELECT FROM pg_stat_activity WHERE datname = current_database() AND usename = 'tidemark_jobs'"
+    f" AND {WAITS_FOR_LOCK}"
+)
+
+
+async def test_admin_health_that_takes_long_holds_up_no_revocation(server: Running) -> None:
+    phone = await server.device()
+    with closing(psycopg2.connect(server.dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE upload_session")
+        asking = asyncio.create_task(ask(server))
+        await until(lambda: asyncio.to_thread(rows, server.dsn, _REPORT_WAITS))
+        await asyncio.to_thread(revoke_device, server.dsn, "acme", "phone")
+        async for _ in phone.socket:
+            pass
+        assert phone.socket.close_code == CloseCode.FORBIDDEN
+        assert not asking.done()
+    assert (await asking)[0] == 200
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "48.1", "nan", "inf", "all", ""])

@@ -17,7 +17,8 @@ from compose import capacity_watch
 from compose.capacity_watch import CapacityWatch
 from engine.runtime.metrics import MetricSource, Value
 from storage.embedded.servers import Services
-from storage.postgres.pool import Database, PoolMetrics
+from storage.postgres.pool import Database
+from storage.postgres.pool_metrics import PoolMetrics
 from tests.harness.in_process_server import SHARED, Running, Serve, settings_with
 from tests.harness.services import Serving, outage
 from tests.harness.ws_device import day, item, put

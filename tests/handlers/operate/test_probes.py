@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from storage.embedded.servers import Services
 from tests.harness.in_process_server import Running
-from tests.harness.services import execute, outage
+from tests.harness.postgres_stalls import until
+from tests.harness.services import execute, outage, rows
 from tests.harness.ws_device import Json, put
 
 
@@ -48,6 +49,26 @@ async def test_probes_readyz_is_503_while_the_database_is_away(server: Running, 
         assert len(reply.message["faults"]) == 1
         assert (await server.get("/healthz")).status == 200
     assert (await server.get("/readyz")).status == 200
+
+
+async def test_probes_readyz_names_the_pool_while_the_role_of_jobs_is_away(server: Running) -> None:
+    ((name,),) = rows(server.dsn, "SELECT current_database()::text")
+    execute(
+        server.dsn,
+        f'GRANT CONNECT ON DATABASE "{name}" TO tidemark_serving',
+        f'REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC, tidemark_jobs',
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'tidemark_jobs'",
+    )
+    execute(server.dsn, "UPDATE cluster_state SET generation = generation + 1")
+
+    async def degraded() -> list[str]:
+        return list((await server.get("/readyz")).message.get("degraded", ()))
+
+    found = await until(degraded)
+    assert any("the pool everyone cannot connect" in one and "permission denied" in one for one in found)
+    assert (await server.get("/readyz")).status == 200
+    execute(server.dsn, f'GRANT CONNECT ON DATABASE "{name}" TO tidemark_jobs')
+    assert await degraded() == []
 
 
 READS: dict[str, Json] = {

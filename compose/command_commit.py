@@ -23,7 +23,8 @@ from engine.plan.work import Outcome, Work
 from engine.runtime.settings import Settings
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
-from storage.stores.sealed.sealing import Sealing, keyed_request
+from storage.stores.sealed.answers import keyed_request
+from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
 
 #: Is called with the tenants whose feeds a command advanced.

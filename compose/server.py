@@ -70,7 +70,7 @@ from storage.stores.devices import PostgresDevices
 from storage.stores.feed import PostgresFeed
 from storage.stores.monitoring.minutes import PostgresMinutes
 from storage.stores.monitoring.telemetry import PostgresTelemetry
-from storage.stores.sealed.sealing import keyed_request
+from storage.stores.sealed.answers import keyed_request
 from storage.stores.tenants import PostgresTenants
 
 #: How long a thread that comes back from the disk waits for the interpreter. With the usual 5 ms, four times
@@ -321,8 +321,8 @@ class Server:
 
     async def _renew(self) -> None:
         """Read again what commands change. Raises StoreError."""
+        await self._sealing.refresh()  # first: an error in the others must not keep values plain
         await self._feed.refresh_epoch()
-        await self._sealing.refresh()
         if await self._revocations.refresh():
             await self._connections.revoked()
 

@@ -20,7 +20,8 @@ from engine.seal.master_keys import KEY_BYTES, MasterKeys
 from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
 from storage.stores.keys.wrapped import PostgresTenantKeys
-from storage.stores.sealed.sealing import EVENT_DATA, RECORD_DATA, Sealing, open_answer
+from storage.stores.sealed.answers import open_answer
+from storage.stores.sealed.sealing import EVENT_DATA, RECORD_DATA, Sealing
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so

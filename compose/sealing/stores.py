@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import anyio.to_thread
 
@@ -28,8 +29,16 @@ class FollowedSealing(Sealing):
 
     async def refresh(self) -> None:
         """Read again which domains are sealed, and the keys that are in memory. Raises StoreError."""
-        self.follow([one.domain for one in await self._store.sealed_domains()])
+        await self._follow()
         await self._keys.refresh()
+
+    async def follow_again(self, tenant_ids: Collection[int]) -> None:
+        """Read again which domains are sealed, and the keys of tenants."""
+        await self._follow()
+        await super().follow_again(tenant_ids)
+
+    async def _follow(self) -> None:
+        self.follow([one.domain for one in await self._store.sealed_domains()])
 
 
 def server_sealing(settings: Settings, database: Database, source: MasterKeySource) -> FollowedSealing:

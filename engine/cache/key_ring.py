@@ -131,7 +131,7 @@ class TenantKeyRing:
             }
             if not needed:
                 return
-            keys = {tenant_id: ring.keys.active for tenant_id, ring in needed.items()}
+            keys = {tenant_id: ring.keys.active_id for tenant_id, ring in needed.items()}
             leased = await self._store.lease(keys, self._block_seals)
             for tenant_id in leased:
                 needed[tenant_id].granted += self._block_seals
@@ -200,7 +200,8 @@ class TenantKeyRing:
         if max((key.number for key in stored.keys if not key.retired), default=0) < stored.newest:
             raise self._unavailable(MasterKeyError(_lost(stored)))
         opened = {key.number: await self._open(stored.tenant_uuid, key) for key in stored.keys}
-        keys = TenantKeys(stored.tenant_uuid, opened, _active(stored).number, self._random_bytes)
+        active = _active(stored)
+        keys = TenantKeys(stored.tenant_uuid, opened, active.number, self._random_bytes, active.key_id)
         self._rings[stored.tenant_id] = _Ring(stored, keys)
 
     async def _open(self, tenant_uuid: bytes, key: WrappedKey) -> bytes:
@@ -239,7 +240,7 @@ class TenantKeyRing:
         """Store a new key that seals; return its number, None if another process was faster."""
         masters = await self._given()
         number = max(stored.newest, *(key.number for key in stored.keys), 0) + 1
-        before = _active(stored).number if stored.keys else None
+        before = _active(stored) if stored.keys else None
         data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(NONCE_BYTES)
         wrapped = masters.wrap(stored.tenant_uuid, number, data_key, nonce)
         stored_now = await self._store.replace(stored.tenant_id, before, wrapped, reseal=reseal)
@@ -263,7 +264,7 @@ def _active(stored: StoredKeys) -> WrappedKey:
 
 
 def _same(one: StoredKeys, other: StoredKeys) -> bool:
-    """Return whether the same keys open and the same one seals."""
-    return [(key.number, key.retired) for key in one.keys] == [
-        (key.number, key.retired) for key in other.keys
+    """Return whether the same keys open and the same one seals. Another key may have the same number."""
+    return [(key.key_id, key.retired) for key in one.keys] == [
+        (key.key_id, key.retired) for key in other.keys
     ]

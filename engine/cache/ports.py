@@ -55,13 +55,13 @@ class KeyStore(Protocol):
         """Read the keys of tenants in one round trip; removed tenants are left out."""
 
     async def replace(
-        self, tenant_id: int, before: int | None, key: WrappedKey, *, reseal: bool = False
+        self, tenant_id: int, before: WrappedKey | None, key: WrappedKey, *, reseal: bool = False
     ) -> bool:
         """Store a new key that seals, and retire the one that did. Servers notice within a second.
 
         Args:
             tenant_id: The tenant.
-            before: The number of the key that seals until now; None for the first key.
+            before: The key that seals until now; None for the first key.
             key: The new key.
             reseal: Whether the job is to seal again what the tenant has stored.
 
@@ -69,11 +69,11 @@ class KeyStore(Protocol):
             False, and nothing is stored, if another key seals by now or the tenant was removed.
         """
 
-    async def lease(self, keys: Mapping[int, int], seals: int) -> set[int]:
+    async def lease(self, keys: Mapping[int, str], seals: int) -> set[int]:
         """Take a block of seals of each key, in one round trip; on return it is durable.
 
         Args:
-            keys: The numbers of the keys, by tenant.
+            keys: The ids of the keys, by tenant.
             seals: How many of each.
 
         Returns:

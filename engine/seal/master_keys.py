@@ -29,13 +29,15 @@ class MasterKeyError(Exception):
 class WrappedKey(msgspec.Struct, frozen=True):
     """A data key of a tenant as it is stored: encrypted by the master key of that id.
 
-    ``retired`` is one that only opens.
+    ``retired`` is one that only opens. ``key_id`` tells it from another key of its number, as there may be
+    one after a failover; it is empty until the key is stored.
     """
 
     number: int
     master_key_id: str
     wrapped: bytes
     retired: bool
+    key_id: str = ""
 
 
 class MasterKeys:

@@ -67,9 +67,11 @@ class TenantKeys:
         keys: The keys by their numbers, of 32 bytes each.
         active: The number of the key that seals. All keys open.
         random_bytes: Returns so many random bytes, fit for keys (``os.urandom``).
+        active_id: The id of the key that seals, which no other key has, whatever its number.
 
     Attributes:
         active: As above.
+        active_id: As above.
         seals: How many values this object has sealed. Its maker keeps the sum of a key below ``MOST_SEALS``.
     """
 
@@ -84,16 +86,23 @@ class TenantKeys:
         "_sealers",
         "_tenant",
         "active",
+        "active_id",
         "seals",
     )
 
     def __init__(
-        self, tenant: bytes, keys: Mapping[int, bytes], active: int, random_bytes: Callable[[int], bytes]
+        self,
+        tenant: bytes,
+        keys: Mapping[int, bytes],
+        active: int,
+        random_bytes: Callable[[int], bytes],
+        active_id: str = "",
     ) -> None:
         if len(tenant) != 16 or any(len(key) != KEY_BYTES for key in keys.values()):
             raise ValueError(f"a tenant has 16 bytes, a key {KEY_BYTES}")
         ciphers = {number: AESGCM(key) for number, key in keys.items()}
         self.active = active
+        self.active_id = active_id
         self.seals = 0
         self._oldest = keys[min(keys)]
         self._hash_key: bytes | None = None

@@ -27,6 +27,7 @@ from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction, transaction_settings
+from storage.stores.sealed.checked import checked_transaction
 from storage.stores.sealed.sealing import (
     FILE_METADATA,
     FILE_NAME,
@@ -190,25 +191,22 @@ class PostgresUploads:
         order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
         outcomes: dict[int, Created] = {}
         tenants = {one.upload.ref.tenant_id for one in uploads}
-        await self._sealing.load_missing(tenants)
-        async with self._database.transaction(tenants=tenants) as transaction:
-            for index in order:
-                new = uploads[index]
-                values = _insert_values(new, expire_s, self._sealing)
+        async with checked_transaction(self._database, self._sealing, tenants) as transaction:
+            sealed = {index: _insert_values(uploads[index], expire_s, self._sealing) for index in order}
+            for index, values in sealed.items():
                 outcomes[index] = await _create(transaction, values)
         return [outcomes[index] for index in range(len(uploads))]
 
     async def concatenate(self, upload: NewUpload, expire_s: float) -> Concatenated:
         """Insert a final upload and mark its parts as used."""
-        await self._sealing.load_missing([upload.upload.ref.tenant_id])
-        values = _insert_values(upload, expire_s, self._sealing) | {
-            "parts_used": hex_array(upload.upload.parts),
-            "open": _NO_BOUND,
-        }
         outcome: Concatenated = "created"
         with suppress(_UndoneError):
             tenants = [upload.upload.ref.tenant_id]
-            async with self._database.transaction(tenants=tenants) as transaction:
+            async with checked_transaction(self._database, self._sealing, tenants) as transaction:
+                values = _insert_values(upload, expire_s, self._sealing) | {
+                    "parts_used": hex_array(upload.upload.parts),
+                    "open": _NO_BOUND,
+                }
                 await transaction.run((_LOCK,), values)
                 if await transaction.run((_FIND,), values):
                     return "created"
@@ -277,13 +275,12 @@ class PostgresUploads:
         """Record that uploads are files."""
         done = {}
         tenants = {one.ref.tenant_id for one in files}
-        await self._sealing.load_missing(tenants)
-        async with self._database.transaction(tenants=tenants) as transaction:
-            for one in sorted(files, key=lambda one: one.ref.tenant_id):
-                sha256 = self._sealing.seal_text(
-                    FILE_SHA256, one.ref.tenant_id, one.domain, one.ref.upload_id, 0, one.sha256
-                )
-                values = _named(one.ref) | {"sha256": sha256, "type": one.content_type}
+        async with checked_transaction(self._database, self._sealing, tenants) as transaction:
+            stored = [
+                (one, _stored_values(one, self._sealing))
+                for one in sorted(files, key=lambda one: one.ref.tenant_id)
+            ]
+            for one, values in stored:
                 done[one.ref] = bool(await transaction.run((_MARK_STORED,), values))
         return [done[one.ref] for one in files]
 
@@ -341,6 +338,12 @@ def _insert_values(new: NewUpload, expire_s: float, sealing: Sealing) -> dict[st
         "wanted": sealed(FILE_WANTED_SHA256, upload.expected_sha256),
         "expire": str(expire_s),
     }
+
+
+def _stored_values(file: StoredFile, sealing: Sealing) -> dict[str, object]:
+    ref = file.ref
+    sha256 = sealing.seal_text(FILE_SHA256, ref.tenant_id, file.domain, ref.upload_id, 0, file.sha256)
+    return _named(ref) | {"sha256": sha256, "type": file.content_type}
 
 
 def decode_upload(sealing: Sealing, row: Row) -> Upload:

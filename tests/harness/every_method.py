@@ -316,9 +316,9 @@ class EveryMethod:
         await tenants.revoke_token("t1", None)
         keys = PostgresTenantKeys(database)
         await keys.replace(OWN, None, WrappedKey(1, "m1", b"k", retired=False))
-        await keys.replace(OWN, 1, WrappedKey(2, "m1", b"k", retired=False), reseal=True)
-        await keys.lease({OWN: 2}, 10)
-        await keys.read([OWN])
+        before = (await keys.read([OWN]))[OWN].keys[0]
+        await keys.replace(OWN, before, WrappedKey(2, "m1", b"k", retired=False), reseal=True)
+        await keys.lease({OWN: (await keys.read([OWN]))[OWN].keys[1].key_id}, 10)
         admin = PostgresKeyAdmin(database)
         await admin.tenants()
         await admin.master_keys_in_use()

@@ -26,6 +26,7 @@ from storage.stores.commit.rows import (
     number_of,
     select,
 )
+from storage.stores.sealed.followed import SEALED_SQL, key_sql
 from storage.stores.sealed.same_file import may_be_same
 from storage.stores.upload_states import FILE_OR_DUPLICATE
 
@@ -42,9 +43,13 @@ _COUNTERS: Final = (
         counted_hour="sync_hour",
         usage="{0}",
         counts="sync_counts",
+        sealed=SEALED_SQL,
+        key_id="{1}",
     )
     + " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
+#: Read only while something is sealed, since it costs a look into an index for each tenant.
+_KEY_ID: Final = key_sql("tenant_counters.tenant_id")
 _USAGE: Final = f"concat_ws(',', {', '.join(NAMES)})"
 #: LATERAL with LIMIT fixes the plan: one index probe a row, whatever the statistics of the tables say.
 _RECORDS: Final = (
@@ -161,8 +166,12 @@ Values = dict[str, object]
 
 
 class ReadKinds(msgspec.Struct, frozen=True):
-    """The kinds of row that a batch reads: each combination has a prepared statement of its own."""
+    """The kinds of row that a batch reads: each combination has a prepared statement of its own.
 
+    ``sealing`` says whether anything is sealed.
+    """
+
+    sealing: bool
     keys: bool
     old_keys: bool
     records: bool
@@ -177,10 +186,11 @@ class ReadKinds(msgspec.Struct, frozen=True):
     usage_above: tuple[int, ...]
 
 
-def kinds_of(read_set: ReadSet, lifetime_h: float) -> ReadKinds:
+def kinds_of(read_set: ReadSet, lifetime_h: float, *, sealing: bool) -> ReadKinds:
     """Return the kinds of row that a read set names. ``lifetime_h`` is how long answers are kept."""
     ahead_us = time.time() * 1_000_000 + _AHEAD_US
     return ReadKinds(
+        sealing,
         bool(read_set.keys),
         bool(read_set.old_keys) and lifetime_h > RECENT_H,
         bool(read_set.records),
@@ -198,7 +208,8 @@ def kinds_of(read_set: ReadSet, lifetime_h: float) -> ReadKinds:
 
 def reading(kinds: ReadKinds, lifetime_h: float, day: int | None) -> Statement:
     """Return the statement that reads some kinds of row. ``day`` is as for ``answers.recent``."""
-    parts = [_COUNTERS.format(_usage(kinds.usage_above))]
+    key_id = _KEY_ID if kinds.sealing else "NULL::text"
+    parts = [_COUNTERS.format(_usage(kinds.usage_above), key_id)]
     parts += [older(lifetime_h)] if kinds.old_keys else []
     parts += [recent(lifetime_h, day)] if kinds.keys else []
     parts += [_RECORDS] if kinds.records else []

@@ -29,15 +29,9 @@ from engine.model.rows import (
 )
 from engine.model.uploads import UploadRef
 from storage.postgres.driver import Row
+from storage.stores.sealed.answers import open_answer
 from storage.stores.sealed.same_file import is_same_file
-from storage.stores.sealed.sealing import (
-    EVENT_DATA,
-    RECORD_DATA,
-    RECORD_FILES,
-    RECORD_LAST_DATA,
-    Sealing,
-    open_answer,
-)
+from storage.stores.sealed.sealing import EVENT_DATA, RECORD_DATA, RECORD_FILES, RECORD_LAST_DATA, Sealing
 from storage.stores.stored_conflict import decode_conflict
 from storage.stores.upload_states import STATES_BY_TEXT
 
@@ -47,20 +41,23 @@ class StoredSnapshot(Snapshot):
 
     ``tombstones`` are the records that are tombstones in the table, whatever the plan makes of them. ``hour``
     is the database's hour, as hours since 1970-01-01 UTC. ``counted`` are the counts that each tenant's
-    counter has, and their hour. ``sealing`` opens what is sealed.
+    counter has, and their hour. ``sealing`` opens what is sealed. ``sealed`` and ``key_ids`` are what seals
+    in the database, empty if nothing does.
     """
 
     tombstones: set[RecordKey] = msgspec.field(default_factory=set)
     hour: int = 0
     counted: dict[int, tuple[int, str]] = msgspec.field(default_factory=dict)
     sealing: Sealing = msgspec.field(default_factory=Sealing)
+    sealed: str | None = None
+    key_ids: dict[int, str | None] = msgspec.field(default_factory=dict)
 
 
 class CounterRow(NamedTuple):
     """A tenant's counter.
 
     ``usage`` is what it holds, comma-separated, None if that was not asked. ``counts`` are those of
-    ``counted_hour``, None without any.
+    ``counted_hour``, None without any. ``sealed`` and ``key_id`` are what ``Sealing.check`` compares.
     """
 
     tenant_id: int
@@ -69,6 +66,8 @@ class CounterRow(NamedTuple):
     counted_hour: int
     usage: str | None
     counts: str | None
+    sealed: str | None
+    key_id: str | None
 
 
 class AnswerRow(NamedTuple):
@@ -192,7 +191,11 @@ def snapshot_steps(rows: list[Row], sealing: Sealing) -> Generator[None, None, S
 
 
 def _take_counter(snapshot: StoredSnapshot, row: CounterRow) -> None:
-    tenant_id, seq, snapshot.hour, counted_hour, usage, counts = row
+    tenant_id, seq, snapshot.hour, counted_hour, usage, counts, sealed, key_id = row
+    # Counters are the first rows: what another key sealed is not opened before.
+    if sealed is not None or snapshot.sealing.on:
+        snapshot.sealing.check(sealed, {tenant_id: key_id})
+        snapshot.sealed, snapshot.key_ids[tenant_id] = sealed, key_id
     snapshot.seqs[tenant_id] = seq
     if counts is not None:
         snapshot.counted[tenant_id] = (counted_hour, counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.model.rows import NO_FILES, Conflict, Event, IdempotencyRecord, Quarantined, Record
 from storage.stores.held_changes import encode_changes
+from storage.stores.sealed.answers import seal_answers
 from storage.stores.sealed.sealing import (
     CONFLICT_CLIENT,
     CONFLICT_DECISION,
@@ -14,7 +15,6 @@ from storage.stores.sealed.sealing import (
     RECORD_FILES,
     RECORD_LAST_DATA,
     Sealing,
-    seal_answers,
 )
 
 

@@ -17,7 +17,8 @@ from storage.postgres.transactions import Transaction
 from storage.stores.commit.reads import LOCK, ReadKinds, kinds_of, reading, values_of
 from storage.stores.commit.rows import StoredSnapshot, snapshot_steps
 from storage.stores.commit.writes import Stored, finish
-from storage.stores.sealed.sealing import RESTORE, Sealing, in_steps
+from storage.stores.sealed.followed import BEHIND_TRIES, SealingChangedError
+from storage.stores.sealed.sealing import RESTORE, Sealing, UnreadableValueError, in_steps
 
 
 class PostgresStore:
@@ -38,24 +39,39 @@ class PostgresStore:
         self._statements: dict[ReadKinds, Statement] = {}
 
     async def begin(self, read_set: ReadSet) -> PostgresTransaction:
-        """Lock the tenants and read the rows. The port says what it raises."""
-        if self._sealing.on:
-            await self._sealing.load_missing(read_set.tenants)
-        try:
-            return await self._begin(read_set)
-        except KeysMissingError as missing:
-            # Another process has made a key since. Nothing is locked while it is read.
-            await self._sealing.load_again(missing)
-        try:
-            return await self._begin(read_set)
-        except KeysMissingError as missing:
-            raise StoreError(f"{missing}: {RESTORE}") from None
+        """Lock the tenants and read the rows. The port says what it raises.
+
+        Another process may have changed what is sealed, or made a key. Nothing is locked while that is read.
+        """
+        sealing = self._sealing
+        asked: set[int] = set()
+        behind = 0
+        while True:
+            if sealing.on:
+                await sealing.load_missing(read_set.tenants)
+            try:
+                return await self._begin(read_set)
+            except KeysMissingError as missing:
+                if missing.tenant_id in asked:
+                    raise StoreError(f"{missing}: {RESTORE}") from None
+                asked.add(missing.tenant_id)
+                await sealing.load_again(missing)
+            except UnreadableValueError as unreadable:
+                if unreadable.tenant_id in asked:
+                    raise
+                asked.add(unreadable.tenant_id)
+                await sealing.load_again(unreadable)
+            except SealingChangedError:
+                behind += 1
+                if behind > BEHIND_TRIES:
+                    raise
+                await sealing.follow_again(read_set.tenants)
 
     async def _begin(self, read_set: ReadSet) -> PostgresTransaction:
         transaction = await self._database.begin(tenants=read_set.tenants)
         day = self._day
         try:
-            kinds = kinds_of(read_set, self._lifetime_h)
+            kinds = kinds_of(read_set, self._lifetime_h, sealing=self._sealing.on)
             statement = self._statements.get(kinds)
             if statement is None:
                 statement = self._statements[kinds] = reading(kinds, self._lifetime_h, day)
@@ -104,6 +120,7 @@ class PostgresTransaction:
     def __init__(self, transaction: Transaction, snapshot: StoredSnapshot) -> None:
         self._transaction = transaction
         self._sealing = snapshot.sealing
+        self._sealed, self._key_ids = snapshot.sealed, snapshot.key_ids
         self.snapshot = snapshot
         self._stored = Stored(
             frozenset(snapshot.records), snapshot.tombstones, snapshot.hour, snapshot.counted
@@ -112,6 +129,7 @@ class PostgresTransaction:
     async def commit(self, writes: WriteSet) -> None:
         """Write everything and commit. The port says what it raises."""
         try:
+            self._sealing.check(self._sealed, self._key_ids)  # both may have been read again since
             statements, values = finish(writes, self._stored, self._sealing)
         except BaseException:
             await self._transaction.rollback()

@@ -38,15 +38,15 @@ _STATUS: Final = (
 )
 _OTHERS: Final = (
     "SELECT k.tenant_id, replace(t.tenant_uuid::text, '-', ''), k.key_number, k.master_key_id,"
-    " encode(k.wrapped, 'hex'), k.retired_at IS NOT NULL"
+    " encode(k.wrapped, 'hex'), k.retired_at IS NOT NULL, k.key_id::text"
     " FROM tenant_keys AS k JOIN tenants AS t ON t.tenant_id = k.tenant_id"
     " WHERE k.tenant_id IN (SELECT tenant_id FROM tenant_keys WHERE master_key_id <> %(master)s"
     " GROUP BY tenant_id ORDER BY tenant_id LIMIT %(limit)s::int) AND k.master_key_id <> %(master)s"
 )
 _REWRAP: Final = (
     "UPDATE tenant_keys AS k SET wrapped = decode(w.k, 'hex'), master_key_id = %(master)s"
-    " FROM unnest(%(tenants)s::int[], %(numbers)s::int[], %(before)s::text[], %(wrapped)s::text[])"
-    " AS w(t, n, b, k) WHERE k.tenant_id = w.t AND k.key_number = w.n AND k.master_key_id = w.b RETURNING 1"
+    " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(before)s::text[], %(wrapped)s::text[])"
+    " AS w(t, i, b, k) WHERE k.tenant_id = w.t AND k.key_id = w.i AND k.master_key_id = w.b RETURNING 1"
 )
 _TENANT_KEYS: Final = "'tenant_keys'::regclass"
 #: What wraps keys of tenants is in use, whatever ``master_keys`` tells, which a restore may have left behind.
@@ -129,7 +129,7 @@ class PostgresKeyAdmin:
         values = {"master": master_key_id, "limit": _REWRAPPED_TENANTS}
         return [
             TenantKey(
-                row[0], bytes.fromhex(row[1]), WrappedKey(row[2], row[3], bytes.fromhex(row[4]), row[5])
+                row[0], bytes.fromhex(row[1]), WrappedKey(row[2], row[3], bytes.fromhex(row[4]), *row[5:])
             )
             for row in await self._database.query(_OTHERS, values, EVERYONE)
         ]
@@ -142,7 +142,7 @@ class PostgresKeyAdmin:
         values = {
             "master": master_key_id,
             "tenants": int_array(one.tenant_id for one, _ in keys),
-            "numbers": int_array(one.key.number for one, _ in keys),
+            "ids": hex_array(one.key.key_id for one, _ in keys),
             "before": hex_array(one.key.master_key_id for one, _ in keys),
             "wrapped": hex_array(wrapped.hex() for _, wrapped in keys),
         }

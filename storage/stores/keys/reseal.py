@@ -19,7 +19,8 @@ from storage.postgres.transactions import transaction_settings
 from storage.stores.held_changes import StoredChange, decode_changes, encode_changes
 from storage.stores.keys.reseal_statements import MOVE, Statements, statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
-from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing, open_answer
+from storage.stores.sealed.answers import open_answer
+from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing
 
 #: Rows of one page. A tenant is locked while they are written: for some milliseconds.
 PAGE_ROWS: Final = 100

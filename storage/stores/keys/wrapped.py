@@ -9,7 +9,7 @@ from engine.cache.ports import StoredKeys
 from engine.model.audit import AuditRow
 from engine.seal.master_keys import WrappedKey
 from engine.seal.sealer import MOST_SEALS
-from storage.postgres.arrays import int_array
+from storage.postgres.arrays import hex_array, int_array
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction
 from storage.stores.audit import process_account
@@ -17,22 +17,22 @@ from storage.stores.tenant_rows import advance_generation
 
 _READ: Final = (
     "SELECT t.tenant_id, t.tenant_uuid::text, k.key_number, k.master_key_id, encode(k.wrapped, 'hex'),"
-    " k.retired_at IS NOT NULL, t.newest_key"
+    " k.retired_at IS NOT NULL, t.newest_key, k.key_id::text"
     " FROM tenants AS t LEFT JOIN tenant_keys AS k ON k.tenant_id = t.tenant_id"
     " WHERE t.tenant_id = ANY(%(tenants)s::int[]) ORDER BY t.tenant_id, k.key_number"
 )
 #: Locked in the order of tenants, so that no two processes wait for each other in a circle.
 _LEASE: Final = (
     "WITH held AS MATERIALIZED (SELECT k.tenant_id AS t, k.key_number AS n FROM tenant_keys AS k"
-    " JOIN unnest(%(tenants)s::int[], %(numbers)s::int[]) AS w(t, n)"
-    " ON k.tenant_id = w.t AND k.key_number = w.n ORDER BY k.tenant_id FOR UPDATE OF k)"
+    " JOIN unnest(%(tenants)s::int[], %(ids)s::uuid[]) AS w(t, i)"
+    " ON k.tenant_id = w.t AND k.key_id = w.i ORDER BY k.tenant_id FOR UPDATE OF k)"
     " UPDATE tenant_keys AS k SET seals_leased = k.seals_leased + %(seals)s::bigint FROM held"
     " WHERE k.tenant_id = held.t AND k.key_number = held.n AND k.retired_at IS NULL"
     f" AND k.seals_leased + %(seals)s::bigint <= {MOST_SEALS} RETURNING k.tenant_id"
 )
 _RETIRE: Final = (
     "UPDATE tenant_keys SET retired_at = now() WHERE tenant_id = %(tenant)s::int"
-    " AND key_number = %(before)s::int AND retired_at IS NULL RETURNING 1"
+    " AND key_id = %(before)s::uuid AND retired_at IS NULL RETURNING 1"
 )
 #: Many processes may hold it at once.
 _HOLD_MASTER: Final = (
@@ -70,17 +70,17 @@ class PostgresTenantKeys:
         """Read keys."""
         found: dict[int, StoredKeys] = {}
         rows = await self._database.query(_READ, {"tenants": int_array(tenant_ids)}, tenant_ids)
-        for tenant_id, tenant_uuid, number, master_key_id, wrapped, retired, newest in rows:
+        for tenant_id, tenant_uuid, number, master_key_id, wrapped, retired, newest, key_id in rows:
             if tenant_id not in found:
                 uuid = bytes.fromhex(tenant_uuid.replace("-", ""))
                 found[tenant_id] = StoredKeys(tenant_id, uuid, [], newest)
             if number is not None:
-                key = WrappedKey(number, master_key_id, bytes.fromhex(wrapped), retired)
+                key = WrappedKey(number, master_key_id, bytes.fromhex(wrapped), retired, key_id)
                 found[tenant_id].keys.append(key)
         return found
 
     async def replace(
-        self, tenant_id: int, before: int | None, key: WrappedKey, *, reseal: bool = False
+        self, tenant_id: int, before: WrappedKey | None, key: WrappedKey, *, reseal: bool = False
     ) -> bool:
         """Store a new key that seals."""
         transaction = await self._database.begin(tenants=[tenant_id])
@@ -94,9 +94,9 @@ class PostgresTenantKeys:
             await transaction.rollback()
         return True
 
-    async def lease(self, keys: Mapping[int, int], seals: int) -> set[int]:
+    async def lease(self, keys: Mapping[int, str], seals: int) -> set[int]:
         """Take a block of seals of each key."""
-        values = {"tenants": int_array(keys), "numbers": int_array(keys.values()), "seals": seals}
+        values = {"tenants": int_array(keys), "ids": hex_array(keys.values()), "seals": seals}
         rows = await self._database.execute(_LEASE, values, tenants=keys.keys())
         return {int(tenant_id) for (tenant_id,) in rows}
 
@@ -111,10 +111,12 @@ async def use_master(transaction: Transaction, master_key_id: str) -> None:
         await transaction.query(_USE_MASTER, values)
 
 
-async def _replaced(transaction: Transaction, tenant_id: int, before: int | None, key: WrappedKey) -> bool:
+async def _replaced(
+    transaction: Transaction, tenant_id: int, before: WrappedKey | None, key: WrappedKey
+) -> bool:
     values = {
         "tenant": tenant_id,
-        "before": before,
+        "before": None if before is None else before.key_id,
         "number": key.number,
         "wrapped": key.wrapped.hex(),
         "master": key.master_key_id,
@@ -127,7 +129,7 @@ async def _replaced(transaction: Transaction, tenant_id: int, before: int | None
     if not await transaction.query(_ADD, values):
         return False
     if before is not None:
-        details = {"before": before}
+        details = {"before": before.number}
         event = AuditRow("tenant_key_rotated", process_account(), str(key.number), None, tenant_id, details)
         await transaction.note(event)
         await advance_generation(transaction)

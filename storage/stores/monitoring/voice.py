@@ -15,6 +15,7 @@ from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.monitoring.hours import span
 from storage.stores.monitoring.minutes import BEFORE
+from storage.stores.sealed.checked import checked_transaction
 from storage.stores.sealed.sealing import EVENT_DATA, VOICE_ID, VOICE_RESULT, Sealing
 from storage.stores.tenant_rows import tenant_id_of
 
@@ -114,17 +115,17 @@ class PostgresVoice:
         """Add to the log."""
         if not rows:
             return 0
-        await self._sealing.load_missing([tenant_id])
-        stored = [self._stored(tenant_id, row) for row in rows]
-        values = {
-            "tenant": tenant_id,
-            "ids": text_array(row.verification_id for row in stored),
-            "devices": text_array(row.device_id for row in rows),
-            "users": text_array_or_null(row.user_id for row in stored),
-            "times": int_array(row.occurred_at_us for row in rows),
-            "results": text_array(row.result for row in stored),
-        }
-        return len(await self._database.execute(_PUT, values, tenants=[tenant_id]))
+        async with checked_transaction(self._database, self._sealing, [tenant_id]) as transaction:
+            stored = [self._stored(tenant_id, row) for row in rows]
+            values = {
+                "tenant": tenant_id,
+                "ids": text_array(row.verification_id for row in stored),
+                "devices": text_array(row.device_id for row in rows),
+                "users": text_array_or_null(row.user_id for row in stored),
+                "times": int_array(row.occurred_at_us for row in rows),
+                "results": text_array(row.result for row in stored),
+            }
+            return len(await transaction.query(_PUT, values))
 
     def _stored(self, tenant_id: int, row: Verification) -> _Stored:
         """Return the columns of a row. If it is sealed, the person and the id are in the result, too."""

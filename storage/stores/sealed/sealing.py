@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
 
-from engine.model.rows import IdempotencyKey, IdempotencyRecord
 from engine.runtime.ports import StoreError, StoreRetryError
 from engine.seal.ports import KeyRing, KeysMissingError
 from engine.seal.sealer import NONCE_BYTES, BrokenSealError, TenantKeys, UnknownKeyError, head_of
 from storage.postgres.plain_bytes import TEXT_MARK
+from storage.stores.sealed.followed import SealingChangedError, sealed_text
 
 #: What the associated data call the place of a value: table and column.
 RECORD_DATA: Final = "records.data"
@@ -43,7 +43,6 @@ VOICE_ID: Final = "voice_verification_log.verification_id"
 RESTORE: Final = "restore the master key that sealed its data"
 #: In place of a domain for values that hold items of several.
 ANY_DOMAIN: Final = ""
-_HASH_BYTES: Final = 32
 #: Before a hash of a request that was made with a key.
 KEYED: Final = "01"
 #: ``request_sha256`` if the hash is sealed with the results: an empty text would be no element of an array.
@@ -66,6 +65,10 @@ _decode: Final = msgspec.json.Decoder(bytes).decode
 class UnreadableValueError(StoreError):
     """A sealed value that cannot be opened: it was changed, is of another place, or its key is lost."""
 
+    def __init__(self, tenant_id: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.tenant_id = tenant_id
+
 
 class Sealing:
     """Seals and opens for every tenant. Values are opened in any domain, whether it is sealed now or not.
@@ -82,6 +85,7 @@ class Sealing:
         self.on = False
         self._ring: KeyRing = _NoKeys() if ring is None else ring
         self._domains = frozenset(domains)
+        self._sealed: str | None = None
         self._unsealed = self._domains
         self._room_chars = SLICE_CHARS
 
@@ -91,7 +95,31 @@ class Sealing:
         A rejected item of an unknown domain may be one of a sealed domain whose name is misspelt.
         """
         self._unsealed = self._domains.difference(sealed_domains)
+        self._sealed = sealed_text(sealed_domains)
         self.on = bool(sealed_domains)
+
+    async def follow_again(self, tenant_ids: Collection[int]) -> None:
+        """Read again what is sealed, and the keys of tenants that are to be written. Raises StoreError."""
+        if self.on:
+            await self._ring.load_to_seal(tenant_ids)
+
+    def check(self, sealed: str | None, key_ids: Mapping[int, str | None]) -> None:
+        """See that the database seals as this process does.
+
+        Args:
+            sealed: ``SEALED_SQL``, as a transaction read it that is to write values.
+            key_ids: ``key_sql`` of the tenants whose values it is to write.
+
+        Raises:
+            SealingChangedError: It does not: ``follow_again``.
+            StoreRetryError: As ``seal``.
+        """
+        if sealed != self._sealed:
+            raise SealingChangedError
+        if self.on:
+            for tenant_id, key_id in key_ids.items():
+                if self._keys_to_write(tenant_id).active_id != key_id:
+                    raise SealingChangedError
 
     def unsealed_domains(self) -> frozenset[str] | None:
         """Return the domains whose values are stored as they are; None if nothing is sealed."""
@@ -117,7 +145,7 @@ class Sealing:
         """Return the bytes with which a tenant's values begin that are sealed now. Raises as ``seal``."""
         return head_of(self._keys_to_write(tenant_id).active)
 
-    async def load_again(self, missing: KeysMissingError) -> None:
+    async def load_again(self, missing: KeysMissingError | UnreadableValueError) -> None:
         """Read a tenant's keys again, to open values: nothing is written. Raises StoreError."""
         await self._ring.load([missing.tenant_id])
 
@@ -167,7 +195,8 @@ class Sealing:
 
         Raises:
             KeysMissingError: The key is not in memory: ``load_again``.
-            UnreadableValueError: The value was changed, or is of another place.
+            UnreadableValueError: The value was changed, or is of another place. After a failover its key may
+                be one that is not in memory, where another has its number: ``load_again``, once.
         """
         if stored is None or stored[0] != '"':
             return None if stored is None else stored.encode()
@@ -178,7 +207,7 @@ class Sealing:
         except UnknownKeyError:
             raise KeysMissingError(tenant_id) from None
         except (BrokenSealError, msgspec.DecodeError) as error:
-            raise UnreadableValueError(f"{place} of {domain} {value_id}: {error}") from None
+            raise UnreadableValueError(tenant_id, f"{place} of {domain} {value_id}: {error}") from None
 
     def seal_text(
         self, place: str, tenant_id: int, domain: str | None, value_id: str, version: int, plain: str | None
@@ -243,7 +272,7 @@ class Sealing:
     ) -> list[_Result]:
         """Return what ``make`` makes of each row, opening its values. The loop is given back between slices.
 
-        Keys that are missing are read, and the row is made again.
+        Keys that are missing, or may be others, are read, and the row is made again.
 
         Args:
             rows: The rows.
@@ -274,9 +303,14 @@ class Sealing:
                 return make(row)
             except KeysMissingError as missing:
                 if missing.tenant_id in asked:
-                    raise UnreadableValueError(f"{missing}: {RESTORE}") from None
+                    raise UnreadableValueError(missing.tenant_id, f"{missing}: {RESTORE}") from None
                 asked.add(missing.tenant_id)
                 await self.load_again(missing)
+            except UnreadableValueError as unreadable:
+                if unreadable.tenant_id in asked:
+                    raise
+                asked.add(unreadable.tenant_id)
+                await self.load_again(unreadable)
 
     def _can_seal(self, tenant_id: int) -> bool:
         try:
@@ -306,58 +340,6 @@ class _NoKeys:
         )
 
     load_to_seal = load
-
-
-def seal_answers(
-    sealing: Sealing, answers: Sequence[IdempotencyRecord]
-) -> tuple[list[str], list[bytes | None]]:
-    """Return the hashes of the requests and the results of answers, as their columns have them.
-
-    A plain hash of a request tells a score of two digits at once. A personal answer with data or errors is
-    sealed, and the hash with it in one value. All others tell nothing: only the hash is made with a key, in a
-    third of the time, and the row is 200 bytes shorter.
-
-    Raises:
-        StoreRetryError: As ``Sealing.seal``.
-    """
-    hashes: list[str] = []
-    results: list[bytes | None] = []
-    hashers: dict[int, Callable[[bytes], bytes] | None] = {}
-    for one in answers:
-        request_sha256: str = one.request_sha256
-        stored: bytes | None = one.results
-        if one.personal:
-            tenant_id, plain = one.tenant_id, bytes.fromhex(request_sha256)
-            if not one.bare:
-                whole = plain + one.results
-                stored = sealing.seal(ANSWER, tenant_id, ANY_DOMAIN, one.key_hash, 0, whole)
-                request_sha256 = HASH_IN_RESULTS
-            else:
-                if tenant_id not in hashers:
-                    hashers[tenant_id] = sealing.hasher(REQUEST, tenant_id)
-                hasher = hashers[tenant_id]
-                if hasher is not None:
-                    request_sha256 = KEYED + hasher(plain).hex()
-        hashes.append(request_sha256)
-        results.append(stored)
-    return hashes, results
-
-
-def keyed_request(sealing: Sealing, tenant_id: int, request_sha256: str) -> str | None:
-    """Return a hash of a request as it is kept with a bare answer; None if there is no master key.
-
-    Raises:
-        StoreRetryError: As ``Sealing.seal``.
-    """
-    hasher = sealing.hasher(REQUEST, tenant_id)
-    return None if hasher is None else KEYED + hasher(bytes.fromhex(request_sha256)).hex()
-
-
-def open_answer(sealing: Sealing, key: IdempotencyKey, stored: str) -> tuple[str, bytes]:
-    """Return the hash of the request, and the results. Raises as ``Sealing.open``."""
-    plain = sealing.open(ANSWER, key.tenant_id, ANY_DOMAIN, key.key_hash, 0, stored)
-    assert plain is not None
-    return plain[:_HASH_BYTES].hex(), plain[_HASH_BYTES:]
 
 
 async def in_steps(steps: Generator[None, None, _Result]) -> _Result:

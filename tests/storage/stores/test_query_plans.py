@@ -59,6 +59,8 @@ _IDENTITIES: dict[str, list[set[str]]] = {
     ],
     "quarantine": [{"tenant_id", "quarantine_id"}, {"tenant_id", "device_id", "domain", "record_id"}],
     "upload_session": [{"tenant_id", "upload_id"}, {"tenant_id", "domain", "record_id"}],
+    "tenant_keys": [{"tenant_id"}],
+    "sealed_domains": [set()],
 }
 #: All of it is of one tenant and domain, the worst case for whoever reads by their prefix.
 _GROWTH = f"""
@@ -128,7 +130,7 @@ def _scans(node: Node) -> Iterator[Node]:
 
 
 async def _batch_is_read_by_identity(session: PooledConnection) -> None:
-    kinds = kinds_of(_READ, 24)
+    kinds = kinds_of(_READ, 24, sealing=True)
     reading, values = commit_reads.reading(kinds, 24, None), commit_reads.values_of(_READ, kinds)
     await session.run_prepared("BEGIN; ", (SETTINGS, LOCK, reading), "", values)
     await session.run("ROLLBACK")

@@ -29,7 +29,8 @@ from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
 from storage.stores.quarantine import PostgresQuarantine
-from storage.stores.sealed.sealing import SLICE_CHARS, Sealing, keyed_request
+from storage.stores.sealed.answers import keyed_request
+from storage.stores.sealed.sealing import SLICE_CHARS, Sealing
 from tests.harness.key_ring import MadeUpRing, sealing_of
 from tests.harness.services import Serving, execute, rows
 

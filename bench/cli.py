@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Final
 
 import click
@@ -18,35 +19,37 @@ from bench.baselines.tus_server import check_node
 from bench.conflicts.scenario import conflicts
 from bench.faults.scenario import faults
 from bench.harness.environment import BenchError, read_settings
+from bench.harness.progress import over, part_begins
 from bench.harness.sealed import seal_from_now
 from bench.harness.stage import Options
 from bench.live.scenario import CONNECTIONS, connections, live
 from bench.overload.scenario import overload
 from bench.report.html import html_of
-from bench.report.results import Report, as_json
-from bench.report.text import text_of
+from bench.report.results import Report
+from bench.report.targets import targets_of
+from bench.report.text import text_of, text_of_targets
+from bench.report.written import as_json, origin_of
 from bench.scenarios.behind_nginx import behind_nginx
+from bench.scenarios.cleanup import cleanup
 from bench.scenarios.comparison import compare
 from bench.scenarios.concurrent import concurrent, high_volume
 from bench.scenarios.limits import limits
 from bench.scenarios.outages import outages
 from bench.scenarios.scaling import scaling
+from bench.scenarios.soak import soak
+from bench.scenarios.suite import SUITES, Part, Scenario, Suite, expected_s, options_of
 from bench.uploads.scenario import uploads
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import SettingsError
 from storage.embedded.servers import EmbeddedError
 
-Scenario = Callable[[Options], Awaitable[Report]]
-
 SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.__name__: scenario
     for scenario in (
         *(concurrent, limits, overload, faults, scaling, live, connections, uploads, abuse, conflicts),
-        *(high_volume, outages, behind_nginx),
+        *(high_volume, outages, behind_nginx, cleanup, soak),
     )
 }
-#: What ``all`` stands for; the others take minutes, and tell of several workers only.
-ALL: Final = ("concurrent", "limits", "overload", "uploads", "faults")
 #: What a server that runs already can be measured with; the others start one, and do harm to its services.
 AT_URL: Final = ("concurrent", "overload", "abuse", "high_volume")
 #: How many devices a scenario has unless told otherwise.
@@ -64,7 +67,13 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 
 
 @click.command(
-    epilog="Example: run.py bench --scenario concurrent --connections 1000 --rate 1200 --json report.json",
+    epilog="""\b
+Examples:
+  run.py bench --quick
+  run.py bench --scenario all --duration 300 --json all.json --html all.html
+  run.py bench --scenario concurrent --connections 1000 --rate 1200 --profile flames.svg --html report.html
+  run.py bench --scenario soak --duration 600
+  run.py bench --compare v1""",
 )
 @click.option(
     "--scenario",
@@ -88,9 +97,9 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 )  # fmt: skip
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
-    help="Seconds that are measured of each run: 60 of concurrent, 10 of live, connections and of syncs"
-    " beside uploads, 1.5 of each phase of abuse, else 5. Of outages those that the database is away, of"
-    " behind_nginx those from stop to start: 10.",
+    help="Seconds that are measured of each run: 60 of concurrent (of all, too), 3600 of soak, 10 of live,"
+    " connections and of syncs beside uploads, 1.5 of each phase of abuse, else 5. Of outages those that the"
+    " database is away, of behind_nginx those from stop to start: 10.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
@@ -131,7 +140,8 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 @click.option("--saturate", is_flag=True, help="concurrent as a closed loop: as many syncs as are taken.")
 @click.option(
     "--fill", "fill_records", type=click.IntRange(0), default=0, metavar="N",
-    help="concurrent by turns on an empty database and on one with N records.",
+    help="concurrent by turns on an empty database and on one with N records; rows of each kind that cleanup"
+    " deletes, 1000000.",
 )  # fmt: skip
 @click.option(
     "--url", metavar="U",
@@ -140,6 +150,14 @@ def _worker_count(_: click.Context, __: click.Parameter, value: str | None) -> i
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="F",
     help="Write the report as JSON; faults puts its history beside it, as F.history.jsonl.",
+)  # fmt: skip
+@click.option(
+    "--quick", is_flag=True,
+    help="In place of a scenario, the targets of all in less than three minutes, for a laptop.",
+)  # fmt: skip
+@click.option(
+    "--profile", "flame_graph", type=click.Path(path_type=Path), metavar="F",
+    help="Draw a flame graph of the server in concurrent (py-spy, SVG), which --html embeds.",
 )  # fmt: skip
 @click.option("--html", "html_file", type=click.Path(path_type=Path), metavar="F", help="Write it as a page.")
 @click.option(
@@ -156,9 +174,13 @@ def bench(
     config: Path | None,
     data_dir: str | None,
     sealed: bool,
+    quick: bool,
     **asked: Any,
 ) -> None:
     """Measure a server under load and audit what it stored.
+
+    all judges every target, in 26 minutes with --duration 300; --quick does so in three. Their exit status is
+    1 when a target is missed.
 
     Without --url it starts its own, on embedded services of its own, with the rate limits lifted. The exit
     status is 1 when a bar is missed or the audit finds a fault.
@@ -167,47 +189,87 @@ def bench(
     uploads beside syncs: about three minutes. It needs Node.js 20.19 or later with npm, which installs one
     of the others.
     """
+    began_s = perf_counter()
     if sealed and asked["url"]:
         raise click.UsageError("--sealed starts a server of its own: leave --url out")
     if sealed:
         seal_from_now()
+    suite: Suite | None = "quick" if quick else "all" if scenario == "all" else None
     try:
         history = json_file and json_file.with_name(f"{json_file.name}.history.jsonl")
         options = Options(
             settings=read_settings(config, data_dir, of_system=bool(asked["url"])),
             config=config,
             history=history,
+            suite=suite or "",
             connections=asked_connections or _CONNECTIONS.get(scenario, 1000),
             **asked,
         )
-        if options.workers and options.url:
-            raise click.UsageError("a server at --url has its workers already: leave --workers out")
-        if options.url and options.through_nginx:
-            raise click.UsageError("--through-nginx starts a server of its own: leave --url out")
-        if options.fill_records and (options.saturate or options.url):
-            raise click.UsageError(
-                "--fill compares latencies on databases of its own: leave --saturate and --url out"
-            )
-        names = [scenario]
-        if scenario == "all":
-            names = [name for name in ALL if not options.url or name in AT_URL]
-        if options.url and (options.compare or not {*names} <= {*AT_URL}):
-            raise click.UsageError(f"only {', '.join(AT_URL)} measure a server that runs: leave --url out")
-        if "uploads" in names:
-            check_node()
-        chosen = [SCENARIOS[name] for name in names] if options.compare is None else [compare]
-        reports = [asyncio.run(_interruptible(one(options))) for one in chosen]
+        parts = _parts(suite, scenario, options)
+        _check(parts, options)
+        reports = [_report(place, parts, options, suite) for place in range(len(parts))]
     except (BenchError, EmbeddedError, SettingsError, StoreError) as error:
         raise click.ClickException(str(error)) from None
     except asyncio.CancelledError:
         raise click.Abort from None
+    targets = targets_of(reports, every=suite is not None and options.url is None)
+    passed = all(report.passed for report in reports)
+    if suite is not None:
+        passed = all(one.met for one in targets) and not any(report.faulty for report in reports)
     for report in reports:
         click.echo(text_of(report))
+    if targets:
+        click.echo(text_of_targets(targets))
+    origin = origin_of(sys.argv[2:], options.settings, began_s)
     if json_file is not None:
-        json_file.write_bytes(as_json(reports))
+        json_file.write_bytes(as_json(reports, targets, origin, passed=passed))
     if html_file is not None:
-        html_file.write_text(html_of(reports), "utf-8")
-    sys.exit(0 if all(report.passed for report in reports) else 1)
+        html_file.write_text(html_of(reports, targets, origin), "utf-8")
+    sys.exit(0 if passed else 1)
+
+
+def _parts(suite: Suite | None, scenario: str, options: Options) -> Sequence[Part]:
+    """Choose what is to be run."""
+    if options.compare is not None:
+        return [Part(compare, 0)]
+    if suite is None:
+        return [Part(SCENARIOS[scenario], 0)]
+    return [part for part in SUITES[suite] if not options.url or part.scenario.__name__ in AT_URL]
+
+
+def _check(parts: Sequence[Part], options: Options) -> None:
+    """Refuse what does not go together. Raises UsageError, BenchError."""
+    names = {part.scenario.__name__ for part in parts}
+    if options.workers and options.url:
+        raise click.UsageError("a server at --url has its workers already: leave --workers out")
+    if options.url and options.through_nginx:
+        raise click.UsageError("--through-nginx starts a server of its own: leave --url out")
+    if options.fill_records and (options.saturate or options.url):
+        raise click.UsageError(
+            "--fill compares latencies on databases of its own: leave --saturate and --url out"
+        )
+    if options.url and not names <= {*AT_URL}:
+        raise click.UsageError(f"only {', '.join(AT_URL)} measure a server that runs: leave --url out")
+    if options.flame_graph and (options.url or "concurrent" not in names):
+        raise click.UsageError("--profile is for concurrent, on a server that this starts")
+    if "uploads" in names and options.suite != "quick":
+        check_node()
+
+
+def _report(place: int, parts: Sequence[Part], options: Options, suite: Suite | None) -> Report:
+    """Run one scenario. One of a suite that cannot go on has a report that says why."""
+    part = parts[place]
+    if suite is None:
+        return asyncio.run(_interruptible(part.scenario(options)))
+    name = part.scenario.__name__
+    times_s = [expected_s(one, options, suite) for one in parts[place:]]
+    part_begins(name, place + 1, len(parts), times_s[0], sum(times_s))
+    try:
+        return asyncio.run(_interruptible(part.scenario(options_of(part, options, suite))))
+    except (BenchError, EmbeddedError, StoreError) as error:
+        return Report(scenario=name, work="it could not go on", remarks=[str(error)], failed=True)
+    finally:
+        over()
 
 
 async def _interruptible(scenario: Awaitable[Report]) -> Report:

@@ -26,11 +26,12 @@ from bench.abuse.gauge import Gauge
 from bench.abuse.generator import Attacked, AttackPlan
 from bench.abuse.others import DEVICES, PER_S, Others, photo_s
 from bench.harness.administer import administer
-from bench.harness.child import child, progress
+from bench.harness.child import child
 from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import Target
 from bench.harness.nginx import fronted, trusting
 from bench.harness.product import HERE, Version, checked_out, variables
+from bench.harness.progress import progress
 from bench.harness.server import Server, end, free_ports
 from bench.harness.stage import Options, add_tenants, remote
 from bench.report.results import Abuse, Bar, Phase, Report, reports_of

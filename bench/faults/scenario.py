@@ -28,11 +28,11 @@ from bench.faults.inject import FAULTS, Site
 from bench.faults.pipelining import PipeliningDevice
 from bench.faults.tables import read_tables
 from bench.harness.audit import Audit
-from bench.harness.child import progress
 from bench.harness.clusters import Cluster
 from bench.harness.environment import Environment, fresh_on_tcp
 from bench.harness.load_run import Target
 from bench.harness.product import product
+from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants
 from bench.load.proxy import Chances, proxied
 from bench.report.results import Figure, Report
@@ -92,6 +92,8 @@ async def faults(options: Options) -> Report:
         try:
             await run.rounds(rounds)
             report.audit = run.judge()
+            found = report.audit.fault_count
+            report.figures.append(Figure("lost, applied twice or otherwise wrong", found, "faults"))
         finally:
             if options.history is not None:
                 run.history.write(options.history)

@@ -66,12 +66,13 @@ class Audit(msgspec.Struct, frozen=True):
 class Sync(NamedTuple):
     """A sync that was sent. ``seqs`` and ``versions`` are those of its items if it was acknowledged.
 
-    ``record`` is the number of its task, -1 for a backlog.
+    ``record`` is the number of its task, -1 for a backlog. ``origin`` is the device's name in its records.
     """
 
     number: int
     tenant: str
     device: str
+    origin: str
     fate: Fate
     record: int
     versions: list[int]
@@ -161,7 +162,9 @@ def syncs_of(run: Run) -> dict[str, Sync]:
         else:
             record, versions = -1, plan.backlog.versions
         own = [next(seqs) for _ in versions] if fate == "stored" else []
-        sync = Sync(number, run.tenant_of(device), plan.devices[device], fate, record, versions, own)
+        origin = plan.devices[device]
+        known_as = plan.identities[device] if plan.identities else origin
+        sync = Sync(number, run.tenant_of(device), known_as, origin, fate, record, versions, own)
         found[key_of(plan.prefix, number)] = sync
     return found
 
@@ -179,7 +182,7 @@ def _records(
     count = len(stored) if backlog is None else sum(len(seqs) for seqs, *_ in stored.values())
     written: dict[tuple[str, str], list[Sync]] = defaultdict(list)
     for key, sync in syncs.items():
-        written[sync.tenant, record_id(sync.device, sync.record) if backlog is None else key].append(sync)
+        written[sync.tenant, record_id(sync.origin, sync.record) if backlog is None else key].append(sync)
     faults: list[str] = []
     for where, history in written.items():
         there = stored.pop(where, None)

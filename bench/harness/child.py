@@ -12,18 +12,14 @@ from typing import Final, TypeVar
 import msgspec
 
 from bench.harness.environment import BenchError
+from bench.harness.progress import live
+from bench.load.child_process import TICK
 
 ROOT: Final = Path(__file__).parents[2]
 #: One line holds every sync of a run.
 _LINE_BYTES: Final = 1 << 30
 
 Message = TypeVar("Message")
-
-
-def progress(sentence: str) -> None:
-    """Write to stderr what a person who waits wants to know."""
-    sys.stderr.write(sentence + "\n")
-    sys.stderr.flush()
 
 
 class Child:
@@ -42,8 +38,13 @@ class Child:
         self._stdin.write(msgspec.json.encode(message) + b"\n")
 
     async def read(self, kind: type[Message]) -> Message:
-        """Wait for the next line. Raises BenchError if the process ended."""
-        line = await self._stdout.readline()
+        """Wait for the next line, and show those before it that tell how far the process is.
+
+        Raises:
+            BenchError: The process ended.
+        """
+        while (line := await self._stdout.readline()).startswith(TICK):
+            live(msgspec.json.decode(line, type=dict[str, str])["tick"])
         if not line:
             raise BenchError(f"{self._name} ended before it was done: its last words are above")
         return msgspec.json.decode(line, type=kind)

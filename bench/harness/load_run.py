@@ -16,9 +16,10 @@ from typing import Any, Final
 import jwt
 import msgspec
 
-from bench.harness.child import child, progress
+from bench.harness.child import child
 from bench.harness.environment import BenchError
 from bench.harness.meter import Meter, Usage
+from bench.harness.progress import progress
 from bench.load.plan import Loop, Outcome, Plan, Ready, Step
 
 #: What goes before that which is measured, so that nothing is done for the first time in it.
@@ -73,9 +74,17 @@ class Run(msgspec.Struct, frozen=True):
 
 
 def planned(
-    target: Target, connections: int, steps: Sequence[Step], tenants: Sequence[str] | None = None, **more: Any
+    target: Target,
+    connections: int,
+    steps: Sequence[Step],
+    tenants: Sequence[str] | None = None,
+    identities: Sequence[str] = (),
+    **more: Any,
 ) -> Run:
-    """Make a run of devices that nobody used before; ``more`` are further fields of the plan."""
+    """Make a run of devices that nobody used before, or of those of ``identities``, with records of its own.
+
+    ``more`` are further fields of the plan.
+    """
     prefix = secrets.token_hex(4)
     owners = target.tenants if tenants is None else tenants
     devices = [f"{prefix}-{index}" for index in range(connections)]
@@ -84,7 +93,11 @@ def planned(
         ports=spread(target.ports or [target.port], connections, len(owners)),
         prefix=prefix,
         devices=devices,
-        tokens=[target.token(owners[index % len(owners)], device) for index, device in enumerate(devices)],
+        tokens=[
+            target.token(owners[index % len(owners)], device)
+            for index, device in enumerate(identities or devices)
+        ],
+        identities=list(identities),
         steps=list(steps),
         **more,
     )
@@ -156,6 +169,7 @@ async def run_tasks(
     per_s: float = 0.0,
     warmup_s: float | None = None,
     deflate: bool = False,
+    identities: Sequence[str] = (),
 ) -> Run:
     """Send one task a sync, ``per_s`` over all connections in an open loop. Raises BenchError.
 
@@ -164,7 +178,8 @@ async def run_tasks(
     warmup_s = min(WARMUP_S if warmup_s is None else warmup_s, duration_s)
     progress(f"{name}: {warmup_s + duration_s:.0f} s")
     steps = [Step("warm-up", per_s, warmup_s), Step(name, per_s, duration_s)]
-    (run,) = await run_load(target, planned(target, connections, steps, loop=loop, deflate=deflate))
+    plan = planned(target, connections, steps, loop=loop, deflate=deflate, identities=identities)
+    (run,) = await run_load(target, plan)
     if loop != "idle" and "synced" not in run.codes:
         reasons = ", ".join([*run.ready.refusals, *run.outcome.codes[2:], *run.outcome.ended]) or "silence"
         raise BenchError(

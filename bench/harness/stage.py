@@ -6,15 +6,15 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from bench.harness.child import progress
 from bench.harness.environment import BenchError, Environment, deployed, fresh, secret_of
 from bench.harness.load_run import Target
 from bench.harness.product import HERE, Version, product
+from bench.harness.progress import progress
 from bench.harness.server import Server
 from bench.load.workload import DOMAIN, data_of
 from engine.runtime.settings import Settings
@@ -34,8 +34,10 @@ FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n"""
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line asks for. ``settings`` and ``config`` are those of ``run.py serve``.
 
-    ``workers`` is None where a scenario is to choose. ``seed`` and ``history``, where to write what devices
-    saw, are for ``faults``, ``attacks``, ``before`` and ``through_nginx`` for ``abuse``.
+    ``workers`` is None where a scenario is to choose. ``suite`` says that the scenario is one of many, which
+    leave out what takes minutes. ``flame_graph`` is where ``concurrent`` draws one. ``seed`` and ``history``,
+    where to write what devices saw, are for ``faults``, ``attacks``, ``before`` and ``through_nginx`` for
+    ``abuse``.
     """
 
     settings: Settings
@@ -56,6 +58,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     through_nginx: bool = False
     compare: str | None = None
     margin: float = 0.03
+    suite: Literal["", "all", "quick"] = ""
+    flame_graph: Path | None = None
 
     @property
     def tenant_names(self) -> list[str]:
@@ -108,7 +112,8 @@ async def product_stage(
             ports=server.own_ports if workers > 1 else (),
             workers=[server.workers[worker] for worker in sorted(server.workers)],
         )
-        for event, count in server.logged.items():
+        server.logged["server_ended"] += not server.alive
+        for event, count in (+server.logged).items():
             logged[event] = logged.get(event, 0) + count
 
 

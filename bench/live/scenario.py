@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from bench.harness.child import progress
 from bench.harness.load_run import Target
 from bench.harness.meter import Trees
+from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants, staged
 from bench.live.delivery import Delivered, check_files, delivered, tables_of, watching
 from bench.live.subscribers import Seen

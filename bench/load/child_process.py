@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 import msgspec
 import uvloop
 
 Plan = TypeVar("Plan")
+
+#: How a line begins that only tells how far the process is.
+TICK: Final = b'{"tick":'
+_TICK_S: Final = 1.0
 
 
 def say(message: object) -> None:
@@ -19,6 +24,13 @@ def say(message: object) -> None:
     # Not sys.stdout: under PYTHONUNBUFFERED it is the bare file, which may write the first part alone.
     with open(1, "wb", closefd=False) as out:
         out.write(msgspec.json.encode(message) + b"\n")
+
+
+async def ticking(sentence: Callable[[], str]) -> None:
+    """Tell the parent once a second how far this process is, if a person watches on a terminal."""
+    while sys.stderr.isatty():
+        await asyncio.sleep(_TICK_S)
+        say({"tick": sentence()})
 
 
 class Lines:

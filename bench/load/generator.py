@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from bench.load.child_process import Lines, main, say
+from bench.load.child_process import Lines, main, say, ticking
 from bench.load.plan import Outcome, Plan, Ready
 from bench.load.precise_timer import PreciseTimer
 from bench.load.simple_device import SimpleDevice
@@ -37,6 +38,8 @@ _LOOK_S: Final = 0.02
 _BURST: Final = 32
 #: How often the generator measures how late its own loop is.
 _TICK_S: Final = 0.01
+#: Syncs that the live line takes its percentile of.
+_SAMPLED: Final = 500
 #: A closed loop goes on after a refusal as soon as it is told to, but not faster than this.
 _AFTER_REFUSAL_S: Final = 0.1
 
@@ -61,6 +64,7 @@ class Generator:
         self._sockets: list[Socket | None] = [None] * len(plan.devices)
         self._start_s = 0.0
         self._waiting = 0
+        self._refused = 0
         self._again = False
 
     async def connect(self) -> Ready:
@@ -113,16 +117,18 @@ class Generator:
         gc.collect()
         gc.freeze()
         gc.disable()
-        ticking = asyncio.create_task(self._tick(end_s))
+        lag = asyncio.create_task(self._tick(end_s))
+        telling = asyncio.create_task(ticking(self._live))
         if self._plan.loop == "open":
             await self._open()
         elif self._plan.loop == "closed":
             await self._closed(end_s)
-        await ticking
+        await lag
         give_up_s = perf_counter() + GRACE_S
         # An event would have to be set or cleared with every message.
         while self._waiting and perf_counter() < give_up_s:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
+        telling.cancel()
         outcome = self._outcome
         outcome.codes = list(self._codes)
         outcome.seqs = [seq for number in sorted(self._seqs) for seq in self._seqs[number]]
@@ -143,6 +149,19 @@ class Generator:
             now_s = perf_counter()
             self._outcome.lag_us.append(int((now_s - at_s) * 1e6))
             at_s = max(at_s, now_s) + _TICK_S
+
+    def _live(self) -> str:
+        """Write in a line how it goes, of a sample of the last second: sorting all would delay sends."""
+        outcome, now_us = self._outcome, self._now_us()
+        first = bisect_left(outcome.due_us, now_us - 1_000_000)
+        count = len(outcome.due_us) - first
+        sample = range(first, len(outcome.due_us), max(1, count // _SAMPLED))
+        took_us = sorted(outcome.done_us[one] - outcome.due_us[one] for one in sample if outcome.code[one])
+        p95_ms = took_us[len(took_us) * 95 // 100] / 1000 if took_us else 0.0
+        place = bisect_right([end_us for _, end_us in self._plan.bounds_us[:-1]], now_us)
+        left_s = max(0, self._plan.bounds_us[-1][1] - now_us) // 1_000_000
+        name = self._plan.steps[place].name
+        return f"{name}: {count:,}/s, p95 {p95_ms:.1f} ms, {self._refused:,} errors, {left_s} s left"
 
     async def _open(self) -> None:
         due = self._schedule()
@@ -230,6 +249,7 @@ class Generator:
             if code == "synced":
                 self._seqs[number] = [result.seq or 0 for result in answer.results]
         self._waiting -= 1
+        self._refused += code != "synced"
         outcome.done_us[number] = now_us
         outcome.code[number] = self._codes.setdefault(code, len(self._codes))
         if self._again:

@@ -32,7 +32,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ``open`` sends each step's syncs at times that are fixed beforehand, by chance or at ``even`` intervals.
     ``closed`` keeps ``under_way`` syncs under way on each connection for as long as all steps take. ``idle``
     subscribes and waits. A sync is one task, or ``backlog``. ``prefix`` is eight characters that no other run
-    has.
+    has. ``identities`` are the names that the server knows devices by, if they have others than in records.
     """
 
     host: str
@@ -47,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     even: bool = False
     deflate: bool = False
     seed: int = 1
+    identities: list[str] = []
 
     @property
     def bounds_us(self) -> list[tuple[int, int]]:

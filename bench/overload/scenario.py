@@ -11,9 +11,9 @@ from statistics import median
 from typing import Any, Final
 
 from bench.harness.audit import Auditor
-from bench.harness.child import progress
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Run, Target, planned, run_load
+from bench.harness.progress import progress
 from bench.harness.stage import Options, staged
 from bench.load.plan import Step
 from bench.load.workload import OFFLINE, ONLINE

@@ -1,101 +1,125 @@
-"""A report as one page of HTML with its charts inside: nothing is loaded from elsewhere."""
+"""A run as one page of HTML with its charts inside: nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from operator import attrgetter
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
-import pygal
-
+from bench.report.charts import charts, charts_of
+from bench.report.drawing import Chart
 from bench.report.results import Report
-from bench.report.text import KINDS, text_of
+from bench.report.targets import Target
+from bench.report.text import number, text_of
+from bench.report.written import NO_ORIGIN, Origin
 
-_STYLE: Final = "body{font:15px sans-serif;margin:2em;max-width:75em}pre{overflow-x:auto}svg{width:100%}"
-#: A run of fewer windows has no chart over time.
-_LONG_WINDOWS: Final = 20
-
-#: Titles of bar charts, the rows of a report that they draw, and each series with where a row has it.
-_BARS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
-    (
-        "Latency in ms",
-        "rows",
-        {
-            "stored, p50": "latency.p50_ms",
-            "stored, p99": "latency.p99_ms",
-            "refused, p50": "refusal.p50_ms",
-            "refused, p99": "refusal.p99_ms",
-            "generator's lag, p99": "lag_p99_ms",
-        },
-    ),
-    (
-        "Syncs a second, and the server's peak of memory in MiB",
-        "rows",
-        {
-            "wanted": "wanted_per_s",
-            "offered": "offered_per_s",
-            "stored": "stored_per_s",
-            "refused": "refused_per_s",
-            "RSS": "rss_peak_mib",
-        },
-    ),
-    (
-        "Uploads in MB/s, and the server's peak of memory in MiB",
-        "transfers",
-        {"uploaded": "mb_per_s", "downloaded and compared": "download_mb_per_s", "RSS": "rss_peak_mib"},
-    ),
-)
+_STYLE: Final = """
+*{box-sizing:border-box}
+body{font:15px/1.5 system-ui,sans-serif;color:#24292f;background:#f6f8fa;margin:0}
+main{max-width:1180px;margin:auto;padding:16px}
+h1{font-size:24px;margin:8px 0 0}h2{font-size:19px;margin:32px 0 8px}h3{font-size:15px;margin:0}
+p{margin:4px 0}.quiet,figcaption{color:#57606a;font-size:13px}
+.card,figure,details{background:#fff;border:1px solid #d0d7de;border-radius:8px;padding:12px;margin:0 0 12px}
+.grid{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr))}
+.grid figure{margin:0;min-width:0}figcaption{overflow-wrap:anywhere}
+svg{width:100%;height:auto;display:block}iframe{width:100%;height:660px;border:0}
+table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:5px 8px;border-top:1px solid #d8dee4}
+th{border:0;color:#57606a;font-weight:600}td.n{text-align:right;white-space:nowrap}th.n{text-align:right}
+.met{color:#1a7f37;font-weight:600}.missed{color:#d1242f;font-weight:600}
+pre{overflow-x:auto;font-size:12px;line-height:1.45;margin:8px 0}summary{cursor:pointer;font-weight:600}
+code{overflow-wrap:anywhere;font-size:13px}
+@media(max-width:600px){main{padding:8px}td,th{padding:4px;font-size:13px}td.n{white-space:normal}
+.s{display:none}td.t::before{content:attr(data-scenario) ": "}}
+"""
 
 
-def html_of(reports: Sequence[Report]) -> str:
+def html_of(reports: Sequence[Report], targets: Sequence[Target] = (), origin: Origin = NO_ORIGIN) -> str:
     """Write the page."""
-    sections = "".join(map(_section, reports))
+    title = "Tidemark benchmark"
+    body = "".join(
+        [
+            f"<h1>{title}: {escape(', '.join(report.scenario for report in reports))}</h1>",
+            *_head(reports, origin),
+            *_targets(targets),
+            *_grid(charts(reports)),
+            *map(_flames, filter(lambda report: report.flame_graph, reports)),
+            "<h2>Scenarios</h2>",
+            *map(_section, reports),
+        ]
+    )
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Tidemark benchmark</title>'
-        f"<style>{_STYLE}</style></head><body>{sections}</body></html>\n"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def _head(reports: Sequence[Report], origin: Origin) -> Iterator[str]:
+    """Say what the run was made by and on."""
+    for machine in dict.fromkeys(report.machine for report in reports):
+        memory = f", {machine.memory_gib:.0f} GiB" if machine.memory_gib else ""
+        on = f"{machine.cpus} CPUs, {machine.cpu}{memory}, {machine.system}, Python {machine.python}"
+        yield f'<p class="quiet">{escape(on)}</p>'
+    if origin.command:
+        took = f"{origin.took_s / 60:.1f} min" if origin.took_s >= 120 else f"{origin.took_s:.0f} s"
+        yield f"<p><code>{escape(origin.command)}</code></p>"
+        when = f"commit {origin.commit}, {origin.began_at}, {took}"
+        versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+        yield f'<p class="quiet">{escape(when)}. {escape(versions)}</p>'
+
+
+def _targets(targets: Sequence[Target]) -> Iterator[str]:
+    if not targets:
+        return
+    met = sum(one.met for one in targets)
+    yield f'<h2>Targets: {met} of {len(targets)} are met</h2><div class="card"><table>'
+    yield '<tr><th class="s">scenario</th><th>target</th>'
+    yield '<th class="n">measured</th><th class="n">wanted</th><th></th></tr>'
+    for one in targets:
+        value = "-" if one.value is None else f"{number(one.value)} {one.unit}"
+        verdict = "met" if one.met else "missed" if one.value is not None else "not measured"
+        yield (
+            f'<tr><td class="s">{escape(one.scenario)}</td>'
+            f'<td class="t" data-scenario="{escape(one.scenario)}">{escape(one.name)}</td>'
+            f'<td class="n">{escape(value)}</td>'
+            f'<td class="n">{one.bound} {one.limit:g} {escape(one.unit)}</td>'
+            f'<td class="{"met" if one.met else "missed"}">{verdict}</td></tr>'
+        )
+    yield "</table></div>"
+
+
+def _grid(found: Iterator[Chart]) -> Iterator[str]:
+    if figures := list(map(_figure, found)):
+        yield from ('<h2>Charts</h2><div class="grid">', *figures, "</div>")
+
+
+def _figure(chart: Chart) -> str:
+    caption = f"<figcaption>{escape(chart.caption)}</figcaption>"
+    return f"<figure><h3>{escape(chart.title)}</h3>{chart.svg}{caption}</figure>"
+
+
+def _flames(report: Report) -> str:
+    """Embed a flame graph as a document of its own, whose script sees nothing of this page."""
+    svg = Path(report.flame_graph).read_text("utf-8")
+    document = (
+        f"<!doctype html><style>*{{margin:0}}svg{{width:100%;height:auto}}</style>{svg[svg.index('<svg') :]}"
+    )
+    return (
+        "<h2>Flame graph of the server</h2><figure>"
+        f'<iframe sandbox="allow-scripts" srcdoc="{escape(document)}"></iframe>'
+        "<figcaption>Samples of py-spy during the load: the wider a function, the more of its time "
+        "the server was in it. A click enlarges a part.</figcaption></figure>"
     )
 
 
 def _section(report: Report) -> str:
-    charts = "".join(chart.render(is_unicode=True, disable_xml_declaration=True) for chart in _charts(report))
-    return f"<h1>{escape(report.scenario)}</h1><pre>{escape(text_of(report))}</pre>{charts}"
-
-
-def _charts(report: Report) -> Iterator[Any]:
-    for title, of, paths in _BARS:
-        if rows := getattr(report, of):
-            series = {name: list(map(attrgetter(path), rows)) for name, path in paths.items()}
-            yield _bars(title, [row.name for row in rows], series)
-    for kind in KINDS if report.abuses else ():
-        yield _abused(kind, report)
-    for row in report.rows:
-        if row.loop == "open" and len(row.windows) >= _LONG_WINDOWS:
-            names = ("stored", "refused", "unanswered", "p95_ms")
-            series = {name: [(one.at_s, getattr(one, name)) for one in row.windows] for name in names}
-            yield _chart(pygal.XY, f"{row.name}: syncs due in each tenth of a second", series, x_title="s")
-
-
-def _abused(kind: str, report: Report) -> Any:
-    """Draw what others felt in each phase, on this version and on the one before."""
-    attacks = list(dict.fromkeys(one.attack for one in report.abuses))
-    series: dict[str, list[float]] = {}
-    for one in report.abuses:
-        of_phase = series.setdefault(one.phase + ", before" * one.before, [0.0] * len(attacks))
-        of_phase[attacks.index(one.attack)] = getattr(one.others, kind).p99_ms
-    return _bars(f"p99 of others' {kind} in ms", attacks, series)
-
-
-def _bars(title: str, labels: list[str], series: Mapping[str, Sequence[float | None]]) -> Any:
-    """Draw bars on a logarithmic axis, since those of an overloaded server are far apart; it has no zero."""
-    drawn = {name: [value or None for value in values] for name, values in series.items()}
-    chart = _chart(pygal.Bar, title, drawn, logarithmic=True, x_label_rotation=30)
-    chart.x_labels = labels
-    return chart
-
-
-def _chart(kind: Any, title: str, series: Mapping[str, Sequence[Any]], **options: Any) -> Any:
-    chart = kind(js=[], title=title, dots_size=1, height=420, legend_at_bottom=True, **options)
-    for name, values in series.items():
-        chart.add(name, values)
-    return chart
+    drawn = "".join(map(_figure, charts_of(report)))
+    missed = sum(not bar.met for bar in report.bars)
+    bars = f"{len(report.bars) - missed} of {len(report.bars)} bars met" if report.bars else "no fault found"
+    verdict = "could not go on" if report.failed else "faults found" if report.faulty else bars
+    kind = "met" if report.passed else "missed"
+    return (
+        f'<details><summary>{escape(report.scenario)} <span class="{kind}">{verdict}</span></summary>'
+        f'<pre>{escape(text_of(report))}</pre><div class="grid">{drawn}</div></details>'
+    )

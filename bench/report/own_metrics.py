@@ -26,6 +26,12 @@ _SAMPLE: Final = re.compile(
     r'^(tidemark_\w+)(?:\{(?:.*?(?:outcome="(\w+)"|le="([^"]+)").*?|.*?)\})? (\S+)$', re.MULTILINE
 )
 
+#: What the server times of a sync, each within the one before: the last two are of a batch of many.
+STAGES: Final = {
+    "sync": "a sync in the server",
+    "batch": "its batch, from the queue to the answers",
+    "commit": "the writes of its batch, with COMMIT",
+}
 #: Values by name, with the outcome or the bound of a bucket behind a blank; added up over workers and pools.
 _Page = defaultdict[str, float]
 
@@ -97,7 +103,7 @@ def figures_of(before: _Page, pages: list[_Page]) -> Iterator[Figure]:
         if count := grown(f"{metric}_count"):
             mean_ms = 1000 * grown(f"{metric}_sum") / count
             within_ms = 1000 * _within(metric, before, after, 0.95)
-            yield Figure(f"read of {said}", mean_ms, "ms", f"mean; 95 % within {within_ms:g} ms")
+            yield Figure(f"read of {said}, 95 % within", within_ms, "ms", f"mean {mean_ms:.3g} ms")
     if "tidemark_database_connections_limit" in after:
         busy = max(page["tidemark_database_connections_busy"] for page in pages)
         opened = max(page["tidemark_database_connections"] for page in pages)
@@ -105,6 +111,10 @@ def figures_of(before: _Page, pages: list[_Page]) -> Iterator[Figure]:
         yield Figure(
             "connections to PostgreSQL", opened, "open", f"{busy:g} in use at most, {limit:g} allowed"
         )
+    for metric, name in STAGES.items():
+        if count := grown(f"tidemark_{metric}_duration_seconds_count"):
+            mean_ms = 1000 * grown(f"tidemark_{metric}_duration_seconds_sum") / count
+            yield Figure(name, mean_ms, "ms", f"mean of {count:,.0f}")
     succeeded = grown("tidemark_syncs_total succeeded")
     if succeeded:
         trips = grown("tidemark_database_round_trips_total") / succeeded

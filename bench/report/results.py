@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
+import psutil
 
 from bench.harness.audit import Audit
 from bench.harness.environment import BenchError
 from bench.load.plan import Loop
-from bench.report.statistics import Latency, median_of
+from bench.report.statistics import Histogram, Latency, median_of
 
 #: Below this part of the wanted rate a load counts as not offered.
 OFFERED: Final = 0.95
@@ -22,7 +23,7 @@ OFFERED: Final = 0.95
 _BUSY_CPUS: Final = 0.2
 
 
-class Window(msgspec.Struct, frozen=True):
+class Window(msgspec.Struct, frozen=True, array_like=True):
     """What became of the syncs due in a tenth of a second; ``p95_ms`` is None where none was stored."""
 
     at_s: float
@@ -41,7 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     have read answers as late. ``cpus`` is how many CPUs each process tree kept busy, ``cpu_ms`` the same in
     milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of the server's; ``frame_us`` is the
     generator's CPU time a sync sent. ``other_cpus`` were busy with something else. ``sent``, ``errors`` and
-    ``unanswered`` count the whole run.
+    ``unanswered`` count the whole run. ``histogram`` has all latencies of stored syncs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     refused_per_s: float = 0.0
     refused: dict[str, int] = {}
     latency: Latency = Latency()
+    histogram: Histogram = Histogram()
     refusal: Latency = Latency()
     waiting: int = 0
     late_p50_ms: float = 0.0
@@ -71,6 +73,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     worker_cpu_ms: list[float] = []
     other_cpus: float | None = None
     rss_peak_mib: float | None = None
+    rss_end_mib: float | None = None
     audit: Audit | None = None
     windows: list[Window] = []
 
@@ -203,6 +206,7 @@ class Machine(msgspec.Struct, frozen=True):
     cpu: str
     system: str
     python: str
+    memory_gib: float = 0.0
 
 
 def this_machine() -> Machine:
@@ -213,11 +217,16 @@ def this_machine() -> Machine:
             if line.startswith("model name"):
                 cpu = line.partition(":")[2].strip()
     system = f"{platform.system()} {platform.release()}"
-    return Machine(os.cpu_count() or 1, cpu, system, platform.python_version())
+    memory_gib = psutil.virtual_memory().total / 2**30
+    return Machine(os.cpu_count() or 1, cpu, system, platform.python_version(), memory_gib)
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One scenario's report."""
+    """One scenario's report.
+
+    ``flame_graph`` is the path of the SVG that --profile drew.
+    ``failed`` says that the scenario could not go on; a remark has the reason.
+    """
 
     scenario: str
     work: str
@@ -230,6 +239,8 @@ class Report(msgspec.Struct, kw_only=True):
     bars: list[Bar] = []
     remarks: list[str] = []
     logged: dict[str, int] = {}
+    flame_graph: str = ""
+    failed: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -247,8 +258,13 @@ class Report(msgspec.Struct, kw_only=True):
     @property
     def passed(self) -> bool:
         """Whether every bar is met and no audit found a fault."""
+        return all(bar.met for bar in self.bars) and not self.faulty
+
+    @property
+    def faulty(self) -> bool:
+        """Whether the scenario could not go on, or an audit found a fault."""
         audits = [self.audit, *(row.audit for row in self.rows)]
-        return all(bar.met for bar in self.bars) and not any(audit and audit.fault_count for audit in audits)
+        return self.failed or any(audit is not None and audit.fault_count > 0 for audit in audits)
 
 
 def lost_bar(rows: Sequence[Row]) -> Bar:
@@ -266,21 +282,16 @@ def median_latency(rows: Sequence[Row]) -> Latency:
     return median_of([row.latency for row in rows])
 
 
-def as_json(reports: Sequence[Report]) -> bytes:
-    """Encode reports with their verdicts: ``{"passed", "reports"}``."""
-    asdict = msgspec.structs.asdict
-    found = [
-        {
-            **asdict(report),
-            "rows": [{**asdict(row), "offered": row.offered} for row in report.rows],
-            "bars": [{**asdict(bar), "met": bar.met} for bar in report.bars],
-            "remarks": report.notes,
-            "passed": report.passed,
-        }
-        for report in reports
-    ]
-    whole = {"passed": all(report.passed for report in reports), "reports": found}
-    return msgspec.json.format(msgspec.json.encode(whole)) + b"\n"
+def measured(report: Report, name: str) -> Figure | Bar | None:
+    """Return a figure or a bar by its name, None without it."""
+    every: list[Figure | Bar] = [*report.figures, *report.bars]
+    return next((one for one in every if one.name == name), None)
+
+
+def named(report: Report, name: str) -> float | None:
+    """Return the value of a figure or a bar by its name, None without it."""
+    found = measured(report, name)
+    return None if found is None else found.value
 
 
 class _Written(msgspec.Struct):
@@ -288,7 +299,7 @@ class _Written(msgspec.Struct):
 
 
 def reports_of(file: Path) -> list[Report] | None:
-    """Read what ``as_json`` wrote, None where there is no file. Raises BenchError."""
+    """Read the reports of a file of --json, None where there is no file. Raises BenchError."""
     if not file.is_file():
         return None
     try:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from random import Random
-from statistics import median
+from statistics import fmean, linear_regression, median
 from typing import Final, Literal
 
 import msgspec
 
+from engine.model.minutes import Durations
+
 #: The part of resampled ratios that lies in the interval.
 CONFIDENCE: Final = 0.95
 _RESAMPLES: Final = 4000
+_HOUR_S: Final = 3600.0
+#: Standard errors on each side of a slope that its interval of 95 % has, of 20 values or more.
+_INTERVAL: Final = 2.0
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -22,6 +28,57 @@ class Latency(msgspec.Struct, frozen=True):
     p95_ms: float = 0.0
     p99_ms: float = 0.0
     max_ms: float = 0.0
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """Durations by bucket, those of ``engine.model.minutes``: bucket n ends at about 100 x 1.02^n µs.
+
+    Two of them are merged by adding counts of the same bucket.
+    """
+
+    buckets: Sequence[int] = ()
+    counts: Sequence[int] = ()
+    sum_us: int = 0
+
+    def durations(self) -> Durations:
+        """Return what has percentiles and adds up."""
+        return Durations.of(self.buckets, self.counts, self.sum_us)
+
+
+def histogram_of(values_us: Iterable[int]) -> Histogram:
+    """Count microseconds by bucket."""
+    durations = Durations()
+    for value_us in values_us:
+        durations.add(value_us)
+    return Histogram(*durations.filled(), durations.sum_us)
+
+
+def merged(histograms: Iterable[Histogram]) -> Durations:
+    """Add up what several runs found."""
+    return reduce(Durations.plus, (one.durations() for one in histograms), Durations())
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """A slope by least squares: how much values grow in an hour.
+
+    ``least_per_h`` is the lower end of the interval that the slope is in with a probability of 95 %.
+    """
+
+    per_h: float
+    least_per_h: float
+
+
+def drift_of(at_s: Sequence[float], values: Sequence[float]) -> Drift:
+    """Fit a line to at least three values."""
+    slope, intercept = linear_regression(at_s, values)
+    residuals = [value - intercept - slope * at for at, value in zip(at_s, values, strict=True)]
+    freedom, centre = len(at_s) - 2, fmean(at_s)
+    error = math.sqrt(_squares(residuals) / freedom / _squares([at - centre for at in at_s]))
+    return Drift(slope * _HOUR_S, (slope - _INTERVAL * error) * _HOUR_S)
+
+
+def _squares(values: Iterable[float]) -> float:
+    return sum(value * value for value in values)
 
 
 def percentile(ascending: Sequence[float], percent: float) -> float:

@@ -9,7 +9,7 @@ from bench.harness.audit import Audit, Auditor
 from bench.harness.load_run import Run, Target, run_tasks
 from bench.load.plan import CODES, Loop
 from bench.report.results import Row, Window
-from bench.report.statistics import latency_of, percentile
+from bench.report.statistics import Latency, histogram_of, latency_of, percentile
 
 UNANSWERED, STORED = (CODES.index(name) for name in ("unanswered", "synced"))
 MIB: Final = 1 << 20
@@ -74,6 +74,7 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
         refused_per_s=(done.total() - stored) / spent_s,
         refused={outcome.codes[code]: count for code, count in done.items() if code != STORED},
         latency=latency_of(stored_us),
+        histogram=histogram_of(stored_us),
         refusal=latency_of(refused_us),
         waiting=waiting,
         late_p50_ms=percentile(late_us, 50) / 1000,
@@ -90,6 +91,7 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
         if usage is None or peak_bytes is None
         else max(0.0, usage.machine_cpu_ms - sum(cpu_ms.values())) / 1000 / spent_s,
         rss_peak_mib=None if peak_bytes is None else peak_bytes / MIB,
+        rss_end_mib=None if usage is None or usage.rss_end_bytes is None else usage.rss_end_bytes / MIB,
         audit=audit,
         windows=[_window(index, windows[index]) for index in sorted(windows)],
     )
@@ -99,6 +101,24 @@ def unanswered(run: Run) -> int:
     """Count the syncs of a run that left and have no answer."""
     sent = zip(run.outcome.sent_us, run.outcome.code, strict=True)
     return sum(sent_us >= 0 and code == UNANSWERED for sent_us, code in sent)
+
+
+def latencies_beside(run: Run, began_s: float, ended_s: float, *, warmup_s: float) -> tuple[Latency, Latency]:
+    """Return the latency of syncs that were due outside of a time, and of those within it.
+
+    Args:
+        run: A run of an open loop.
+        began_s: When the time begins, on the clock of ``perf_counter``.
+        ended_s: When it ends.
+        warmup_s: Syncs that were due before do not count.
+    """
+    begin_us, end_us = ((at_s - run.began_s) * 1e6 for at_s in (began_s, ended_s))
+    found: dict[bool, list[int]] = {False: [], True: []}
+    outcome = run.outcome
+    for due_us, done_us, code in zip(outcome.due_us, outcome.done_us, outcome.code, strict=True):
+        if code == STORED and due_us >= warmup_s * 1e6:
+            found[begin_us <= due_us < end_us].append(done_us - due_us)
+    return latency_of(found[False]), latency_of(found[True])
 
 
 def _errors(run: Run) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from bench.report.results import Abuse, Report, Row
 from bench.report.statistics import Latency, counts
+from bench.report.targets import Target
 
 NONE: Final = "-"
 Columns = Sequence[tuple[str, Callable[[Any], str]]]
@@ -126,10 +127,10 @@ def _report(report: Report) -> Iterator[str]:
         yield from (f"audit: {fault}" for fault in report.audit.faults)
     if report.logged:
         yield f"the server logged: {counts(report.logged)}"
-    figures = [(one.name, f"{_number(one.value)} {one.unit}", one.beside) for one in report.figures]
+    figures = [(one.name, f"{number(one.value)} {one.unit}", one.beside) for one in report.figures]
     bars = [
         (
-            *("met" if bar.met else "MISSED", bar.name, f"{_number(bar.value)} {bar.unit}"),
+            *("met" if bar.met else "MISSED", bar.name, f"{number(bar.value)} {bar.unit}"),
             *(f"{bar.bound} {bar.limit:g} {bar.unit}", bar.beside),
         )
         for bar in report.bars
@@ -142,7 +143,25 @@ def _report(report: Report) -> Iterator[str]:
         yield f"Note: {note}"
 
 
-def _number(value: float) -> str:
+def text_of_targets(targets: Sequence[Target]) -> str:
+    """Write the targets of the field's system, and what was measured of each."""
+    rows = [
+        (
+            "NOT MEASURED" if one.value is None else "met" if one.met else "MISSED",
+            *(
+                f"{one.scenario}: {one.name}",
+                NONE if one.value is None else f"{number(one.value)} {one.unit}",
+            ),
+            f"{one.bound} {one.limit:g} {one.unit}",
+        )
+        for one in targets
+    ]
+    met = sum(one.met for one in targets)
+    return "\n".join(["", f"Targets: {met} of {len(targets)} are met", *table(rows)]) + "\n"
+
+
+def number(value: float) -> str:
+    """Write a value with three digits or more."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -26,11 +26,11 @@ import msgspec
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
 
 from bench.harness.audit import Audit
-from bench.harness.child import progress
 from bench.harness.environment import BenchError, fresh
 from bench.harness.load_run import Target
 from bench.harness.nginx import fronted, trusting
 from bench.harness.product import HERE, variables
+from bench.harness.progress import progress
 from bench.harness.server import Server, free_ports
 from bench.harness.stage import Options, add_tenants
 from bench.report.results import Bar, Figure, Report

@@ -9,13 +9,15 @@ same load goes by turns to an empty database and to one that holds many records.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Final
 
 from bench.baselines.compare import by_turns, simplest_pipeline
 from bench.harness.audit import Auditor
-from bench.harness.child import progress
 from bench.harness.environment import Environment, fresh
+from bench.harness.flame import flame_graph
 from bench.harness.load_run import Target, planned, run_load
+from bench.harness.progress import progress
 from bench.harness.stage import Options, product_stage, staged
 from bench.load.plan import Step
 from bench.load.workload import MIX, Backlog
@@ -62,10 +64,17 @@ def _work(options: Options) -> str:
 
 
 async def _rounds(target: Target, options: Options, report: Report) -> None:
-    async with own_figures(target) as figures:
+    async with (
+        own_figures(target) as figures,
+        flame_graph(options.flame_graph, target.watched.get("server", 0), options.workers or 1),
+    ):
         for number in range(1, (options.rounds or 1) + 1):
             report.rows.append(await _round(f"round {number}", target, options))
-    report.figures += figures
+    stored_per_s = median(row.stored_per_s for row in report.rows)
+    if options.flame_graph is not None:
+        report.flame_graph = str(options.flame_graph)
+        report.remarks.append("py-spy took 100 samples a second of the server, which costs it time")
+    report.figures += [Figure("syncs stored a second", stored_per_s, "syncs/s"), *figures]
     report.bars = _bars(report.rows, options)
 
 
@@ -85,7 +94,8 @@ async def _own(environment: Environment, options: Options, report: Report) -> No
         simplest_pipeline(environment, options) as rival,
     ):
         await _rounds(target, options, report)
-        await by_turns(report, target, rival, [options.connections], 1, _REFERENCE_S)
+        if options.suite != "quick":
+            await by_turns(report, target, rival, [options.connections], 1, _REFERENCE_S)
 
 
 async def _filled(environment: Environment, options: Options, report: Report) -> None:
@@ -125,7 +135,7 @@ def _bars(rows: Sequence[Row], options: Options) -> list[Bar]:
 async def high_volume(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     duration_s = options.duration_s or DURATION_S
-    items = round(ITEMS * duration_s / DURATION_S)
+    items = round(ITEMS * duration_s / DURATION_S / BATCH.items) * BATCH.items
     work = f"{items:,} items in {duration_s:g} s, {BATCH.items} a sync at even intervals, {DEVICES} devices"
     report = Report(scenario="high_volume", work=work)
     async with staged(options, report.logged) as target:

@@ -11,9 +11,10 @@ from typing import Final
 
 from bench.baselines.commit_only import Measured, Task
 from bench.baselines.compare import by_turns, simplest_pipeline
-from bench.harness.child import child, progress
+from bench.harness.child import child
 from bench.harness.environment import Environment, fresh
 from bench.harness.load_run import run_tasks
+from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage, tenant_ids
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, connected_bar, lost_bar

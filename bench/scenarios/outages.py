@@ -25,11 +25,11 @@ from aiohttp import ClientSession
 from psycopg2.extensions import make_dsn
 
 from bench.harness.audit import Audit
-from bench.harness.child import progress
 from bench.harness.clusters import Cluster
 from bench.harness.environment import BenchError, fresh_on_tcp
 from bench.harness.load_run import Target
 from bench.harness.product import product
+from bench.harness.progress import progress
 from bench.harness.server import Server
 from bench.harness.stage import Options, add_tenants
 from bench.load.simple_device import SimpleDevice

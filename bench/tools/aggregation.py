@@ -18,19 +18,20 @@ import click
 import msgspec
 
 from bench.harness.administer import administer
-from bench.harness.child import progress
 from bench.harness.environment import BenchError, Environment, fresh, read_settings
 from bench.harness.load_run import Target, run_tasks
 from bench.harness.product import HERE, variables
+from bench.harness.progress import progress
 from bench.harness.stage import add_tenants
+from bench.report.summary import latencies_beside
 from bench.report.text import table
-from bench.tools.cleanup import WARMUP_S, latencies
 from engine.cluster.jobs import JOBS
 from engine.model.commit_counts import HOUR_US, CommitCounts, encode_counts
 from storage.postgres.blocking import connected
 from storage.stores.monitoring.aggregation import PostgresAggregation
 
 _CONNECTIONS: Final = 200
+WARMUP_S: Final = 3.0
 _OTHERS: Final = [job for job in JOBS if job != "aggregate"]
 _HOUR: Final = "(to_timestamp(%(until)s / 1000000.0) - interval '1 hour')"
 #: A busy hour meets 60 buckets of durations and five domains. Nothing but the measured job is due.
@@ -115,7 +116,9 @@ async def _measure(
             "load", target, "open", _CONNECTIONS, duration_s, per_s=per_s, warmup_s=WARMUP_S
         )
     began_s, ended_s = _ran(dsn)
-    calm, beside = latencies(run, *(at_s - time.time() + perf_counter() for at_s in (began_s, ended_s)))
+    calm, beside = latencies_beside(
+        run, *(at_s - time.time() + perf_counter() for at_s in (began_s, ended_s)), warmup_s=WARMUP_S
+    )
     figures = (ended_s - began_s, calm.p95_ms, beside.p95_ms, beside.p95_ms / calm.p95_ms, os.getloadavg()[0])
     return sizes, [f"{figure:.2f}" for figure in figures]
 

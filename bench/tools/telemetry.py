@@ -24,10 +24,13 @@ from bench.harness.load_run import Target, planned, run_tasks
 from bench.harness.product import product
 from bench.harness.stage import add_tenants
 from bench.load.simple_device import SimpleDevice
+from bench.report.summary import latencies_beside
 from bench.report.text import table
-from bench.tools.cleanup import CONNECTIONS, TENANTS, WARMUP_S, latencies
 from storage.postgres.blocking import connected
 
+TENANTS: Final = [f"bench-{number}" for number in range(8)]
+CONNECTIONS: Final = 100
+WARMUP_S: Final = 3.0
 _CALM_S: Final = 20.0
 _DELAY: Final = re.compile(r"^tidemark_loop_delay_longest_seconds(?:\{.*\})? (\S+)$", re.MULTILINE)
 
@@ -81,7 +84,7 @@ async def _measure(count: int, per_s: float, duration_s: float, environment: Env
         )
         ended_s = perf_counter()
         delays_ms.append(await _longest_ms(target))
-        latency = latencies(await syncing, began_s, ended_s)
+        latency = latencies_beside(await syncing, began_s, ended_s, warmup_s=WARMUP_S)
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*), pg_total_relation_size('device_telemetry') FROM device_telemetry")
         ((rows, size_bytes),) = cursor.fetchall()

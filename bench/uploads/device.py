@@ -93,8 +93,7 @@ class Uploader:
 
     async def upload(self, picture: Picture) -> Stored:
         """Upload one file. Raises FailedError."""
-        length = {"Upload-Length": str(picture.size_bytes), "Upload-Metadata": picture.metadata}
-        location = (await self._asked("POST", "/v1/uploads", length))["location"]
+        location = await self.begin(picture)
         offset = failed = 0
         while offset < picture.size_bytes:
             try:
@@ -109,12 +108,23 @@ class Uploader:
                 offset = told
         return Stored(location.rpartition("/")[2], self.number, picture)
 
+    async def begin(self, picture: Picture) -> str:
+        """Create an upload, and return where its bytes go. Raises FailedError."""
+        length = {"Upload-Length": str(picture.size_bytes), "Upload-Metadata": picture.metadata}
+        return (await self._asked("POST", "/v1/uploads", length))["location"]
+
+    async def patch(
+        self, location: str, offset: int, chunk: Sequence[Part], headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Send a chunk. Raises OSError."""
+        kind = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
+        return await self.ask("PATCH", location, kind | (headers or {}), chunk)
+
     async def _sent(self, location: str, picture: Picture, offset: int) -> int:
         """Send the next chunk and give the offset that was acknowledged. Raises OSError where none was."""
         chunk = picture.chunk(offset, self._chunk_bytes)
-        headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
         began_s = perf_counter()
-        answer = await self.ask("PATCH", location, headers, chunk)
+        answer = await self.patch(location, offset, chunk)
         if answer.status != 204:
             raise _failure(answer)
         took_us = int((perf_counter() - began_s) * 1e6)

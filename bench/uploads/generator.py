@@ -14,12 +14,13 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Final
 
 import msgspec
 
-from bench.load.child_process import Lines, main, say
+from bench.load.child_process import Lines, main, say, ticking
 from bench.report.results import Transfer
 from bench.report.statistics import latency_of
 from bench.uploads.device import FailedError, Stored, Uploader
@@ -76,9 +77,11 @@ class Uploads:
         gc.freeze()
         gc.disable()
         began_s, cpu_s = perf_counter(), time.process_time()
+        telling = asyncio.create_task(ticking(partial(self._live, began_s)))
         ending = asyncio.create_task(self._end(lines)) if self._plan.goes_on else None
         await asyncio.gather(*map(self._work, self.uploaders))
         elapsed_s, cpu_s = perf_counter() - began_s, time.process_time() - cpu_s
+        telling.cancel()
         if ending is not None:
             ending.cancel()
         say("sent")
@@ -103,6 +106,12 @@ class Uploads:
             fault_count=len(self.faults),
             faults=self.faults[:_NAMED],
         )
+
+    def _live(self, began_s: float) -> str:
+        sent_mb = sum(one.sent_bytes for one in self.uploaders) / 1e6
+        again = sum(one.retries.total() for one in self.uploaders)
+        rate = sent_mb / (perf_counter() - began_s)
+        return f"uploads: {sent_mb:,.0f} MB, {rate:.0f} MB/s, {again} sent again, {len(self.faults)} errors"
 
     async def _prepare(self, uploader: Uploader) -> None:
         """Connect, and make the record that this uploader's first files are to belong to."""

@@ -10,21 +10,24 @@ import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import msgspec
 import psutil
 
 from bench.baselines.tus_server import install, tus_server
-from bench.harness.child import child, progress
+from bench.harness.child import child
 from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import Target
 from bench.harness.meter import Meter, Usage
+from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage
 from bench.load.workload import MIX
-from bench.report.results import Report, Row, Transfer
+from bench.report.results import Figure, Report, Row, Transfer
 from bench.report.summary import MIB, audited
 from bench.uploads.criteria import PLAIN, PRODUCT, TUS, judge
+from bench.uploads.damaged import DAMAGED, damaged_refused
 from bench.uploads.generator import UploadPlan
 
 UPLOADERS: Final = 100
@@ -44,6 +47,7 @@ async def uploads(options: Options) -> Report:
     """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
     if options.workers is not None:
         raise BenchError("uploads are measured on a server of one worker: leave --workers out")
+    quick = options.suite == "quick"
     work = (
         f"{UPLOADERS} uploads at once of {FILE_BYTES:,} bytes in chunks of {CHUNK_BYTES:,}, each uploader"
         f" sending the next when the last is acknowledged; then {options.rate_per_s:g} syncs/s over"
@@ -51,17 +55,23 @@ async def uploads(options: Options) -> Report:
     )
     report = Report(scenario="uploads", work=work)
     rounds = range(1, (options.rounds or _ROUNDS) + 1)
+    alone: list[Row] = []
+    beside: list[Row] = []
+    goes_on: list[Transfer] = []
     with fresh(options.settings) as environment:
-        progress("install @tus/server")
-        await install(environment.home / "tus")
-        async with product_stage(environment, options, "product", report.logged) as product:
+        async with AsyncExitStack() as stack:
+            stage = product_stage(environment, options, "product", report.logged)
+            product = await stack.enter_async_context(stage)
             add_tenants(product.dsn, [_TENANT])
             idle_mib = psutil.Process(product.watched["server"]).memory_info().rss / MIB
-            sides = await _turns(environment, options, product, rounds, report)
-            alone: list[Row] = []
-            beside: list[Row] = []
-            goes_on: list[Transfer] = []
-            for number in rounds:
+            async with AsyncExitStack() as others:
+                servers = {PRODUCT: product}
+                if not quick:
+                    servers |= await _others(environment, options, others)
+                sides = await _turns(servers, rounds, report)
+            refused = await damaged_refused((product.host, product.port), product.token(_TENANT, "damaging"))
+            report.figures.append(Figure("damaged chunks refused", refused, "%", f"of {DAMAGED}"))
+            for number in () if quick else rounds:
                 for uploaded in (False, True) if number % 2 else (True, False):
                     if uploaded:
                         row, transfer = await _beside(options, product, number)
@@ -76,30 +86,33 @@ async def uploads(options: Options) -> Report:
     return report
 
 
-async def _turns(
-    environment: Environment, options: Options, product: Target, rounds: range, report: Report
-) -> dict[str, list[Transfer]]:
-    """Let the three take turns; who does not wait for the disk has it to itself at the end of its own."""
-    sides: dict[str, list[Transfer]] = {PLAIN: [], PRODUCT: [], TUS: []}
+async def _others(environment: Environment, options: Options, stack: AsyncExitStack) -> dict[str, Target]:
+    """Start the servers that the product is compared with."""
+    progress("install @tus/server")
+    await install(environment.home / "tus")
     files = [str(environment.home / side) for side in (PLAIN, TUS)]
-    async with (
-        bare_stage(environment, options, "bench.baselines.plain_uploads", files[0]) as plain,
-        tus_server(environment.home / "tus", files[1]) as tus,
-    ):
-        watched = {**plain.watched, "server": tus.pid}
-        node = msgspec.structs.replace(plain, port=tus.port, watched=watched)
-        for number in (0, *rounds):
-            for side, target in ((PLAIN, plain), (PRODUCT, product), (TUS, node)):
-                name = f"{side}, round {number}" if number else f"{side}, warm-up"
-                progress(name)
-                file_bytes = FILE_BYTES if number else WARMUP_BYTES
-                turn = await upload(
-                    name, target, files=_FILES[side], records=side == PRODUCT, file_bytes=file_bytes
-                )
-                if number:
-                    sides[side].append(turn)
-                    report.transfers.append(turn)
-                await asyncio.to_thread(os.sync)
+    bare = bare_stage(environment, options, "bench.baselines.plain_uploads", files[0])
+    plain = await stack.enter_async_context(bare)
+    tus = await stack.enter_async_context(tus_server(environment.home / "tus", files[1]))
+    watched = {**plain.watched, "server": tus.pid}
+    return {PLAIN: plain, TUS: msgspec.structs.replace(plain, port=tus.port, watched=watched)}
+
+
+async def _turns(servers: Mapping[str, Target], rounds: range, report: Report) -> dict[str, list[Transfer]]:
+    """Let the servers take turns; who does not wait for the disk has it to itself at the end of its own."""
+    sides: dict[str, list[Transfer]] = {side: [] for side in _FILES if side in servers}
+    for number in (0, *rounds):
+        for side, turns in sides.items():
+            name = f"{side}, round {number}" if number else f"{side}, warm-up"
+            progress(name)
+            file_bytes = FILE_BYTES if number else WARMUP_BYTES
+            turn = await upload(
+                *(name, servers[side]), files=_FILES[side], records=side == PRODUCT, file_bytes=file_bytes
+            )
+            if number:
+                turns.append(turn)
+                report.transfers.append(turn)
+            await asyncio.to_thread(os.sync)
     return sides
 
 

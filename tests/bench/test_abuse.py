@@ -17,9 +17,10 @@ from bench.harness.environment import BenchError, read_settings
 from bench.harness.product import Version
 from bench.harness.stage import Options
 from bench.report.html import html_of
-from bench.report.results import Abuse, Felt, Report, as_json
+from bench.report.results import Abuse, Felt, Report
 from bench.report.statistics import Latency
 from bench.report.text import text_of
+from bench.report.written import as_json
 from compose.configuration import VARIABLE
 from engine.plan.context import MAX_FIELDS
 from storage.embedded.servers import Services

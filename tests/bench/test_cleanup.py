@@ -1,4 +1,4 @@
-"""What the tool for the clean-up writes is past its time, and the clean-up finds all of it."""
+"""What the scenario ``cleanup`` writes is past its time, and the clean-up finds all of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bench.harness.stage import add_tenants
-from bench.tools.cleanup import _EVENTS_D, _KINDS, TENANTS, _attach, _fill
+from bench.scenarios.cleanup import _EVENTS_D, _KINDS, TENANTS, _attach, _fill
 from engine.cluster.jobs import Counts
 from engine.operate.retention import KeptFor, Retention
 from storage.postgres.partitions.maintenance import maintain
@@ -24,7 +24,7 @@ async def _cleaned(dsn: str) -> Counts:
 
 
 @pytest.mark.parametrize("name", _KINDS)
-def test_cleanup_tool_rows_are_past_their_time(dsn: str, name: str) -> None:
+def test_cleanup_scenario_rows_are_past_their_time(dsn: str, name: str) -> None:
     add_tenants(dsn, TENANTS)
     _fill(dsn, _KINDS[name], 80)
     _attach(dsn, _KINDS[name])

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from bench.cli import bench
 from bench.harness.environment import BenchError
-from bench.report.results import Report, Row, as_json
+from bench.report.results import Report, Row
 from bench.report.statistics import Latency, Ratio, ratio_of
+from bench.report.written import as_json
 from bench.scenarios.comparison import judge, rows_of
 from storage.embedded.servers import Services
 from tests.harness.services import data_dir

@@ -84,7 +84,9 @@ async def test_conflicts_on_a_server_match_the_oracle(
     report = await scenario.conflicts(options())
     assert [bar.name for bar in report.bars if not bar.met] == []
     assert len(report.bars) == 2 * len(POLICIES)
-    shares = {one.name.partition(",")[0]: one.value for one in report.figures if one.unit == "%"}
+    every = [figure for figure in report.figures if figure.unit == "%"]
+    assert [figure.value for figure in every[-2:]] == [100, 100]  # of all, as the policies say and alone
+    shares = {one.name.partition(",")[0]: one.value for one in every[:-2]}
     # A patch that conflicts with a tombstone is settled while the server keeps its data.
     assert shares == {policy: 0 if policy == "manual" else 100 for policy in POLICIES}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from bench.report.own_metrics import figures_of, page_of
 from bench.report.results import Figure
 
@@ -55,10 +53,9 @@ tidemark_database_connections_limit{pool="reads",worker="1"} 3
 
 def test_figures_are_what_grew_and_the_most_connections_of_all_pages() -> None:
     found = list(figures_of(page_of(_BEFORE), [page_of(_DURING), page_of(_AFTER)]))
-    assert found[1].value == pytest.approx(1.0)
     assert found == [
         Figure("policies read from memory", 90.0, "%", "of 100 reads"),
-        Figure("read of policies", found[1].value, "ms", "mean; 95 % within 10 ms"),
+        Figure("read of policies, 95 % within", 10.0, "ms", "mean 1 ms"),
         Figure("connections to PostgreSQL", 5.0, "open", "3 in use at most, 5 allowed"),
         Figure("requests to PostgreSQL", 2.0, "a sync", "6 statements a sync"),
         Figure("success", 97.0, "%", "of 100 syncs, as the server counts"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -15,9 +16,11 @@ from bench.harness.load_run import Run
 from bench.harness.meter import Usage
 from bench.load.plan import Loop, Outcome, Plan, Ready, Step
 from bench.report.html import html_of
-from bench.report.results import Bar, Machine, Report, Row, Window, as_json, median_latency
+from bench.report.results import Bar, Machine, Report, Row, Window, median_latency
+from bench.report.statistics import merged
 from bench.report.summary import row_of
 from bench.report.text import text_of
+from bench.report.written import as_json
 
 MACHINE = Machine(2, "a processor", "Linux 6", "3.11")
 CLEAN = Audit(100, 50, 2, 0, [])
@@ -59,6 +62,14 @@ def run_of(
     )
     ready = Ready(1, 0.1, changes.pop("refusals", {}))
     return Run(plan, ["acme"], ready, Outcome(**(usual | changes)), [usage, usage])
+
+
+#: Titles of the charts in the details of a scenario with rows.
+DETAILS: Final = ["Latency, ms", "Syncs a second, and memory in MiB"]
+
+
+def titles(page: str) -> list[str]:
+    return re.findall(r"<figure><h3>(.*?)</h3><svg", page)
 
 
 def report(*rows: Row, **fields: Any) -> Report:
@@ -131,9 +142,13 @@ def test_json_has_the_verdicts() -> None:
 
 def test_page_has_its_charts_inside_and_loads_nothing() -> None:
     page = html_of(
-        [report(row_of(run_of("open < round"), CLEAN)), report(row_of(run_of(loop="closed"), None))]
+        [
+            report(row_of(run_of("open < round"), CLEAN)),
+            msgspec.structs.replace(report(row_of(run_of(loop="closed"), None)), scenario="limits"),
+        ]
     )
-    assert page.count("<svg") == 4  # latencies and rates of both
+    assert titles(page) == ["Percentiles of latency, ms", "CPU of a sync, µs", *DETAILS, *DETAILS]
+    assert page.count("<svg") == len(titles(page))
     assert "open &lt; round" in page
     assert "open < round" not in page
     assert not re.search(r"""(src|href)=["'](?!#)""", page.replace('xlink:href="#', 'href="#'))
@@ -143,12 +158,27 @@ def test_page_has_its_charts_inside_and_loads_nothing() -> None:
 def test_page_row_without_answers_is_drawn() -> None:
     silent = row_of(run_of(loop="idle", latencies_ms=()), None)
     assert silent.cpu_ms == {}
-    assert html_of([report(silent)]).count("<svg") == 2
+    assert titles(html_of([report(silent)])) == DETAILS
 
 
 def test_page_long_run_is_drawn_over_time() -> None:
     long = msgspec.structs.replace(row_of(run_of(), CLEAN), windows=[Window(0.1, 2, 1, 0, 1.0)] * 20)
-    assert html_of([report(long)]).count("<svg") == 3
+    assert titles(html_of([report(long)]))[0] == "Latency over time, ms"
+
+
+def test_page_flame_graph_is_a_document_of_its_own(tmp_path: Path) -> None:
+    drawn = tmp_path / "flames.svg"
+    drawn.write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    page = html_of([report(row_of(run_of(), CLEAN), flame_graph=str(drawn))])
+    assert '<iframe sandbox="allow-scripts" srcdoc="&lt;!doctype html&gt;' in page
+    assert "<script" not in page
+
+
+def test_histograms_of_rounds_merge_to_that_of_all() -> None:
+    rows = [row_of(run_of(latencies_ms=some)) for some in (range(1, 51), range(51, 101))]
+    whole = merged(row.histogram for row in rows)
+    assert whole == row_of(run_of()).histogram.durations()
+    assert whole.percentile_ms(0.95) == pytest.approx(95, rel=0.02)
 
 
 def summed_up(rival: float, ours: float, connections: int = 100) -> Report:

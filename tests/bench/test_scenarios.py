@@ -376,7 +376,7 @@ def test_bench_mistake_is_a_sentence(arguments: list[str], sentence: str) -> Non
 def test_bench_help_shows_an_example() -> None:
     status, text = run_bench("--help")
     assert status == 0
-    assert "Example: run.py bench" in text
+    assert "Examples:\n    run.py bench --quick\n" in text
 
 
 def test_secret_of_finds_the_servers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

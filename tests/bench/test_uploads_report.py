@@ -9,10 +9,11 @@ import pytest
 
 from bench.harness.meter import Usage
 from bench.report.html import html_of
-from bench.report.results import Report, Transfer, as_json
+from bench.report.results import Report, Transfer
 from bench.report.statistics import latency_of
 from bench.report.summary import row_of
 from bench.report.text import text_of
+from bench.report.written import as_json
 from bench.uploads.criteria import PLAIN, PRODUCT, TUS, judge
 from bench.uploads.scenario import transfer_of
 from tests.bench.test_report import run_of

@@ -1,35 +1,42 @@
-"""How fast the job ``cleanup`` is, and what devices notice of it: ``python -m bench.tools.cleanup``.
+"""Scenario ``cleanup``: how fast the job ``cleanup`` is, and what devices notice of it.
 
-Writes a number of kept answers, events or settled conflicts that are past their time, on a server of its own.
-The server's first clean-up begins 30 s after its start, under an open loop of syncs. The 95th percentile of
+Writes kept answers, events or settled conflicts that are past their time, on a server of its own each. The
+server's first clean-up begins 30 s after its start, under an open loop of syncs. The 95th percentile of
 the syncs that were due while it ran is compared with that of all others.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import secrets
 import time
 from time import perf_counter
 from typing import Final, NamedTuple
 
-import click
-
-from bench.harness.child import progress
-from bench.harness.environment import BenchError, Environment, fresh, read_settings
-from bench.harness.load_run import Run, Target, run_tasks
+from bench.harness.environment import BenchError, Environment, fresh
+from bench.harness.load_run import Target, run_tasks
 from bench.harness.product import HERE, variables
-from bench.harness.stage import add_tenants
-from bench.load.workload import data_of
-from bench.report.statistics import Latency, latency_of
-from bench.report.text import table
+from bench.harness.progress import progress
+from bench.harness.stage import Options, add_tenants
+from bench.load.workload import MIX, data_of
+from bench.report.results import Bar, Figure, Report, lost_bar
+from bench.report.summary import latencies_beside, row_of
+from engine.cluster.job_scheduler import LOOK_S
 from storage.postgres.blocking import connected
 from storage.stores.usage import recount
 
 TENANTS: Final = [f"bench-{number}" for number in range(8)]
 CONNECTIONS: Final = 100
-WARMUP_S: Final = 3.0
+PER_S: Final = 300.0
+_WARMUP_S: Final = 3.0
+#: Rows of each kind unless told otherwise, and how many a second are to be deleted at least.
+_ROWS: Final = 1_000_000
+LEAST_PER_S: Final = 1_000
+#: For how long the load goes on once the job begins: the days of a kind are dropped, conflicts deleted.
+_DROPPED_S: Final = 10.0
+_EXPECTED_PER_S: Final = 2_500
+_SLOWEST: Final = "conflicts"
+#: How much slower a sync may be beside it.
+SYNC_RATIO: Final = 2.0
 _DAY_US: Final = 86_400_000_000
 #: A day that ended 44 days ago begins at this time, and so many microseconds after 1970.
 _OLD: Final = "((current_date - 45)::timestamp AT TIME ZONE 'UTC')"
@@ -117,54 +124,49 @@ def _ran(dsn: str, kind: _Kind) -> tuple[float, float]:
     return ran[0]
 
 
-def latencies(run: Run, began_s: float, ended_s: float) -> tuple[Latency, Latency]:
-    """Return the latency of syncs that were due outside of a time, and of those within it."""
-    begin_us, end_us = ((at_s - run.began_s) * 1e6 for at_s in (began_s, ended_s))
-    due = zip(run.outcome.due_us, run.outcome.done_us, run.codes, strict=True)
-    found: dict[bool, list[int]] = {False: [], True: []}
-    for due_us, done_us, code in due:
-        if code == "synced" and due_us >= WARMUP_S * 1e6:
-            found[begin_us <= due_us < end_us].append(done_us - due_us)
-    return latency_of(found[False]), latency_of(found[True])
+async def cleanup(options: Options) -> Report:
+    """Run the scenario. Raises BenchError, EmbeddedError, StoreError."""
+    rows = options.fill_records or _ROWS
+    kinds = [_SLOWEST] if options.suite else list(_KINDS)
+    report = Report(
+        scenario="cleanup",
+        work=f"{rows:,} rows past their time of {', '.join(kinds)}; beside their deletion {PER_S:g} syncs/s"
+        f" of {CONNECTIONS} devices, an open loop; {MIX}",
+    )
+    for name in kinds:
+        with fresh(options.settings) as environment:
+            await _measure(name, rows, options.duration_s, environment, report)
+    report.bars.append(lost_bar(report.rows))
+    return report
 
 
 async def _measure(
-    name: str, rows: int, per_s: float, duration_s: float, environment: Environment
-) -> list[str]:
+    name: str, rows: int, duration_s: float | None, environment: Environment, report: Report
+) -> None:
     kind, dsn, secret = _KINDS[name], environment.database(name), secrets.token_urlsafe(48)
     add_tenants(dsn, TENANTS)
     _fill(dsn, kind, rows)
     chosen = {"TIDEMARK__RETENTION__EVENTS_D": str(_EVENTS_D)}
+    lasts_s = duration_s or LOOK_S + (_DROPPED_S if kind.attach else rows / _EXPECTED_PER_S)
     async with HERE.server({**variables(environment, dsn, secret, None), **chosen}) as server:
         _attach(dsn, kind)
-        target = Target(port=server.port, secret=secret, tenants=TENANTS)
-        run = await run_tasks(name, target, "open", CONNECTIONS, duration_s, per_s=per_s, warmup_s=WARMUP_S)
+        watched = {"server": server.pid, "postgres": environment.postgres_pid}
+        target = Target(port=server.port, secret=secret, tenants=TENANTS, watched=watched)
+        run = await run_tasks(name, target, "open", CONNECTIONS, lasts_s, per_s=PER_S, warmup_s=_WARMUP_S)
         began_s, ended_s = _ran(dsn, kind)
-    alone, beside = latencies(run, *(at_s - time.time() + perf_counter() for at_s in (began_s, ended_s)))
+    alone, beside = latencies_beside(
+        run, *(at_s - time.time() + perf_counter() for at_s in (began_s, ended_s)), warmup_s=_WARMUP_S
+    )
     took_s = ended_s - began_s
-    figures = (took_s, alone.p95_ms, beside.p95_ms, beside.p95_ms / alone.p95_ms, os.getloadavg()[0])
-    return [name, f"{rows:,}", f"{rows / took_s:,.0f}", *(f"{figure:.2f}" for figure in figures)]
-
-
-@click.command()
-@click.option("--rows", default=1_000_000, show_default=True, help="Rows of each kind.")
-@click.option("--rate", default=500.0, show_default=True, help="Syncs a second.")
-@click.option(
-    "--duration", default=90.0, show_default=True, help="Seconds of load for each kind: 60 more than its job."
-)
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(_KINDS)), help="One kind alone.")
-@click.option(
-    "--data-dir", help="Where its own PostgreSQL and Redis keep their data for the time of the run."
-)
-def main(rows: int, rate: float, duration: float, kinds: tuple[str, ...], data_dir: str | None) -> None:
-    """Print records/s of the clean-up of each kind, and p95 of syncs alone and beside it."""
-    found = [["kind", "rows", "rows/s", "job s", "p95 alone ms", "p95 beside ms", "ratio", "load"]]
-    for name in kinds or _KINDS:
-        with fresh(read_settings(None, data_dir)) as environment:
-            found.append(asyncio.run(_measure(name, rows, rate, duration, environment)))
-    for line in table(found):
-        click.echo(line)
-
-
-if __name__ == "__main__":
-    main()
+    what = "records deleted a second" if name == _SLOWEST else f"{name} deleted a second"
+    report.rows.append(row_of(run))
+    report.figures += [
+        Figure(what, rows / took_s, "records/s", f"{rows:,} in {took_s:.1f} s"),
+        Figure(f"p95 of a sync without the deletion of {name}", alone.p95_ms, "ms"),
+        Figure(f"p95 of a sync beside the deletion of {name}", beside.p95_ms, "ms"),
+    ]
+    report.bars.append(Bar(f"{what}, at least", rows / took_s, "at least", LEAST_PER_S, "records/s"))
+    if alone.p95_ms and beside.max_ms:
+        slower = beside.p95_ms / alone.p95_ms
+        name = f"p95 of a sync beside the deletion of {name}, over without"
+        report.bars.append(Bar(name, slower, "at most", SYNC_RATIO, "times"))

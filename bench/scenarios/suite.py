@@ -1,0 +1,79 @@
+"""Which scenarios ``--scenario all`` and ``--quick`` run, with what, and how long each takes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from bench.conflicts.scenario import conflicts
+from bench.faults.scenario import faults
+from bench.harness.stage import Options
+from bench.live.scenario import CONNECTIONS, connections, live
+from bench.overload.scenario import overload
+from bench.report.results import Report
+from bench.scenarios import concurrent as of_concurrent
+from bench.scenarios.cleanup import cleanup
+from bench.scenarios.concurrent import concurrent, high_volume
+from bench.scenarios.limits import limits
+from bench.scenarios.scaling import scaling
+from bench.uploads.scenario import uploads
+
+Scenario = Callable[[Options], Awaitable[Report]]
+Suite = Literal["all", "quick"]
+
+
+class Part(NamedTuple):
+    """One scenario of a suite.
+
+    ``rest_s`` is what it takes on two idle cores besides ``--duration``, which is for ``concurrent`` alone.
+    """
+
+    scenario: Scenario
+    rest_s: float
+    changes: Mapping[str, Any] = {}
+
+
+SUITES: Final[Mapping[Suite, Sequence[Part]]] = {
+    "all": (
+        Part(concurrent, 50),
+        Part(high_volume, 70),
+        Part(uploads, 190),
+        Part(conflicts, 15),
+        Part(faults, 200, {"rounds": 21}),
+        Part(cleanup, 75, {"fill_records": 50_000}),
+        Part(limits, 230),
+        Part(overload, 160),
+        Part(scaling, 120, {"rounds": 2}),
+        Part(live, 60, {"rounds": 1}),
+        Part(connections, 70, {"connections": CONNECTIONS}),
+    ),
+    "quick": (
+        Part(concurrent, 20),
+        Part(high_volume, 15, {"duration_s": 6.0}),
+        Part(uploads, 15, {"rounds": 1}),
+        Part(conflicts, 15),
+        Part(faults, 30, {"rounds": 2}),
+        Part(cleanup, 50, {"fill_records": 20_000}),
+    ),
+}
+QUICK_S: Final = 10.0
+
+
+def options_of(part: Part, options: Options, suite: Suite) -> Options:
+    """Return the options of one part, of those of the command line."""
+    own = part.scenario is concurrent
+    duration_s = _duration_s(options, suite) if own else None
+    fields = {"history": None, "duration_s": duration_s, "rounds": None, **part.changes}
+    return msgspec.structs.replace(options, **fields)
+
+
+def expected_s(part: Part, options: Options, suite: Suite) -> float:
+    """Return about how long a part takes on two idle cores. An audit takes a twentieth of what it audits."""
+    own = part.scenario is concurrent
+    return part.rest_s + (1.05 * _duration_s(options, suite) if own else 0.0)
+
+
+def _duration_s(options: Options, suite: Suite) -> float:
+    return options.duration_s or (of_concurrent.DURATION_S if suite == "all" else QUICK_S)

@@ -16,7 +16,7 @@ from engine.model.uploads import UploadRef
 from engine.wire.messages import Op
 
 #: The characters of a hash of a request that was made with a key; a plain one has 64.
-KEYED_CHARS: Final = 66
+KEYED_CHARS: Final = 74
 #: The ``attachments`` of a record that has no files any longer. None means that it never had any.
 NO_FILES: Final = b"[]"
 

@@ -34,8 +34,9 @@ class PlanContext(msgspec.Struct, frozen=True):
         kept_data_bytes: ``engine.plan.answers.KEPT_DATA_BYTES``.
         unsealed_domains: Returns the domains that are stored plain, None if nothing is sealed. An answer
             to items of other domains is ``personal``.
-        keyed_request: Returns the hash of a request as it is stored with a personal answer of a tenant, None
-            without a key. The tenant's keys are in memory if such an answer was read.
+        keyed_request: Returns the hash of a request by the key of a tenant that made a stored hash, None
+            without a key. It takes the tenant, the stored hash and the plain one. That key is in memory if
+            such an answer was read.
         record_fields: The most top-level fields of a record. A record that had more before this limit can
             still be changed, as long as it does not get more.
     """
@@ -51,7 +52,7 @@ class PlanContext(msgspec.Struct, frozen=True):
     kept_data_bytes: int = KEPT_DATA_BYTES
     record_fields: int = MAX_FIELDS
     unsealed_domains: Callable[[], frozenset[str] | None] = lambda: None
-    keyed_request: Callable[[int, str], str | None] = lambda *_: None
+    keyed_request: Callable[[int, str, str], str | None] = lambda *_: None
 
     def as_of_now(self, tenants: Iterable[int]) -> PlanContext:
         """Return a context whose policies of some tenants are fixed for the time of a batch."""
@@ -66,7 +67,7 @@ class PlanContext(msgspec.Struct, frozen=True):
         """
         if stored == request_sha256 or len(stored) != KEYED_CHARS:
             return stored == request_sha256
-        keyed = self.keyed_request(tenant_id, request_sha256)
+        keyed = self.keyed_request(tenant_id, stored, request_sha256)
         return keyed is None or keyed == stored
 
     def is_personal(self, items: Iterable[Change | RejectedItem]) -> bool:

@@ -40,6 +40,7 @@ _HEAD_BYTES: Final = 5
 #: Zeros by their number.
 _FILL: Final = [bytes(size) for size in range(BLOCK_BYTES)]
 _LAST: Final = BLOCK_BYTES - 1
+_DIGEST_BYTES: Final = 32
 _BODY: Final = _HEAD_BYTES + NONCE_BYTES
 
 
@@ -77,10 +78,9 @@ class TenantKeys:
 
     __slots__ = (
         "_encrypt",
-        "_hash_key",
         "_hashers",
         "_head",
-        "_oldest",
+        "_keys",
         "_openers",
         "_random_bytes",
         "_sealers",
@@ -104,10 +104,9 @@ class TenantKeys:
         self.active = active
         self.active_id = active_id
         self.seals = 0
-        self._oldest = keys[min(keys)]
-        self._hash_key: bytes | None = None
+        self._keys = keys
         self._sealers: dict[tuple[str, str], Callable[[str, int, bytes, bytes], bytes]] = {}
-        self._hashers: dict[str, Callable[[bytes], bytes]] = {}
+        self._hashers: dict[tuple[str, int], Callable[[bytes], bytes]] = {}
         self._tenant = tenant
         self._random_bytes = random_bytes
         self._encrypt = ciphers[active].encrypt
@@ -169,26 +168,45 @@ class TenantKeys:
             raise BrokenSealError(f"a value of {table} was changed, or is of another row or tenant") from None
         return padded[LENGTH_BYTES : LENGTH_BYTES + int.from_bytes(padded[:LENGTH_BYTES], "big")]
 
-    def hasher(self, table: str) -> Callable[[bytes], bytes]:
-        """Return what makes a hash of 32 bytes by which nobody can guess a value without the keys.
+    def hasher(self, table: str, number: int | None = None) -> Callable[[bytes], bytes]:
+        """Return what makes hashes by which nobody can guess a value without the key.
 
-        It is of the oldest key, so that a value has the same hash after a rotation. The same value has
-        another hash in another table.
+        A hash begins as values do that its key sealed, and has 32 bytes more. The same value has another hash
+        in another table, and by another key.
+
+        Args:
+            table: The table, with the column where a row has several values.
+            number: The number of the key; None is the one that seals.
+
+        Raises:
+            UnknownKeyError: There is no such key here.
         """
-        known = self._hashers.get(table)
-        if known is not None:
-            return known
-        if self._hash_key is None:
-            self._hash_key = HKDFExpand(SHA256(), KEY_BYTES, b"keyed hash").derive(self._oldest)
-        begun = blake2b(table.encode() + b"\0", key=self._hash_key, digest_size=32)
+        number = self.active if number is None else number
+        return self._hashers.get((table, number)) or self._new_hasher(table, number)
+
+    def _new_hasher(self, table: str, number: int) -> Callable[[bytes], bytes]:
+        if number not in self._keys:
+            raise UnknownKeyError(number)
+        key = HKDFExpand(SHA256(), KEY_BYTES, b"keyed hash").derive(self._keys[number])
+        begun = blake2b(table.encode() + b"\0", key=key, digest_size=_DIGEST_BYTES)
+        head = head_of(number)
 
         def keyed_hash(plain: bytes) -> bytes:
             state = begun.copy()
             state.update(plain)
-            return state.digest()
+            return head + state.digest()
 
-        self._hashers[table] = keyed_hash
+        self._hashers[table, number] = keyed_hash
         return keyed_hash
+
+    def former_numbers(self) -> list[int]:
+        """Return the numbers of the keys that only open."""
+        return [number for number in self._keys if number != self.active]
+
+
+def hash_key_number(keyed: bytes) -> int:
+    """Return the number of the key that made a hash."""
+    return int.from_bytes(keyed[1:_HEAD_BYTES], "big")
 
 
 def key_number(sealed: bytes) -> int:

@@ -31,7 +31,14 @@ from engine.model.uploads import UploadRef
 from storage.postgres.driver import Row
 from storage.stores.sealed.answers import open_answer
 from storage.stores.sealed.same_file import is_same_file
-from storage.stores.sealed.sealing import EVENT_DATA, RECORD_DATA, RECORD_FILES, RECORD_LAST_DATA, Sealing
+from storage.stores.sealed.sealing import (
+    EVENT_DATA,
+    RECORD_DATA,
+    RECORD_FILES,
+    RECORD_LAST_DATA,
+    REQUEST,
+    Sealing,
+)
 from storage.stores.stored_conflict import decode_conflict
 from storage.stores.upload_states import STATES_BY_TEXT
 
@@ -213,7 +220,7 @@ def _take_answer(snapshot: StoredSnapshot, row: AnswerRow) -> None:
         else:
             plain = results.encode()
             if len(request_sha256) == KEYED_CHARS:
-                snapshot.sealing.need_keys(tenant_id)  # the plan compares it
+                snapshot.sealing.need_key_of(REQUEST, tenant_id, request_sha256)  # the plan compares it
         snapshot.keys[key] = IdempotencyRecord(tenant_id, key.key_hash, request_sha256, plain, age_s)
 
 

@@ -46,8 +46,10 @@ _PUT: Final = (
     "INSERT INTO voice_verification_log (tenant_id, verification_id, device_id, user_id, occurred_at, result)"
     " SELECT %(tenant)s, w.i, w.d, w.u, 'epoch'::timestamptz + w.o * interval '1 microsecond', w.r::json"
     " FROM unnest(%(ids)s::text[], %(devices)s::text[], %(users)s::text[], %(times)s::bigint[],"
-    " %(results)s::text[]) AS w(i, d, u, o, r)"
+    " %(results)s::text[], %(formers)s::text[]) AS w(i, d, u, o, r, f)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = %(tenant)s)"
+    " AND NOT EXISTS (SELECT FROM voice_verification_log AS v WHERE v.tenant_id = %(tenant)s"
+    " AND v.verification_id = ANY(w.f::text[]))"
     " ON CONFLICT DO NOTHING RETURNING 1"
 )
 _DELETE: Final = (
@@ -70,11 +72,15 @@ _decode: Final = msgspec.json.Decoder(Result).decode
 
 
 class _Stored(NamedTuple):
-    """The columns of a verification that may be sealed."""
+    """The columns of a verification that may be sealed.
+
+    ``former_ids`` are those of its row from before its domain was sealed, or its tenant's key rotated.
+    """
 
     verification_id: str
     user_id: str | None
     result: str
+    former_ids: Sequence[str] = ()
 
 
 class PostgresVoice:
@@ -124,6 +130,7 @@ class PostgresVoice:
                 "users": text_array_or_null(row.user_id for row in stored),
                 "times": int_array(row.occurred_at_us for row in rows),
                 "results": text_array(row.result for row in stored),
+                "formers": text_array(text_array(row.former_ids) for row in stored),
             }
             return len(await transaction.query(_PUT, values))
 
@@ -136,7 +143,8 @@ class PostgresVoice:
         plain = msgspec.json.encode(named | msgspec.structs.asdict(row.result))
         sealed = self._sealing.seal(VOICE_RESULT, tenant_id, VOICE, found, 0, plain)
         assert sealed is not None
-        return _Stored(found, None, sealed.decode())
+        former_ids = self._sealing.former_hashes(VOICE_ID, tenant_id, VOICE, row.verification_id)
+        return _Stored(found, None, sealed.decode(), former_ids)
 
     async def delete(self, before_us: int, limit: int) -> int:
         """Delete rows, each tenant's oldest first."""

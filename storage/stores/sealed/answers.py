@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from engine.model.rows import IdempotencyKey, IdempotencyRecord
-from storage.stores.sealed.sealing import ANSWER, ANY_DOMAIN, HASH_IN_RESULTS, KEYED, REQUEST, Sealing
+from storage.stores.sealed.sealing import ANSWER, ANY_DOMAIN, HASH_IN_RESULTS, REQUEST, Sealing
 
 _HASH_BYTES: Final = 32
 
@@ -40,20 +40,20 @@ def seal_answers(
                     hashers[tenant_id] = sealing.hasher(REQUEST, tenant_id)
                 hasher = hashers[tenant_id]
                 if hasher is not None:
-                    request_sha256 = KEYED + hasher(plain).hex()
+                    request_sha256 = hasher(plain).hex()
         hashes.append(request_sha256)
         results.append(stored)
     return hashes, results
 
 
-def keyed_request(sealing: Sealing, tenant_id: int, request_sha256: str) -> str | None:
-    """Return a hash of a request as it is kept with a bare answer; None if there is no master key.
+def keyed_request(sealing: Sealing, tenant_id: int, stored: str, request_sha256: str) -> str | None:
+    """Return the hash of a request by the key that made a stored one; None if there is no master key.
 
     Raises:
         StoreRetryError: As ``Sealing.seal``.
     """
-    hasher = sealing.hasher(REQUEST, tenant_id)
-    return None if hasher is None else KEYED + hasher(bytes.fromhex(request_sha256)).hex()
+    hasher = sealing.hasher(REQUEST, tenant_id, stored)
+    return None if hasher is None else hasher(bytes.fromhex(request_sha256)).hex()
 
 
 def open_answer(sealing: Sealing, key: IdempotencyKey, stored: str) -> tuple[str, bytes]:

@@ -16,7 +16,14 @@ import msgspec
 
 from engine.runtime.ports import StoreError, StoreRetryError
 from engine.seal.ports import KeyRing, KeysMissingError
-from engine.seal.sealer import NONCE_BYTES, BrokenSealError, TenantKeys, UnknownKeyError, head_of
+from engine.seal.sealer import (
+    NONCE_BYTES,
+    BrokenSealError,
+    TenantKeys,
+    UnknownKeyError,
+    hash_key_number,
+    head_of,
+)
 from storage.postgres.plain_bytes import TEXT_MARK
 from storage.stores.sealed.followed import SealingChangedError, sealed_text
 
@@ -43,8 +50,6 @@ VOICE_ID: Final = "voice_verification_log.verification_id"
 RESTORE: Final = "restore the master key that sealed its data"
 #: In place of a domain for values that hold items of several.
 ANY_DOMAIN: Final = ""
-#: Before a hash of a request that was made with a key.
-KEYED: Final = "01"
 #: ``request_sha256`` if the hash is sealed with the results: an empty text would be no element of an array.
 HASH_IN_RESULTS: Final = "00"
 #: Sealed text that is opened before the loop is given back: 0.3 ms of work. A value costs as much as so many
@@ -239,23 +244,49 @@ class Sealing:
         keyed = self.hasher(place, tenant_id) if self.covers(domain) else None
         return plain if keyed is None else TEXT_MARK + keyed(plain.encode()).hex()
 
-    def hasher(self, place: str, tenant_id: int) -> Callable[[bytes], bytes] | None:
+    def former_hashes(self, place: str, tenant_id: int, domain: str, plain: str) -> list[str]:
+        """Return what stood for a text before: itself, and its hashes by keys that only open now.
+
+        Raises:
+            StoreRetryError: As ``seal``.
+        """
+        if not self.covers(domain):
+            return []
+        keys = self._keys_to_write(tenant_id)
+        hashes = [keys.hasher(place, number)(plain.encode()).hex() for number in keys.former_numbers()]
+        return [plain, *(TEXT_MARK + one for one in hashes)]
+
+    def hasher(self, place: str, tenant_id: int, like: str | None = None) -> Callable[[bytes], bytes] | None:
         """Return what makes hashes that only the keys of a tenant can make; None if there is no master key.
+
+        Args:
+            place: One of the constants above.
+            tenant_id: The tenant.
+            like: A hash that a key made, as hex: the same key makes this one. None is the key that seals.
 
         Raises:
             StoreRetryError: As ``seal``.
         """
         if isinstance(self._ring, _NoKeys):
             return None
+        number = None if like is None else hash_key_number(bytes.fromhex(like))
         try:
-            return self._ring.keys_of(tenant_id).hasher(place)
-        except KeysMissingError as missing:
+            return self._ring.keys_of(tenant_id).hasher(place, number)
+        except (KeysMissingError, UnknownKeyError) as missing:
             raise StoreRetryError(str(missing)) from None
 
-    def need_keys(self, tenant_id: int) -> None:
-        """See that the keys of a tenant are in memory, if there is a master key. Raises KeysMissingError."""
-        if not isinstance(self._ring, _NoKeys):
-            self._ring.keys_of(tenant_id)
+    def need_key_of(self, place: str, tenant_id: int, keyed: str) -> None:
+        """See that the key that made a hash is in memory, unless there is no master key.
+
+        Raises:
+            KeysMissingError: It is not: ``load_again``.
+        """
+        if isinstance(self._ring, _NoKeys):
+            return
+        try:
+            self._ring.keys_of(tenant_id).hasher(place, hash_key_number(bytes.fromhex(keyed)))
+        except UnknownKeyError:
+            raise KeysMissingError(tenant_id) from None
 
     def slice_is_full(self) -> bool:
         """Return whether the loop is to be given back, since so much was opened."""

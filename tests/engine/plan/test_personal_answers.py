@@ -10,12 +10,14 @@ from engine.plan.work import RejectedItem
 SENT, OTHER = "5e" * 32, "6f" * 32
 
 
-def _keyed(tenant_id: int, request_sha256: str) -> str:
-    return f"01{tenant_id:02}{request_sha256[:62]}"
+def _keyed(tenant_id: int, request_sha256: str, key: int = 1) -> str:
+    return f"01{key:08x}{tenant_id:02}{request_sha256[:62]}"
 
 
 def _context(unsealed: frozenset[str] | None, *, keys: bool = True) -> PlanContext:
-    keyed = _keyed if keys else lambda *_: None
+    def keyed(tenant_id: int, stored: str, request_sha256: str) -> str | None:
+        return _keyed(tenant_id, request_sha256, int(stored[2:10], 16)) if keys else None
+
     return PlanContext(
         Domains({}), lambda _: {}, str, 1, 1, unsealed_domains=lambda: unsealed, keyed_request=keyed
     )
@@ -44,6 +46,7 @@ def test_is_same_request_by_a_plain_hash_and_by_one_made_with_a_key() -> None:
     assert len(_keyed(1, SENT)) == KEYED_CHARS
     assert context.is_same_request(1, SENT, SENT)
     assert context.is_same_request(1, _keyed(1, SENT), SENT)
+    assert context.is_same_request(1, _keyed(1, SENT, 2), SENT), "by another key of the tenant"
     assert not context.is_same_request(1, OTHER, SENT)
     assert not context.is_same_request(1, _keyed(1, OTHER), SENT)
     assert not context.is_same_request(1, _keyed(2, SENT), SENT), "another tenant's key"

@@ -15,6 +15,7 @@ from engine.seal.sealer import (
     BrokenSealError,
     TenantKeys,
     UnknownKeyError,
+    hash_key_number,
     key_number,
 )
 
@@ -127,6 +128,22 @@ def test_seal_is_the_documented_format(plain: bytes) -> None:
     padded += bytes((64 - len(padded) % 64) % 64)
     associated = TENANT + b"events\x005\x00voice\x00-5\x00e1"
     assert sealed == b"\x01\x00\x00\x00\x02" + nonce + AESGCM(KEYS[2]).encrypt(nonce, padded, associated)
+
+
+@given(st.binary(max_size=130))
+def test_hasher_is_of_the_key_that_seals_and_says_which_made_a_hash(plain: bytes) -> None:
+    keys = tenant_keys()
+    keyed = keys.hasher("t")(plain)
+    assert keyed[:5] == b"\x01\x00\x00\x00\x02"
+    assert hash_key_number(keyed) == keys.active == 2
+    assert len(keyed) == 37
+    before = TenantKeys(TENANT, {1: KEYS[1]}, 1, os.urandom).hasher("t")(plain)
+    assert keys.hasher("t", 1)(plain) == before
+    others = {keys.hasher("u")(plain)[5:], before[5:], keys.hasher("t")(plain + b"x")[5:], keyed[5:]}
+    assert len(others) == 4
+    assert keys.former_numbers() == [number for number in KEYS if number != 2]
+    with pytest.raises(UnknownKeyError, match="key 9"):
+        keys.hasher("t", 9)
 
 
 def test_seal_twice_gives_other_bytes() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from engine.cluster.jobs import Begun, JobRun
 from engine.operate import reseal as job
+from engine.operate.figures.voice import Result, Verification
 from engine.operate.reseal import Reseal, UnreadableValuesError
 from engine.runtime.ports import StoreError
 from engine.seal.sealer import key_number
@@ -21,6 +22,7 @@ from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.reseal import PostgresReseal
 from storage.stores.keys.reseal_statements import statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedTable
+from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed import sealing as places
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.key_ring import MadeUpRing, sealing_of
@@ -45,6 +47,7 @@ MORE = (
     _VOICE % (f"{SECRET}-1", f"'{SECRET}'", '{"verified":true}'),
     _VOICE % (f"{SECRET}-2", "NULL", '{"verified":false,"confidence_score":0.5}'),
 )
+_VOICE_IDS = "SELECT verification_id FROM voice_verification_log"
 DOMAINS = ("patient", "voice")
 #: Sealed long enough ago for servers to follow, and after the tenant was made.
 SEALED = (
@@ -157,6 +160,7 @@ async def test_reseal_seals_plain_rows_rotates_and_unseals_without_another_chang
     execute(world.dsn, WANTED)
     assert (await world.run())["values"] == 19
     assert world.key_numbers() == {2}
+    assert {str(one)[1:11] for (one,) in rows(world.dsn, _VOICE_IDS)} == {"0100000002"}
     assert [len(lines) for lines in world.dump().values()] == [len(lines) for lines in sealed.values()]
 
     world.sealing.follow([])
@@ -279,6 +283,19 @@ async def test_reseal_wanted_again_during_a_pass_begins_another(world: World) ->
     )
     await world.run()
     assert world.key_numbers() == {2}
+
+
+async def test_voice_put_again_before_the_pass_logs_nothing_twice(world: World) -> None:
+    voice = PostgresVoice(world.database, world.sealing)
+    again = Verification(f"{SECRET}-1", "phone", SECRET, 0, Result(verified=True))
+    assert await voice.put(1, [again]) == 0, "in plain"
+    await world.run()
+    world.ring.newest = 2
+    await world.ring.load([1])
+    assert await voice.put(1, [again]) == 0, "by the key of before"
+    new = again._replace(verification_id="another")
+    assert [await voice.put(1, [again, new]), await voice.put(1, [new])] == [1, 0]
+    assert len(rows(world.dsn, _VOICE_IDS)) == 3
 
 
 async def test_reseal_voice_row_logged_again_since_it_is_sealed_is_dropped(world: World) -> None:

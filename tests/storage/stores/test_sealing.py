@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import pytest
@@ -96,7 +96,7 @@ TABLES = (
 )
 WANTED = ReadSet(
     [1],
-    [IdempotencyKey(1, KEY_HASH), IdempotencyKey(1, BARE.key_hash)],
+    [IdempotencyKey(1, KEY_HASH), IdempotencyKey(1, BARE.key_hash), IdempotencyKey(1, "0d" * 16)],
     [RecordKey(1, "patient", "r1"), RecordKey(1, "patient", "r2"), RecordKey(1, "task", "r3")],
     [EventKey(1, "voice", "e1", AT_US)],
     [OpenConflictRef(1, "phone", "patient", "r1")],
@@ -117,11 +117,13 @@ def _sealing(ring: MadeUpRing | None = None) -> Sealing:
     return sealing_of("patient", "voice", others=["task"], ring=ring)
 
 
-async def _write(database: Database, sealing: Sealing, *records: Record) -> None:
-    """Write records, or one row of each kind."""
+async def _write(
+    database: Database, sealing: Sealing, *records: Record, answers: Sequence[IdempotencyRecord] = ()
+) -> None:
+    """Write records and answers, or one row of each kind."""
     transaction = await PostgresStore(database, 24, sealing).begin(ReadSet([1], [], [], [], [], []))
-    writes = WriteSet({1: 9}, list(records), [], [], [], [])
-    if not records:
+    writes = WriteSet({1: 9}, list(records), [], list(answers), [], [])
+    if not records and not answers:
         writes = WriteSet({1: 9}, [RECORD, GONE, TASK], [EVENT], [ANSWER, BARE], [CONFLICT], [REJECTED])
     await transaction.commit(writes)
 
@@ -149,7 +151,10 @@ async def test_sealing_every_kind_of_row_hides_it_in_the_tables_and_reads_it_bac
     answer = read.keys[IdempotencyKey(1, KEY_HASH)]
     assert (answer.request_sha256, answer.results) == (HASH, ANSWER.results)
     bare = read.keys[IdempotencyKey(1, BARE.key_hash)]
-    assert (bare.request_sha256, bare.results) == (keyed_request(sealing, 1, HASH), BARE.results)
+    assert (bare.request_sha256, bare.results) == (
+        keyed_request(sealing, 1, bare.request_sha256, HASH),
+        BARE.results,
+    )
     assert len(bare.request_sha256) == KEYED_CHARS
     assert list(read.open_conflicts.values()) == list(read.conflicts.values()) == [CONFLICT]
 
@@ -203,6 +208,34 @@ async def test_open_a_newer_key_of_another_process_reads_the_keys_once(database:
     await transaction.rollback()
     assert transaction.snapshot.records[RecordKey(1, "patient", "r1")] == RECORD
     assert behind.loads == [{1}, {1}]
+
+
+async def test_bare_answers_are_known_again_after_a_rotation(database: Database) -> None:
+    key = IdempotencyKey(1, BARE.key_hash)
+
+    async def read(ring: MadeUpRing) -> tuple[str, str | None]:
+        sealing = _sealing(ring)
+        transaction = await PostgresStore(database, 24, sealing).begin(WANTED)
+        await transaction.rollback()
+        stored = transaction.snapshot.keys[key].request_sha256
+        return stored, keyed_request(sealing, 1, stored, HASH)
+
+    await _write(database, _sealing(MadeUpRing(newest=1)))
+    stored, keyed = await read(MadeUpRing(newest=2))
+    assert stored == keyed
+    await _write(
+        database, _sealing(MadeUpRing(newest=2)), answers=[msgspec.structs.replace(BARE, key_hash="0d" * 16)]
+    )
+    key = IdempotencyKey(1, "0d" * 16)
+    behind = MadeUpRing(newest=1)
+    await behind.load([1])
+    behind.newest = 2  # another process has rotated
+    newer, keyed = await read(behind)
+    assert newer == keyed != stored
+    assert newer[:10] == "0100000002"
+    assert behind.loads == [{1}, {1}]
+    with pytest.raises(StoreError, match="master key"):
+        await read(MadeUpRing(newest=1))  # a lost key is no other request
 
 
 async def test_reads_of_sealed_rows_load_keys_without_a_write(database: Database) -> None:

@@ -15,11 +15,11 @@ from typing import Final
 SETTING: Final = "tidemark.tenants"
 #: SET costs less than set_config() as a statement, which is planned: 2 µs against 19 for 20 tenants.
 _NAME: Final = f"SET LOCAL {SETTING} = '{{}}'; "
-_OF_NAME: Final = "of_tenant_named"
+NAMED_BY: Final = "of_tenant_named"
 #: The table of tenants has no policy, so that a tenant is found by its name in the same round trip.
 _NAME_BY_NAME: Final = (
     f"SELECT set_config('{SETTING}', coalesce((SELECT tenant_id::text FROM tenants"
-    f" WHERE name = %({_OF_NAME})s), ''), true); "
+    f" WHERE name = %({NAMED_BY})s), ''), true); "
 )
 
 Values = Mapping[str, object]
@@ -50,7 +50,7 @@ def naming(tenants: Tenants, values: Values | None) -> tuple[str, Values | None]
         values: The values of the statements that follow in the same round trip.
     """
     if isinstance(tenants, str):
-        return _NAME_BY_NAME, {**(values or {}), _OF_NAME: tenants}
+        return _NAME_BY_NAME, {**(values or {}), NAMED_BY: tenants}
     if isinstance(tenants, Everyone):
         return "", values
     return _NAME.format(",".join(map(str, map(int, tenants)))), values

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg2
 import pytest
 from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
 from bench.harness.clusters import as_role
+from storage.postgres.roles.named_tenants import NAMED_BY
 from tests.harness.every_method import OWN, EveryMethod
 from tests.harness.services import execute, rows
-from tests.harness.unguarded import Ran, captured, plain, without_each_condition
+from tests.harness.unguarded import Ran, Values, captured, plain, without_each_condition
 from tests.storage.stores.test_tenant_keys import STORAGE, UNKNOWN, references, texts
 
 FOREIGN = 777
+OWN_NAME: Final = "acme"
+FOREIGN_NAME: Final = "globex"
 #: The recount and the job that seals again run as the role of jobs, whom the policies show everything.
 AS_JOBS: Final = ("usage.py", "reseal.py", "reseal_statements.py")
 STORES: Final = STORAGE / "stores"
@@ -34,8 +37,16 @@ _COPIED: Final = (
 )
 
 
+class Mutant(NamedTuple):
+    """A statement with something of it changed, in the transaction of its store."""
+
+    naming: str
+    text: str
+    values: Values | None
+
+
 class Tried:
-    """Mutants by what came of them."""
+    """Mutants by what came of them. Each has a text that tells it from others."""
 
     def __init__(self) -> None:
         self.statements: set[str] = set()
@@ -62,7 +73,8 @@ async def ran(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[R
 def _copy_to_foreign(cursor: Cursor, tables: list[str]) -> None:
     """Give a second tenant the same rows under the same ids."""
     cursor.execute(
-        "INSERT INTO tenants (tenant_id, name) OVERRIDING SYSTEM VALUE VALUES (%s, 'globex')", (FOREIGN,)
+        "INSERT INTO tenants (tenant_id, name) OVERRIDING SYSTEM VALUE VALUES (%s, %s)",
+        (FOREIGN, FOREIGN_NAME),
     )
     for table in tables:
         cursor.execute(_COPIED, (table,))
@@ -84,12 +96,12 @@ def _state(cursor: Cursor, tables: list[str]) -> list[tuple[Any, ...]]:
     return cursor.fetchall()
 
 
-def _outcome(cursor: Cursor, role: str, one: Ran, text: str) -> object:
+def _outcome(cursor: Cursor, role: str, one: Mutant) -> object:
     """Return the rows of a mutant in the store's own transaction, or the error that refused it."""
     cursor.execute("SAVEPOINT mutant")
     cursor.execute(f"SET LOCAL ROLE {role}")
     try:
-        cursor.execute(one.naming + text, one.values)
+        cursor.execute(one.naming + one.text, one.values)
         return sorted(map(repr, cursor.fetchall())) if cursor.description else cursor.rowcount
     except psycopg2.Error as error:
         return error
@@ -99,19 +111,46 @@ def _undo(cursor: Cursor) -> None:
     cursor.execute("ROLLBACK TO SAVEPOINT mutant; RESET ROLE")
 
 
-def _try_all(dsn: str, ran: list[Ran], role: str) -> Tried:
-    """Run each statement without each of its conditions; compare with a database of the tenant alone."""
+def _without_conditions(ran: Iterable[Ran]) -> Iterator[tuple[str, Mutant]]:
+    """Yield each statement as often as it has a condition on the tenant, each time without another one."""
+    for one in ran:
+        for text in without_each_condition(one.text):
+            yield one.text, Mutant(one.naming, text, one.values)
+
+
+def _for_foreign(ran: Iterable[Ran]) -> Iterator[tuple[str, Mutant]]:
+    """Yield each statement with the second tenant in its values, while the first one is named."""
+    for one in ran:
+        values = {name: _foreign(name, value) for name, value in (one.values or {}).items()}
+        if values != (one.values or {}):
+            yield one.text, Mutant(one.naming, one.text, values)
+
+
+def _foreign(name: str, value: Any) -> Any:
+    """Return a value of a statement, or that of the second tenant if it is the first one's number or name."""
+    if name == NAMED_BY:
+        return value
+    if value == OWN_NAME:
+        return FOREIGN_NAME
+    if "tenant" not in name or not re.fullmatch(r"[\d{},]+", str(value)):
+        return value
+    foreign = re.sub(rf"\b{OWN}\b", str(FOREIGN), str(value))
+    return int(foreign) if isinstance(value, int) else foreign
+
+
+def _try_all(dsn: str, found: Iterable[tuple[str, Mutant]], role: str) -> Tried:
+    """Run mutants of statements beside a second tenant; compare with a database of the first one alone."""
     tried = Tried()
     tables = [str(name) for (name,) in rows(dsn, _GROWING)]
-    mutants = {
-        (one.naming, text): one for one in ran if not one.as_jobs for text in without_each_condition(one.text)
-    }
-    tried.statements = {one.text for one in mutants.values()}
+    mutants = {}
+    for statement, mutant in found:
+        mutants[mutant.naming, mutant.text] = mutant
+        tried.statements.add(statement)
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         _copy_to_foreign(cursor, tables)
         before, outcomes = _state(cursor, tables), dict[tuple[str, str], object]()
         for (naming, text), one in mutants.items():
-            outcome = _outcome(cursor, role, one, text)
+            outcome = _outcome(cursor, role, one)
             outcomes[naming, text] = outcome
             changed = False
             if not isinstance(outcome, psycopg2.Error) and re.search(r"\b(INSERT|UPDATE|DELETE)\b", text):
@@ -124,7 +163,7 @@ def _try_all(dsn: str, ran: list[Ran], role: str) -> Tried:
         for table in reversed(tables):
             cursor.execute(f"DELETE FROM {table} WHERE tenant_id = {FOREIGN}")
         for (naming, text), one in mutants.items():
-            alone = _outcome(cursor, role, one, text)
+            alone = _outcome(cursor, role, one)
             _undo(cursor)
             outcome = outcomes[naming, text]
             if isinstance(outcome, psycopg2.Error):
@@ -138,12 +177,26 @@ def _try_all(dsn: str, ran: list[Ran], role: str) -> Tried:
 async def test_statements_without_a_condition_get_no_row_of_a_tenant_not_named(
     dsn: str, ran: list[Ran], record_property: Any
 ) -> None:
-    guarded, bypassed = _try_all(dsn, ran, "tidemark_serving"), _try_all(dsn, ran, "tidemark")
+    mutants = list(_without_conditions(one for one in ran if not one.as_jobs))
+    guarded, bypassed = _try_all(dsn, mutants, "tidemark_serving"), _try_all(dsn, mutants, "tidemark")
     record_property("statements", len(guarded.statements))
     record_property("mutants", len(guarded.mutants))
     record_property("foreign_without_policies", len(bypassed.foreign))
     assert guarded.foreign == []
     assert len(bypassed.foreign) > 60, "without the policies a forgotten condition does no harm"
+
+
+async def test_statements_for_another_tenant_than_the_named_one_reach_no_row_of_it(
+    dsn: str, ran: list[Ran], record_property: Any
+) -> None:
+    """A wrong value instead of a missing condition. What is inserted for the other tenant is refused."""
+    mutants = list(_for_foreign(one for one in ran if not one.as_jobs))
+    guarded, bypassed = _try_all(dsn, mutants, "tidemark_serving"), _try_all(dsn, mutants, "tidemark")
+    record_property("statements", len(guarded.statements))
+    record_property("mutants", len(guarded.mutants))
+    record_property("foreign_without_policies", len(bypassed.foreign))
+    assert guarded.foreign == []
+    assert len(bypassed.foreign) > 60, "without the policies a wrong value does no harm"
 
 
 def _was_run(text: str, sent: Iterable[str]) -> bool:

@@ -26,6 +26,7 @@ ALLOWED: Final = frozenset(
         "MPL-2.0",
         "Mozilla Public License 2.0 (MPL 2.0)",
         "PSF-2.0",
+        "Python-2.0",
         "Python Software Foundation License",
     }
 )

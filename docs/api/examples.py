@@ -165,7 +165,6 @@ CONFLICTED: Final[Message] = {
             "domain": "task",
             "id": "a1",
             "status": "conflict",
-            "policy": "manual",
             "conflict_id": _CONFLICT_ID,
             "version": 2,
             "seq": 3,

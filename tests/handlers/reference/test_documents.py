@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 import pytest
 from aiohttp import web
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from compose.edge import Edge
 from docs.api import limits
@@ -118,6 +121,25 @@ def test_openapi_no_part_is_unused() -> None:
             assert {f"#/components/{kind}/{name}" for name in parts} - used <= {
                 "#/components/examples/method_not_allowed"
             }
+
+
+# -- by the standards -------------------------------------------------------------------------
+
+
+def test_openapi_is_valid() -> None:
+    document = msgspec.json.decode((STATIC / "openapi.json").read_bytes())
+    assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+
+
+def test_asyncapi_is_valid(node_packages: Path) -> None:
+    ended = subprocess.run(
+        ["node", str(node_packages / "asyncapi.mjs")],  # noqa: S607  # the one of the machine
+        input=(STATIC / "asyncapi.json").read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    messages = len(asyncapi()["components"]["messages"])
+    assert msgspec.json.decode(ended.stdout) == {"messages": messages, "said": []}
 
 
 # -- vendored ---------------------------------------------------------------------------------

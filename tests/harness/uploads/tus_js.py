@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import shutil
 import subprocess
@@ -53,18 +54,27 @@ def events(happened: list[Json], event: str, **fields: Any) -> list[Json]:
 
 
 @pytest.fixture(scope="session")
-def tus_js() -> TusJs:
-    """The client, installed from its lock."""
+def node_packages() -> Path:
+    """The folder of the programs in JavaScript, with the packages of its lock."""
     npm = shutil.which("npm")
     if npm is None:
-        pytest.skip("tus-js-client needs node and npm")
+        pytest.skip("clients in JavaScript need node and npm")
     installed = _HOME / "node_modules" / ".package-lock.json"
     lock = _HOME / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        subprocess.run(
-            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-            cwd=_HOME,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+    with (_HOME / "package.json").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process of the tests may be installing
+        if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+            subprocess.run(
+                [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+                cwd=_HOME,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+    return _HOME
+
+
+@pytest.fixture(scope="session")
+def tus_js(node_packages: Path) -> TusJs:
+    """The client, installed from its lock."""
+    del node_packages
     return TusJs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from random import Random
@@ -148,18 +149,23 @@ async def test_js_device_replaced_does_not_connect_again(shared: Running, make: 
     await tablet.reported("stopped")
 
 
-async def test_js_device_expired_cursor_drops_missing_records(shared: Running, make: MakeTablet) -> None:
+async def test_js_device_expired_cursor_drops_missing_records(
+    shared: Running, make: MakeTablet, tmp_path: Path
+) -> None:
     tablet = await make()
     for name in ("kept", "lost"):
         await tablet.call("edit", "journal", name, "put", {})
     await online(tablet)
-    await tablet.call("stop")
-    of = f"tenant_id = (SELECT tenant_id FROM tenants WHERE name = '{shared.tenant()}')"
+    await tablet.kill()
     execute(
         shared.dsn,
-        f"DELETE FROM records WHERE id = 'lost' AND {of}",
-        f"UPDATE tenant_counters SET seq = 1 WHERE {of}",
+        "DELETE FROM records WHERE id = 'lost' AND tenant_id ="
+        f" (SELECT tenant_id FROM tenants WHERE name = '{shared.tenant()}')",
     )
+    file = tmp_path / "tablet.json"
+    of_others = (await (await shared.device("office")).pull(domains=["task"]))["cursor"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cursor": of_others}))
+    tablet = await make()
     await online(tablet)
     assert list(await tablet.records()) == ["journal/kept"]
 

@@ -122,7 +122,7 @@ class Pair:
         return stored
 
     def _stored(self) -> State:
-        found = rows(
+        found: list[Any] = rows(
             self._dsn,
             "SELECT r.domain, r.id, r.version, r.data::text FROM records AS r JOIN tenants USING (tenant_id)"
             f" WHERE name = '{self._tenant}'",

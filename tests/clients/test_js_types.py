@@ -32,6 +32,12 @@ def test_types_and_example_device_pass_strict(tsc: Path, tus_js: TusJs) -> None:
         assert str(example) in run.stdout
 
 
+def test_example_device_own_tests_pass(tus_js: TusJs) -> None:
+    command = "node", "--test", str(tus_js.home / "state.test.mjs")
+    run = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert run.returncode == 0, run.stdout
+
+
 def test_types_every_message_and_field_is_there() -> None:
     text = typescript()
     for transport in ("socket", "http"):

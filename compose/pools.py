@@ -17,8 +17,8 @@ from storage.postgres.pool import Database
 _SLOWER: Final = "devices get unavailable"
 _WITHOUT: Final = {
     "jobs": "no job runs here",
-    "everyone": "revocations are those of before, and capacity is not watched",
-    "reports": "health of all tenants is not answered",
+    "everyone": "revocations are those of before",
+    "reports": "health of all tenants is not answered, and room is not watched",
 }
 
 
@@ -28,8 +28,8 @@ def connections(settings: Settings) -> Mapping[str, int]:
     - ``commit``: one a lane, so that a batch never waits for a read, and reads never for a batch.
     - ``uploads``: one for claims and one for offsets.
     - ``jobs``: those that run at once take turns, a statement each.
-    - ``everyone``: for what the process itself reads over all tenants, so that no job delays a revocation.
-    - ``reports``: for what people ask over all tenants, which may take seconds.
+    - ``everyone``: for revocations and for warming, so that no job and no report delays a revocation.
+    - ``reports``: for what people ask over all tenants, and for what all tenants hold: it may take seconds.
     - ``readiness``: a balancer hears of the database's faults and not of what devices read.
     """
     return {

@@ -151,7 +151,8 @@ class Server:
             self._connections,
             self._renew,
         )
-        self._capacity_watch = CapacityWatch(reads, settings)
+        reports = reads.with_everyone(databases.reports)
+        self._capacity_watch = CapacityWatch(reports, settings)
         room = self._capacity_watch.state
         context = PlanContext(
             domains,
@@ -233,7 +234,7 @@ class Server:
                 bus=bus,
                 capacity=room,
                 files=files,
-                health=health_check(settings, reads.with_everyone(databases.reports), clock),
+                health=health_check(settings, reports, clock),
                 trail=trail,
             ),
             self._connections,

@@ -73,13 +73,15 @@ def database_findings(
 
 
 def _roles(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
-    yield from access_findings(dsn, owner_dsn, jobs_dsn)
+    access = list(access_findings(dsn, owner_dsn, jobs_dsn))
+    yield from access
     try:
         ways = check_roles(dsn, owner_dsn, jobs_dsn)
     except RefusedError as error:
         yield CheckResult("fault", "roles", str(error), "correct the DSNs")
     else:
-        yield from row_security_findings(ways)
+        if ways or all(one.level == "ok" for one in access):
+            yield from row_security_findings(ways)
 
 
 def _fitness(connection: Connection, place: str) -> Iterator[CheckResult]:

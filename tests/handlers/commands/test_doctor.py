@@ -99,6 +99,20 @@ async def test_doctor_one_role_for_all_warned(examined: Run, dsn: str) -> None:
     assert one["found"].startswith("bypassed: the role tidemark is")
 
 
+async def test_doctor_altered_policy_is_a_fault_without_an_all_clear(examined: Run, dsn: str) -> None:
+    execute(dsn, "ALTER POLICY tenants ON records USING (true)")
+    ended = await examined()
+    assert (found(ended, "row security"), ended.status) == (
+        {
+            "level": "fault",
+            "subject": "row security",
+            "found": "a policy of the table records is not as migrations make it",
+            "remedy": "run `run.py migrate`, which makes it anew",
+        },
+        1,
+    )
+
+
 async def test_doctor_variable_with_single_underscores_is_a_warning_that_names_the_right_one(
     examined: Run,
 ) -> None:

@@ -25,7 +25,9 @@ from storage.postgres.roles.grants import grant_roles
 from storage.postgres.roles.guard import access_findings, check_roles
 from storage.postgres.roles.rights import rights_finding
 from storage.postgres.roles.tables import NAMED
+from tests.harness.in_process_server import Running
 from tests.harness.services import Serving, execute, rows
+from tests.harness.ws_device import put
 from tests.storage.postgres.test_roles import refused
 
 _PARTITIONS = "SELECT relname::text FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
@@ -226,6 +228,22 @@ async def test_policies_a_long_reader_of_one_table_holds_up_that_table_alone(dsn
         cursor.execute("COMMIT")
         await changing
     assert rows(dsn, _WITHOUT.format(policy)) == [(0,)]
+
+
+async def test_policies_syncs_go_on_while_a_table_that_is_read_gets_its_policy(server: Running) -> None:
+    phone = await server.device()
+    execute(server.dsn, "DROP POLICY jobs ON records", "DROP POLICY jobs ON sync_analytics_day")
+    roles = server.dsn, as_role(server.dsn, "serving"), as_role(server.dsn, "jobs")
+    with closing(psycopg2.connect(server.dsn)) as reader, reader.cursor() as cursor:
+        cursor.execute("SELECT FROM sync_analytics_day")
+        changing = asyncio.create_task(asyncio.to_thread(grant_roles, *roles))
+        waits = _WAITS.replace("records", "sync_analytics_day")
+        while not await asyncio.to_thread(rows, server.dsn, waits):
+            assert not changing.done()
+        await phone.push(put("a1", None, n=1))
+        assert not changing.done()
+        cursor.execute("COMMIT")
+        assert await changing == 2
 
 
 def test_policies_a_reader_that_does_not_end_is_named_and_the_others_have_theirs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 from engine.model.rows import Conflict, Record, RecordKey
@@ -15,7 +15,7 @@ from storage.stores.admin_reads import OF_TENANT, find_one, list_of_tenant
 from storage.stores.audit import by_account
 from storage.stores.record_rows import RECORD_COLUMNS, record_of
 from storage.stores.sealed.sealing import Sealing
-from storage.stores.stored_conflict import decode_conflict
+from storage.stores.stored_conflict import conflict_in_steps
 
 _NEXT: Final = (
     "SELECT opened_at_us, conflict_id FROM conflict_resolution_log AS c"
@@ -108,10 +108,8 @@ class PostgresConflicts:
             "bytes": max_bytes,
         }
         rows = await self._database.query(statement, values, [tenant_id])
-        found = await self._sealing.opened(
-            rows, lambda row: ConflictWithRecord(*self._with_record(row[0], row[1:-1]))
-        )
-        return ConflictPage(found, bool(rows) and rows[-1][-1])
+        found = await self._sealing.opened_in_steps(rows, lambda row: self._with_record(row[0], row[1:-1]))
+        return ConflictPage([ConflictWithRecord(*one) for one in found], bool(rows) and rows[-1][-1])
 
     async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
         """Find one conflict, settled or not."""
@@ -121,7 +119,9 @@ class PostgresConflicts:
             {"tenant": tenant_id, "conflict": conflict_id},
             [tenant_id],
         )
-        found = await self._sealing.opened(rows, lambda row: decode_conflict(row[0], self._sealing))
+        found = await self._sealing.opened_in_steps(
+            rows, lambda row: conflict_in_steps(row[0], self._sealing)
+        )
         return found[0] if found else None
 
     async def list_open(self, tenant: str | None) -> list[ConflictSummary]:
@@ -137,13 +137,15 @@ class PostgresConflicts:
     async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict, settled or not, with its record as it stands now."""
         row = await find_one(self._database, _CONFLICT, conflict_id, tenant, "conflict")
-        (case,) = await self._sealing.opened(
-            [row], lambda row: ConflictCase(row[0], *self._with_record(row[1], row[2:]))
-        )
-        return case
+        (found,) = await self._sealing.opened_in_steps([row], lambda row: self._with_record(row[1], row[2:]))
+        return ConflictCase(row[0], *found)
 
-    def _with_record(self, text: str, columns: Sequence[Any]) -> tuple[Conflict, Record | None]:
-        conflict = decode_conflict(text, self._sealing)
+    def _with_record(
+        self, text: str, columns: Sequence[Any]
+    ) -> Generator[None, None, tuple[Conflict, Record | None]]:
+        conflict = yield from conflict_in_steps(text, self._sealing)
+        if self._sealing.slice_is_full():
+            yield
         key = RecordKey(conflict.tenant_id, conflict.domain, conflict.record_id)
         return conflict, record_of(key, columns, self._sealing)
 

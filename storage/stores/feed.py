@@ -157,10 +157,11 @@ class PostgresFeed:
         return Page(records, high_seq, more=bool(records) and found > len(records))
 
     async def _records(self, tenant_id: int, rows: list[Row]) -> list[Record]:
-        return await self._sealing.opened(rows, partial(_record, self._sealing, tenant_id))
+        return await self._sealing.opened(rows, partial(record_of_row, self._sealing, tenant_id))
 
 
-def _record(sealing: Sealing, tenant_id: int, row: Row) -> Record:
+def record_of_row(sealing: Sealing, tenant_id: int, row: Row) -> Record:
+    """Return the record of a row of a page. Raises as ``Sealing.open``."""
     _, _, domain, record_id, version, seq, at_us, device_id, chain_from, data, files = row
     return Record(
         tenant_id,

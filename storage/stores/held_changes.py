@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Final
 
 import msgspec
@@ -24,17 +24,19 @@ class StoredChange(msgspec.Struct, frozen=True):
     data: msgspec.Raw
 
 
-def decode_changes(
+def changes_in_steps(
     stored: Sequence[StoredChange], sealing: Sealing, conflict: tuple[int, str, str]
-) -> tuple[HeldChange, ...]:
+) -> Generator[None, None, tuple[HeldChange, ...]]:
     """Return the changes of a conflict: ``conflict`` is its tenant_id, domain and id.
 
-    Raises as ``Sealing.open``.
+    It yields where the loop is to be given back. Raises as ``Sealing.open``.
     """
     found: list[HeldChange] = []
     for place, one in enumerate(stored):
         data = open_raw(sealing, CONFLICT_CHANGE, conflict, place, one.data)
         found.append(HeldChange(one.op, one.base, one.at_us, one.sent_at_us, data))
+        if sealing.slice_is_full():
+            yield
     return tuple(found)
 
 

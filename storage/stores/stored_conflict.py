@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import msgspec
 
 from engine.model.rows import Conflict
-from storage.stores.held_changes import StoredChange, decode_changes, open_raw
+from storage.stores.held_changes import StoredChange, changes_in_steps, open_raw
 from storage.stores.sealed.sealing import CONFLICT_CLIENT, CONFLICT_DECISION, CONFLICT_SERVER, Sealing
 
 
@@ -36,23 +38,34 @@ class StoredConflict(msgspec.Struct):
     settled_version: int | None
     settled_seq: int | None
 
-    def conflict(self, sealing: Sealing) -> Conflict:
+    def in_steps(self, sealing: Sealing) -> Generator[None, None, Conflict]:
         """Return the engine's form of it. Raises as ``Sealing.open``."""
         own = self.tenant_id, self.domain, self.conflict_id
         fields = msgspec.structs.asdict(self)
         fields["server_data"] = open_raw(sealing, CONFLICT_SERVER, own, self.server_version, self.server_data)
+        if sealing.slice_is_full():
+            yield
         fields["client_data"] = open_raw(sealing, CONFLICT_CLIENT, own, self.server_version, self.client_data)
         fields["settled_sha256"] = sealing.open_text(
             CONFLICT_DECISION, *own, self.server_version, self.settled_sha256
         )
         if self.client_changes is not None:
-            fields["client_changes"] = decode_changes(self.client_changes, sealing, own)
+            if sealing.slice_is_full():
+                yield
+            fields["client_changes"] = yield from changes_in_steps(self.client_changes, sealing, own)
         return Conflict(**fields)
 
 
 _decode_stored = msgspec.json.Decoder(StoredConflict).decode
 
 
-def decode_conflict(text: str, sealing: Sealing) -> Conflict:
-    """Decode a row of the log from JSON. Raises KeysMissingError, and StoreError if it cannot be opened."""
-    return _decode_stored(text).conflict(sealing)
+def conflict_in_steps(text: str, sealing: Sealing) -> Generator[None, None, Conflict]:
+    """Decode a row of the log from JSON, and yield where the loop is to be given back.
+
+    Both sides and the changes of one conflict are three times as large together as the largest record.
+
+    Raises:
+        KeysMissingError: As ``Sealing.open``.
+        StoreError: As ``Sealing.open``.
+    """
+    return (yield from _decode_stored(text).in_steps(sealing))

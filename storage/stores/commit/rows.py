@@ -39,7 +39,7 @@ from storage.stores.sealed.sealing import (
     REQUEST,
     Sealing,
 )
-from storage.stores.stored_conflict import decode_conflict
+from storage.stores.stored_conflict import conflict_in_steps
 from storage.stores.upload_states import STATES_BY_TEXT
 
 
@@ -183,6 +183,9 @@ class QuarantineRow(NamedTuple):
     quarantine_id: str
 
 
+_Steps = Generator[None, None, None]
+
+
 def snapshot_steps(rows: list[Row], sealing: Sealing) -> Generator[None, None, StoredSnapshot]:
     """Make a snapshot of the rows that were read, in steps where much of them is sealed.
 
@@ -191,7 +194,9 @@ def snapshot_steps(rows: list[Row], sealing: Sealing) -> Generator[None, None, S
     snapshot = StoredSnapshot({}, {}, {}, {}, {}, {}, sealing=sealing)
     for row in rows:
         fields_of, take = _READERS[row[0]]
-        take(snapshot, row if fields_of is None else fields_of(row))
+        steps = take(snapshot, row if fields_of is None else fields_of(row))
+        if steps is not None:
+            yield from steps
         if sealing.slice_is_full():
             yield
     return snapshot
@@ -281,14 +286,14 @@ def _take_event(snapshot: StoredSnapshot, row: EventRow) -> None:
     snapshot.events[EventKey(tenant_id, domain, event_id, sent_at_us)] = event
 
 
-def _take_open_conflict(snapshot: StoredSnapshot, row: OpenConflictRow) -> None:
-    found = decode_conflict(row.conflict, snapshot.sealing)
+def _take_open_conflict(snapshot: StoredSnapshot, row: OpenConflictRow) -> _Steps:
+    found = yield from conflict_in_steps(row.conflict, snapshot.sealing)
     ref = OpenConflictRef(found.tenant_id, found.device_id, found.domain, found.record_id)
     snapshot.open_conflicts[ref] = found
 
 
-def _take_conflict(snapshot: StoredSnapshot, row: ConflictRow) -> None:
-    found = decode_conflict(row.conflict, snapshot.sealing)
+def _take_conflict(snapshot: StoredSnapshot, row: ConflictRow) -> _Steps:
+    found = yield from conflict_in_steps(row.conflict, snapshot.sealing)
     snapshot.conflicts[ConflictRef(found.tenant_id, found.conflict_id)] = found
 
 
@@ -314,7 +319,7 @@ def _take_quarantined(snapshot: StoredSnapshot, row: QuarantineRow) -> None:
 
 
 #: Every kind, in the order of their numbers, and how a row of it enters the snapshot.
-_KINDS: Final[tuple[tuple[type[Any], Callable[[StoredSnapshot, Any], None]], ...]] = (
+_KINDS: Final[tuple[tuple[type[Any], Callable[[StoredSnapshot, Any], _Steps | None]], ...]] = (
     (CounterRow, _take_counter),
     (AnswerRow, _take_answer),
     (RecordRow, _take_record),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.transactions import transaction_settings
-from storage.stores.held_changes import StoredChange, decode_changes, encode_changes
+from storage.stores.held_changes import StoredChange, changes_in_steps, encode_changes
 from storage.stores.keys.reseal_statements import MOVE, Statements, statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
 from storage.stores.sealed.answers import open_answer
@@ -175,7 +175,7 @@ class PostgresReseal:
         last = list(rows[-1][2 : 2 + len(table.key)])
         due = [row for row in rows if any(_flags(table, row))]
         unreadable: list[Row] = []
-        changed = await self._sealing.opened(
+        changed = await self._sealing.opened_in_steps(
             due, lambda row: _changed(self._sealing, table, tenant_id, row), unreadable.append
         )
         due = [row for row in due if row not in unreadable]
@@ -225,8 +225,13 @@ def _flags(table: SealedTable, row: Row) -> list[bool]:
     return [bool(row[first + 2 * at]) for at in range(len(table.columns))]
 
 
-def _changed(sealing: Sealing, table: SealedTable, tenant_id: int, row: Row) -> list[str | None]:
-    """Return the key, xmin, values and further columns of a row as they should be."""
+def _changed(
+    sealing: Sealing, table: SealedTable, tenant_id: int, row: Row
+) -> Generator[None, None, list[str | None]]:
+    """Return the key, xmin, values and further columns of a row as they should be.
+
+    It yields where the loop is to be given back.
+    """
     keys = len(table.key)
     domain, value_id, version = row[3 + keys : 6 + keys]
     own = tenant_id, domain, value_id, version
@@ -241,7 +246,9 @@ def _changed(sealing: Sealing, table: SealedTable, tenant_id: int, row: Row) -> 
             elif column.form == "answer":
                 stored, more = _answer(sealing, column, own, stored, more)
             else:
-                stored = _value(sealing, column, own, stored)
+                stored = yield from _value(sealing, column, own, stored)
+            if sealing.slice_is_full():
+                yield
         values.append(stored)
     return [*row[2 : 3 + keys], *values, *more]
 
@@ -249,7 +256,9 @@ def _changed(sealing: Sealing, table: SealedTable, tenant_id: int, row: Row) -> 
 _Own = tuple[int, str | None, str, int]
 
 
-def _value(sealing: Sealing, column: SealedColumn, own: _Own, stored: str) -> str | None:
+def _value(
+    sealing: Sealing, column: SealedColumn, own: _Own, stored: str
+) -> Generator[None, None, str | None]:
     tenant_id, domain, value_id, version = own
     if column.form == "text":
         plain_text = sealing.open_text(column.place, tenant_id, domain, value_id, version, stored)
@@ -257,7 +266,7 @@ def _value(sealing: Sealing, column: SealedColumn, own: _Own, stored: str) -> st
     assert domain is not None
     if column.form == "changes":
         of_conflict = tenant_id, domain, value_id
-        changes = decode_changes(_decode_changes(stored), sealing, of_conflict)
+        changes = yield from changes_in_steps(_decode_changes(stored), sealing, of_conflict)
         return encode_changes(changes, sealing, of_conflict).decode()
     plain = sealing.open(column.place, tenant_id, domain, value_id, version, stored)
     sealed = sealing.seal(column.place, tenant_id, domain, value_id, version, plain)

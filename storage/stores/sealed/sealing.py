@@ -26,6 +26,7 @@ from engine.seal.sealer import (
 )
 from storage.postgres.plain_bytes import TEXT_MARK
 from storage.stores.sealed.followed import SealingChangedError, sealed_text
+from storage.stores.sealed.no_keys import NoKeys
 
 #: What the associated data call the place of a value: table and column.
 RECORD_DATA: Final = "records.data"
@@ -88,7 +89,7 @@ class Sealing:
 
     def __init__(self, ring: KeyRing | None = None, domains: Collection[str] = ()) -> None:
         self.on = False
-        self._ring: KeyRing = _NoKeys() if ring is None else ring
+        self._ring: KeyRing = NoKeys() if ring is None else ring
         self._domains = frozenset(domains)
         self._sealed: str | None = None
         self._unsealed = self._domains
@@ -267,7 +268,7 @@ class Sealing:
         Raises:
             StoreRetryError: As ``seal``.
         """
-        if isinstance(self._ring, _NoKeys):
+        if isinstance(self._ring, NoKeys):
             return None
         number = None if like is None else hash_key_number(bytes.fromhex(like))
         try:
@@ -281,7 +282,7 @@ class Sealing:
         Raises:
             KeysMissingError: It is not: ``load_again``.
         """
-        if isinstance(self._ring, _NoKeys):
+        if isinstance(self._ring, NoKeys):
             return
         try:
             self._ring.keys_of(tenant_id).hasher(place, hash_key_number(bytes.fromhex(keyed)))
@@ -295,21 +296,10 @@ class Sealing:
         self._room_chars = SLICE_CHARS
         return True
 
-    async def opened(
-        self,
-        rows: Iterable[_Row],
-        make: Callable[[_Row], _Result],
-        unreadable: Callable[[_Row], None] | None = None,
-    ) -> list[_Result]:
+    async def opened(self, rows: Iterable[_Row], make: Callable[[_Row], _Result]) -> list[_Result]:
         """Return what ``make`` makes of each row, opening its values. The loop is given back between slices.
 
         Keys that are missing, or may be others, are read, and the row is made again.
-
-        Args:
-            rows: The rows.
-            make: Makes one of a row.
-            unreadable: Is told of a row with a value that cannot be opened, which is left out then; None if
-                that is an error.
 
         Raises:
             UnreadableValueError: A value cannot be opened.
@@ -318,8 +308,40 @@ class Sealing:
         made: list[_Result] = []
         asked: set[int] = set()
         for row in rows:
+            while True:
+                try:
+                    made.append(make(row))
+                except (KeysMissingError, UnreadableValueError) as error:
+                    await self._load_once(error, asked)
+                else:
+                    break
+            if self.slice_is_full():
+                await asyncio.sleep(0)
+        return made
+
+    async def opened_in_steps(
+        self,
+        rows: Iterable[_Row],
+        steps: Callable[[_Row], Generator[None, None, _Result]],
+        unreadable: Callable[[_Row], None] | None = None,
+    ) -> list[_Result]:
+        """Do as ``opened`` for rows of several large values: the loop is given back within a row, too.
+
+        Args:
+            rows: The rows.
+            steps: Make one of a row, and yield when ``slice_is_full``.
+            unreadable: Is told of a row with a value that cannot be opened, which is left out then; None if
+                that is an error.
+
+        Raises:
+            UnreadableValueError: As ``opened``.
+            StoreError: As ``opened``.
+        """
+        made: list[_Result] = []
+        asked: set[int] = set()
+        for row in rows:
             try:
-                made.append(await self._made(row, make, asked))
+                made.append(await self._made_in_steps(row, steps, asked))
             except UnreadableValueError:
                 if unreadable is None:
                     raise
@@ -328,20 +350,24 @@ class Sealing:
                 await asyncio.sleep(0)
         return made
 
-    async def _made(self, row: _Row, make: Callable[[_Row], _Result], asked: set[int]) -> _Result:
+    async def _made_in_steps(
+        self, row: _Row, steps: Callable[[_Row], Generator[None, None, _Result]], asked: set[int]
+    ) -> _Result:
         while True:
             try:
-                return make(row)
-            except KeysMissingError as missing:
-                if missing.tenant_id in asked:
-                    raise UnreadableValueError(missing.tenant_id, f"{missing}: {RESTORE}") from None
-                asked.add(missing.tenant_id)
-                await self.load_again(missing)
-            except UnreadableValueError as unreadable:
-                if unreadable.tenant_id in asked:
-                    raise
-                asked.add(unreadable.tenant_id)
-                await self.load_again(unreadable)
+                return await in_steps(steps(row))
+            except (KeysMissingError, UnreadableValueError) as error:
+                await self._load_once(error, asked)
+
+    async def _load_once(self, error: KeysMissingError | UnreadableValueError, asked: set[int]) -> None:
+        """Read the keys of a tenant again; raise the error if they were."""
+        if error.tenant_id not in asked:
+            asked.add(error.tenant_id)
+            await self.load_again(error)
+        elif isinstance(error, KeysMissingError):
+            raise UnreadableValueError(error.tenant_id, f"{error}: {RESTORE}")
+        else:
+            raise error
 
     def _can_seal(self, tenant_id: int) -> bool:
         try:
@@ -355,22 +381,6 @@ class Sealing:
             return self._ring.sealing_keys_of(tenant_id)
         except KeysMissingError as missing:  # its block of seals ended since
             raise StoreRetryError(str(missing)) from None
-
-
-class _NoKeys:
-    """The ring of a process without a master key."""
-
-    def keys_of(self, tenant_id: int) -> TenantKeys:
-        raise KeysMissingError(tenant_id)
-
-    sealing_keys_of = keys_of
-
-    async def load(self, _: Collection[int]) -> None:
-        raise StoreError(
-            "the database has sealed data, and there is no master key: set sealing.master_key_file"
-        )
-
-    load_to_seal = load
 
 
 async def in_steps(steps: Generator[None, None, _Result]) -> _Result:

@@ -176,7 +176,7 @@ async def test_reseal_row_that_changes_between_read_and_write_keeps_the_change(
     newer = msgspec.structs.replace(RECORD, version=3, seq=9, data=b'{"name":"newer"}')
     done: list[str] = []
 
-    def once(*arguments: Any) -> list[str | None]:
+    def once(*arguments: Any) -> object:
         if not done:
             done.append("changed")
             execute(world.dsn, _NEWER)
@@ -197,7 +197,7 @@ async def test_reseal_that_fails_midway_goes_on_where_it_was(
     changed = reseal._changed
     calls: list[object] = []
 
-    def third(*arguments: Any) -> list[str | None]:
+    def third(*arguments: Any) -> object:
         calls.append(arguments)
         if len(calls) == 4:
             raise StoreError("cut short")

@@ -25,12 +25,14 @@ from engine.model.rows import (
 )
 from engine.runtime.ports import StoreError
 from storage.postgres.pool import Database
+from storage.stores.commit.sealed_values import changes, side
 from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
 from storage.stores.quarantine import PostgresQuarantine
 from storage.stores.sealed.answers import keyed_request
 from storage.stores.sealed.sealing import SLICE_CHARS, Sealing
+from storage.stores.stored_conflict import conflict_in_steps
 from tests.harness.key_ring import MadeUpRing, sealing_of
 from tests.harness.services import Serving, execute, rows
 
@@ -266,6 +268,34 @@ async def test_open_a_value_moved_to_another_row_is_an_error(dsn: str, database:
     execute(dsn, "UPDATE records SET data = (SELECT data FROM records WHERE id = 'r1') WHERE id = 'r2'")
     with pytest.raises(StoreError, match="another row"):
         await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
+
+
+async def test_conflict_of_large_sides_and_changes_gives_the_loop_back_between_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sealing = _sealing()
+    await sealing.load_missing([1])
+    data = b'{"name":"%s"}' % (b"x" * SLICE_CHARS)
+    large = msgspec.structs.replace(
+        CONFLICT,
+        server_data=data,
+        client_data=data,
+        client_changes=tuple(HeldChange("put", 1, AT_US, AT_US, data) for _ in range(3)),
+    )
+    fields = msgspec.structs.asdict(large)
+    for name in ("server_data", "client_data"):
+        fields[name] = msgspec.Raw(side(name, large, sealing) or b"")
+    fields["client_changes"] = msgspec.Raw((changes(large, sealing) or "").encode())
+    text = msgspec.json.encode(fields).decode()
+    given_back = 0
+
+    async def count(_: float) -> None:
+        nonlocal given_back
+        given_back += 1
+
+    monkeypatch.setattr("storage.stores.sealed.sealing.asyncio.sleep", count)
+    assert await sealing.opened_in_steps([text], lambda one: conflict_in_steps(one, sealing)) == [large]
+    assert given_back == 5
 
 
 async def test_page_of_large_sealed_records_gives_the_loop_back_between_slices(

@@ -10,15 +10,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import kosoku  # in the installation of make fuzz alone
+import kosoku.cases
 
 from tests.fuzz.echo import echoing
 
-#: With this error kosoku 0.1.0 itself fails on cases 12 and 13 of small messages, before it connects.
-_OWN_FAULT = "Strings must be encoded before hashing"
+
+def _take_plain_messages(case: Any) -> None:
+    """Let a case of compression take messages that come uncompressed, as the server sends those below 1 KiB.
+
+    kosoku 0.1.0 gives them to a case as ``str``, a character a byte. Its cases want bytes.
+    """
+    check = case.onMessage
+
+    def on_message(self: Any, message: bytes | str, binary: bool) -> None:
+        check(self, message.encode("latin-1") if isinstance(message, str) else message, binary)
+
+    case.onMessage = on_message
 
 
 async def run(cases: Sequence[str]) -> list[Any]:
     """Run the cases that patterns such as ``6.*`` name, or all."""
+    for case_id, case in kosoku.cases.CASES.items():
+        if case_id.startswith(("12.", "13.")):
+            _take_plain_messages(case)
     async with echoing() as port:
         try:
             results: list[Any] = await kosoku.run_fuzzingclient(f"ws://127.0.0.1:{port}", list(cases) or None)
@@ -29,17 +43,13 @@ async def run(cases: Sequence[str]) -> list[Any]:
 
 def main() -> int:
     """Run cases and say what failed. Returns the exit status."""
-    every = asyncio.run(run(sys.argv[1:]))
-    results = [one for one in every if _OWN_FAULT not in str(one.result)]
+    results = asyncio.run(run(sys.argv[1:]))
     verdicts = Counter(one.behavior.value for one in results)
     failed = [one for one in results if one.behavior.value in ("FAILED", "ERROR") or _unclean(one)]
     for one in failed:
         sys.stdout.write(f"Autobahn {one.case_id}: {one.behavior.value}, close {one.behavior_close.value}\n")
     sums = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-    sys.stdout.write(
-        f"Autobahn: {len(results)} cases: {sums or 'none'}; {len(failed)} failed,"
-        f" {len(every) - len(results)} not run by a fault of kosoku\n"
-    )
+    sys.stdout.write(f"Autobahn: {len(results)} cases: {sums or 'none'}; {len(failed)} failed\n")
     return int(bool(failed) or not results)
 
 

@@ -18,12 +18,14 @@ from tests.fuzz.echo import echoing
 def _take_plain_messages(case: Any) -> None:
     """Let a case of compression take messages that come uncompressed, as the server sends those below 1 KiB.
 
-    kosoku 0.1.0 gives them to a case as ``str``, a character a byte. Its cases want bytes.
+    kosoku 0.1.0 gives them to a case as ``str``. Its cases want bytes, as they get of compressed messages.
     """
     check = case.onMessage
 
     def on_message(self: Any, message: bytes | str, binary: bool) -> None:
-        check(self, message.encode("latin-1") if isinstance(message, str) else message, binary)
+        if isinstance(message, str):
+            message = message.encode("latin-1" if binary else "utf-8")
+        check(self, message, binary)
 
     case.onMessage = on_message
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import anyio
 import anyio.to_thread
-import msgspec
 import structlog
 
 from engine.model.rows import TenantUsage
@@ -31,8 +30,8 @@ class CapacityWatch:
     """Reads them every 15 seconds; ``state`` is as of the last read."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
-        bounds = TenantUsage(**msgspec.structs.asdict(settings.tenant_limits))
-        self.state = CapacityState(bounds, TenantUsage())
+        limits = settings.tenant_limits
+        self.state = CapacityState(limits.usage(), TenantUsage(), most_devices=limits.device_rows)
         self._usage = PostgresUsage(database)
         self._files = None if settings.s3.bucket else Path(settings.data.dir)
         self._looking: asyncio.Future[tuple[int, int] | tuple[None, None]] | None = None
@@ -48,7 +47,7 @@ class CapacityWatch:
         """Read once. A state that cannot be read stays as it was."""
         state = self.state
         try:
-            state.fullest, state.held, state.open_conflicts = await self._usage.totals()
+            state.fullest, state.held, state.open_conflicts, state.devices = await self._usage.totals()
             state.free_bytes, state.disk_bytes, full = await self._disk.check()
         except StoreError as error:
             _log.warning("capacity_unread", reason=type(error).__name__)

@@ -28,7 +28,8 @@ from compose.pools import pools
 from compose.sealing.master_key import MasterKeySource
 from compose.sealing.stores import server_sealing
 from compose.uploads import UploadComponents
-from engine.cache.devices import DeviceCache, DeviceLimits
+from engine.cache.device_limits import DeviceLimits
+from engine.cache.devices import DeviceCache
 from engine.cache.minutes import Minutes
 from engine.cache.revocations import Revocations
 from engine.cache.telemetry import TelemetryIntake
@@ -194,7 +195,12 @@ class Server:
             device_store,
             clock,
             self._connections.__contains__,
-            DeviceLimits(settings.devices.remembered, settings.devices.ttl_s, settings.devices.flush_s),
+            DeviceLimits(
+                settings.devices.remembered,
+                settings.devices.ttl_s,
+                settings.devices.flush_s,
+                settings.tenant_limits.device_rows,
+            ),
             limits.messages_per_minute,
         )
         alerts = Alerts(receivers(settings), reads, clock)

@@ -27,7 +27,8 @@ from bench.harness.stage import add_tenants, tenant_ids
 from bench.load.workload import data_of, message
 from bench.report.text import table
 from engine.cache.device_health import Counts, DeviceKey, Health
-from engine.cache.devices import DeviceCache, DeviceLimits
+from engine.cache.device_limits import DeviceLimits
+from engine.cache.devices import DeviceCache
 from engine.runtime.settings import Settings
 from storage.postgres.blocking import connected
 from storage.postgres.pool import Database
@@ -60,7 +61,9 @@ async def _known(keys: list[DeviceKey]) -> list[Health]:
 
 def _devices(store: Any) -> DeviceCache:
     clock = SimpleNamespace(now_us=lambda: time.time_ns() // 1000, monotonic_s=time.monotonic)
-    return DeviceCache(store, clock, lambda _: True, DeviceLimits(_CACHED, 300, 5), _MESSAGES_PER_MINUTE)
+    return DeviceCache(
+        store, clock, lambda _: True, DeviceLimits(_CACHED, 300, 5, _CACHED), _MESSAGES_PER_MINUTE
+    )
 
 
 def _sync(devices: DeviceCache, count: int, conflicts: int = 0) -> None:

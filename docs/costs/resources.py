@@ -203,6 +203,7 @@ RESOURCES: Final[dict[str, tuple[Cost, ...]]] = {
                 ("event", "events", ("rows", "bytes")),
                 ("answer", "keys with their answers", ("rows", "bytes")),
                 ("future_event", "events that are dated ahead", ("rows",)),
+                ("device", "devices that were ever seen, or revoked", ("rows",)),
             )
         ),
         Cost(

@@ -95,6 +95,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     - ``read_at_s``: the monotonic time of the last read from the store; None before the first one.
     - ``saved_generation``: numbers the last moment at which a change of it may have been on its way to the
       store (``engine.cache.devices``).
+    - ``known``: it has a row in the store, and its tenant counts it. ``refused``: there was no room for one.
     - ``facts``: what its heartbeats to this process told; None before the first one. ``facts_due_us``: from
       when on they are stored again. ``has_new_facts``: they are to be stored with the next change.
     - ``clock``: None until the device sends the time that its own clock shows. It is never stored.
@@ -117,6 +118,8 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     seen_at_s: float | None = None
     read_at_s: float | None = None
     saved_generation: int = 0
+    known: bool = False
+    refused: bool = False
     facts: Facts | None = None
     facts_due_us: int = 0
     has_new_facts: bool = False
@@ -222,6 +225,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     def read(self, stored: Health | None, now_s: float) -> None:
         """Note the stored health; None if the device has no row."""
         self.read_at_s = now_s
+        self.known, self.refused = True, False
         if stored is None:
             self.stored = _NOTHING
             return
@@ -232,6 +236,11 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         self.network_type = _shared(said.network_type or stored.network_type)
         self.app_version = _shared(said.app_version or stored.app_version)
         self.os_version = _shared(said.os_version or stored.os_version)
+
+    def refuse(self) -> None:
+        """Note that its tenant has no room for it. Nothing of it is stored until it comes again."""
+        self.refused = True
+        self.unsaved, self.seen, self.seen_at_s = None, False, None
 
     def health_score(self, now_us: int) -> int:
         """Return the score, 0 to 100, at ``now_us``: the score of a silent device sinks."""

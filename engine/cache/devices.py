@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-import msgspec
 import structlog
 
 from engine.cache.device_health import Device, DeviceKey, Health
+from engine.cache.device_limits import DeviceCounters, DeviceLimits
 from engine.cache.ports import DeviceStore, HealthUnknownError
 from engine.runtime.batching import write_last
-from engine.runtime.metrics import LOOKUP_BOUNDS_S, Distribution, Metric, counter, gauge
+from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock, StoreError, StorePoisonError
-from engine.runtime.rate_limit import TokenBucket
+from engine.runtime.rate_limit import TokenBucket, retry_later_ms
+from engine.wire.errors import SyncError
 
 #: Devices read or written by one statement.
 _ROWS: Final = 1000
@@ -42,47 +43,14 @@ _DEVICES_PER_PASS: Final = 500
 #: The most devices, from the least recently seen on, that are tried for eviction at a time.
 _EVICTION_ATTEMPTS: Final = 8
 _BEING_SAVED: Final = sys.maxsize
+_NO_ROOM: Final = (
+    "the tenant has as many devices as it may (tenant_limits.device_rows), and this one is new:"
+    " have an operator raise it"
+)
 
 _log = structlog.get_logger()
 
 _Taken = list[tuple[Device, Health]]
-
-
-class DeviceLimits(msgspec.Struct, frozen=True):
-    """``remembered``: the most devices in memory. Each is reread after ``ttl_s``, saved every ``flush_s``."""
-
-    remembered: int
-    ttl_s: float
-    flush_s: float
-
-
-class DeviceCounters(msgspec.Struct):
-    """Counts since the start: lookups of devices in memory and of others, reads at handshakes, flushes."""
-
-    hits: int = 0
-    misses: int = 0
-    reads: int = 0
-    flush_rows: int = 0
-    flush_s: float = 0.0
-    flush_failures: int = 0
-    durations: Distribution = msgspec.field(default_factory=lambda: Distribution(LOOKUP_BOUNDS_S))
-
-    def metrics(self) -> Iterator[Metric]:
-        """Yield the counts."""
-        yield from (
-            counter("tidemark_device_hits", "Syncs of devices in memory", self.hits),
-            counter("tidemark_device_misses", "Syncs of devices not read yet", self.misses),
-            counter("tidemark_device_reads", "Devices read when they connected", self.reads),
-            counter("tidemark_health_flush_rows", "Rows of health written behind", self.flush_rows),
-            counter("tidemark_health_flush_seconds", "Time that writing health behind took", self.flush_s),
-            counter(
-                "tidemark_health_flush_failures",
-                "Writes of health that failed and are tried again",
-                self.flush_failures,
-            ),
-        )
-        text = "Reads of devices that connect, from memory or from the database"
-        yield self.durations.metric("tidemark_device_read_duration_seconds", text)
 
 
 class DeviceCache:
@@ -150,7 +118,11 @@ class DeviceCache:
         return device
 
     async def load(self, tenant_id: int, device_id: str) -> None:
-        """Read a device before it is served. If the store does not answer in time, go on without."""
+        """Read a device before it is served. If the store does not answer in time, go on without.
+
+        Raises:
+            SyncError: ``insufficient_storage``: the device is new, and its tenant has as many as it may.
+        """
         began_s = self._clock.monotonic_s()
         device = self.get(tenant_id, device_id, began_s)
         if device.read_at_s is None:
@@ -162,6 +134,9 @@ class DeviceCache:
                     async with asyncio.timeout(_READ_TIMEOUT_S):
                         await self._read_done.wait()
         self.counters.durations.add(self._clock.monotonic_s() - began_s)
+        if device.refused:
+            self.counters.refused += 1
+            raise SyncError("insufficient_storage", _NO_ROOM, retry_after_ms=retry_later_ms())
 
     def count_lookup(self, device: Device) -> None:
         """Count a sync as a hit if the device has been read, as a miss otherwise."""
@@ -253,11 +228,25 @@ class DeviceCache:
         for some in _chunks(devices):
             saved_generation, now_s = self._saved_generation, self._clock.monotonic_s()
             found = {health.key: health for health in await self._store.health([one.key for one in some])}
+            await self._introduce([one for one in some if one.key not in found and not one.known])
             for device in some:
+                if device.refused and not device.known:
+                    continue
                 # A save that ran during the read may be in it or not. The next sweep reads the device again.
                 if device.saved_generation <= saved_generation:
                     device.read(found.get(device.key), now_s)
         self._reads_fail = False
+
+    async def _introduce(self, unknown: list[Device]) -> None:
+        """Give devices without a row one, as long as their tenants have room. Raises StoreError."""
+        if not unknown:
+            return
+        refused = await self._store.introduce(sorted({one.key for one in unknown}), self._limits.of_tenant)
+        for device in unknown:
+            if device.key in refused:
+                device.refuse()
+            else:
+                device.known, device.refused = True, False
 
     def _not_read(self, error: StoreError) -> None:
         if not self._reads_fail:
@@ -334,7 +323,9 @@ class DeviceCache:
 
     async def _add(self, taken: _Taken) -> None:
         try:
-            await self._store.add([health for _, health in taken])
+            taken = await self._with_rows(taken)
+            if taken:
+                await self._store.add([health for _, health in taken])
         except HealthUnknownError as error:
             self._unknown_outcomes.append((error.receipt, taken))
             raise
@@ -345,6 +336,15 @@ class DeviceCache:
             raise
         else:
             self._saved(taken)
+
+    async def _with_rows(self, taken: _Taken) -> _Taken:
+        """Return the changes of devices that have a row, or that get one now. Raises StoreError.
+
+        A handshake gives a device its row. One that was not read, since the store was away, has none yet.
+        """
+        await self._introduce([device for device, _ in taken if not device.known])
+        self._advance_generation([one for one in taken if one[0].refused])
+        return [one for one in taken if not one[0].refused]
 
     async def _add_by_halves(self, taken: _Taken) -> None:
         """Save halves of a refused batch, so that only the device that the store refuses is left out."""

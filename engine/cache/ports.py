@@ -110,6 +110,22 @@ class DeviceStore(Protocol):
     async def latest(self, limit: int) -> list[Health]:
         """Read the devices that synced last, the latest first. Raises StoreError."""
 
+    async def introduce(self, keys: list[DeviceKey], most: int) -> set[DeviceKey]:
+        """Make a row for each device that has none, while its tenant has fewer than ``most`` devices.
+
+        Exact over all processes. A call may be repeated.
+
+        Args:
+            keys: Each device once, in ascending order.
+            most: The most devices of a tenant.
+
+        Returns:
+            Those for which there was no room.
+
+        Raises:
+            StoreError: Rows may have been made, or not.
+        """
+
     async def add(self, changes: list[Health]) -> None:
         """Add to the stored counts, all or nothing.
 

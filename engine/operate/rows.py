@@ -31,11 +31,15 @@ class TenantSummary(msgspec.Struct, frozen=True):
 
 
 class TenantUsageSummary(msgspec.Struct, frozen=True):
-    """The usage of one tenant; ``file_bytes`` counts its files and its open uploads."""
+    """The usage of one tenant.
+
+    ``file_bytes`` counts its files and its open uploads, ``device_rows`` the devices that were ever seen.
+    """
 
     name: str
     usage: TenantUsage
     file_bytes: int
+    device_rows: int
 
 
 class PolicyInForce(msgspec.Struct, frozen=True):

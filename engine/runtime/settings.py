@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from engine.model.domains import Domain
+from engine.model.rows import TenantUsage
 
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -160,7 +161,10 @@ class Records(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one tenant may hold: rows, and bytes of the JSON in them, as ``engine.model.rows.TenantUsage``."""
+    """What one tenant may hold: rows, and bytes of the JSON in them, as ``engine.model.rows.TenantUsage``.
+
+    ``device_rows`` is no number of that: no message adds to it.
+    """
 
     record_rows: HeldRows
     record_bytes: QuotaBytes
@@ -173,6 +177,11 @@ class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     answer_rows: HeldRows
     answer_bytes: QuotaBytes
     future_event_rows: HeldRows
+    device_rows: HeldRows
+
+    def usage(self) -> TenantUsage:
+        """Return the bounds of what messages add."""
+        return TenantUsage(*[getattr(self, name) for name in TenantUsage.__struct_fields__])
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -87,6 +87,7 @@ async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> Non
         for kind, used, bound in (
             *((kind, held[kind], bounds[kind]) for kind in held),
             ("file_bytes", one.file_bytes, files),
+            ("device_rows", one.device_rows, bounds["device_rows"]),
         ):
             rows.append(UsageRow(one.name, kind, used, bound))
     if json_:

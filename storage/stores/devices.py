@@ -113,6 +113,28 @@ _ADD_HOUR: Final = Statement(
     " queue_depth = coalesce(excluded.queue_depth, t.queue_depth),"
     " user_id = coalesce(excluded.user_id, t.user_id)"
 )
+#: Makes the first rows of devices, as many as there is room for. The rows of ``tenant_storage`` are locked
+#: first, so that two processes do not fill the same room; a trigger counts.
+_STORAGE: Final = Statement(
+    "INSERT INTO tenant_storage (tenant_id) SELECT tenant_id FROM tenants"
+    " WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id ON CONFLICT (tenant_id) DO NOTHING"
+)
+_LOCK_STORAGE: Final = Statement(
+    "SELECT FROM tenant_storage WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY tenant_id"
+    " FOR NO KEY UPDATE"
+)
+_WITHOUT_ROW: Final = (
+    " FROM unnest(%(tenants)s::int[], %(devices)s::text[]) WITH ORDINALITY AS w(t, d, n)"
+    " JOIN tenant_storage AS s ON s.tenant_id = w.t LEFT JOIN LATERAL (SELECT true AS known FROM devices"
+    " WHERE tenant_id = w.t AND device_id = w.d LIMIT 1) AS k ON true WHERE k.known IS NULL"
+)
+_INTRODUCE: Final = Statement(
+    "INSERT INTO devices (tenant_id, device_id) SELECT f.t, f.d FROM (SELECT w.t, w.d,"
+    f" s.device_rows + row_number() OVER (PARTITION BY w.t ORDER BY w.n) AS place{_WITHOUT_ROW}) AS f"
+    ' WHERE f.place <= %(most)s::int ORDER BY f.t, f.d COLLATE "C"'
+    " ON CONFLICT (tenant_id, device_id) DO NOTHING"
+)
+_NO_ROOM: Final = Statement(f"SELECT w.t, w.d{_WITHOUT_ROW}")
 _RECEIPT: Final = Statement("SELECT pg_current_xact_id()::text")
 _DEVICES: Final = (
     "SELECT t.name, d.device_id, d.first_seen_at, greatest(d.last_seen_at, h.last_sync_at), h.last_sync_at,"
@@ -157,6 +179,14 @@ class PostgresDevices:
         """Read those that synced last."""
         rows = await self._database.query(_LATEST, {"limit": limit}, EVERYONE)
         return [_health(row) for row in rows]
+
+    async def introduce(self, keys: list[DeviceKey], most: int) -> set[DeviceKey]:
+        """Make a row for each device that has none, while its tenant has fewer than ``most``."""
+        tenants, devices = zip(*keys, strict=True)
+        values = {"tenants": int_array(tenants), "devices": text_array(devices), "most": most}
+        async with self._database.transaction(_SETTINGS, set(tenants)) as transaction:
+            refused = await transaction.run([_STORAGE, _LOCK_STORAGE, _INTRODUCE, _NO_ROOM], values)
+        return {DeviceKey(tenant_id, device_id) for tenant_id, device_id in refused}
 
     async def add(self, changes: list[Health]) -> None:
         """Add to the stored counts; see the port for what it raises."""

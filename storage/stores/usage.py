@@ -109,11 +109,15 @@ def recount(dsn: str, budget_s: float = _BUDGET_S) -> int:
 
 
 class UsageTotals(NamedTuple):
-    """What the fullest tenant holds of each number, what all hold together, and all open conflicts."""
+    """What the fullest tenant holds of each number, what all hold together, and all open conflicts.
+
+    ``most_devices`` is the number of devices of the tenant with the most.
+    """
 
     fullest: TenantUsage
     held: TenantUsage
     open_conflicts: int
+    most_devices: int
 
 
 #: More than anybody settles: counting stops here, after some ten milliseconds.
@@ -122,6 +126,7 @@ _OPEN_CONFLICTS: Final = (
     "SELECT count(*) FROM (SELECT FROM conflict_resolution_log WHERE outcome = 'open'"
     f" LIMIT {_COUNTED_CONFLICTS}) AS counted"
 )
+_MOST_DEVICES: Final = "SELECT coalesce(max(device_rows), 0) FROM tenant_storage"
 
 
 class PostgresUsage:
@@ -134,7 +139,8 @@ class PostgresUsage:
         """List what tenants hold, by name."""
         columns = ", ".join(f"coalesce(c.{name}, 0)" for name in NAMES)
         found = await self._database.query(
-            f"SELECT t.name, coalesce(s.reserved_bytes, 0), {columns} FROM tenants AS t"
+            f"SELECT t.name, coalesce(s.reserved_bytes, 0), coalesce(s.device_rows, 0), {columns}"
+            " FROM tenants AS t"
             " LEFT JOIN tenant_counters AS c USING (tenant_id)"
             " LEFT JOIN tenant_storage AS s USING (tenant_id)"
             " WHERE %(tenant)s::text IS NULL OR t.name = %(tenant)s ORDER BY t.name",
@@ -143,7 +149,10 @@ class PostgresUsage:
         )
         if tenant is not None and not found:
             raise NoTenantError(tenant)
-        return [TenantUsageSummary(name, TenantUsage(*held), file_bytes) for name, file_bytes, *held in found]
+        return [
+            TenantUsageSummary(name, TenantUsage(*held), file_bytes, devices)
+            for name, file_bytes, devices, *held in found
+        ]
 
     async def totals(self) -> UsageTotals:
         """Return what the fullest tenant holds of each number, and what all hold. Raises StoreError."""
@@ -153,8 +162,10 @@ class PostgresUsage:
             f"SELECT {most}, {sums} FROM tenant_counters", tenants=EVERYONE
         )
         (open_conflicts,) = await self._database.query(_OPEN_CONFLICTS, tenants=EVERYONE)
+        (devices,) = await self._database.query(_MOST_DEVICES, tenants=EVERYONE)
         count = len(NAMES)
-        return UsageTotals(TenantUsage(*numbers[:count]), TenantUsage(*numbers[count:]), open_conflicts[0])
+        fullest, held = TenantUsage(*numbers[:count]), TenantUsage(*numbers[count:])
+        return UsageTotals(fullest, held, open_conflicts[0], devices[0])
 
 
 def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:

@@ -35,6 +35,7 @@ NARROW: Final[Json] = {
         "quarantine_rows": 20,
         "event_rows": 20,
         "future_event_rows": 10,
+        "device_rows": 500,
     },
 }
 

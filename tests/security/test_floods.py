@@ -168,6 +168,39 @@ async def test_flood_of_pulls_from_the_beginning_is_bounded_by_device(pond: Pond
             assert answer.status == 200 or answer.verdict == (429, "rate_limited")
 
 
+async def test_flood_of_devices_stops_at_the_bound_of_its_tenant(pond: Pond) -> None:
+    """Only a backend that signs tokens of the tenant can try it."""
+    tenant, bound = pond.arena.seeded["globex"].tenant_id, NARROW["tenant_limits"]["device_rows"]
+    pond.arena.rows(
+        "INSERT INTO devices (tenant_id, device_id) SELECT s.tenant_id, 'filler-' || n"
+        " FROM tenant_storage AS s, generate_series(1, %s - 3 - s.device_rows) AS n"
+        " WHERE s.tenant_id = %s RETURNING 1",
+        bound,
+        tenant,
+    )
+    known = "SELECT count(*)::int FROM devices WHERE tenant_id = %s"
+    try:
+        async with pond.calm("devices", tenant="globex"):
+            verdicts = []
+            for _ in range(6):
+                async with wired(pond.url) as wire:
+                    await wire.head("GET", "/v1/changes", pond.running.headers(pond.name(), "globex"))
+                    answer = await wire.answer()
+                    verdicts.append(answer.verdict if answer.status != 200 else 200)
+            assert verdicts == [200] * 3 + [(507, "insufficient_storage")] * 3
+            async with wired(pond.url) as wire:
+                await wire.head("GET", "/v1/sync", HANDSHAKE | pond.running.headers(pond.name(), "globex"))
+                assert (await wire.answer()).verdict == (507, "insufficient_storage")
+            async with wired(pond.url) as wire:
+                await wire.head("GET", "/v1/changes", pond.running.headers("owner", "globex"))
+                assert (await wire.answer()).status == 200
+        assert pond.arena.rows(known, tenant) == [(bound,)]
+    finally:
+        pond.arena.rows(
+            "DELETE FROM devices WHERE tenant_id = %s AND device_id LIKE 'filler-%%' RETURNING 1", tenant
+        )
+
+
 # -- rows -------------------------------------------------------------------------------------
 
 

@@ -33,11 +33,13 @@ class CapacityState(msgspec.Struct):
 
     Attributes:
         bounds: What a tenant may hold.
+        most_devices: How many devices a tenant may have.
         fullest: The most that any tenant holds of each number in ``bounds``.
         full: The reason why the database has no space for anybody, None if it has.
         free_bytes: The space on the disk of the database, None if it is not known.
         disk_bytes: The size of that disk, None if it is not known.
         held: What all tenants hold together.
+        devices: The most devices that any tenant has.
         open_conflicts: The conflicts of all tenants that wait for a person, counted up to 100,000.
         files_free_bytes: The space on the disk of uploaded files, None where they are in a bucket.
         files_disk_bytes: The size of that disk.
@@ -45,6 +47,8 @@ class CapacityState(msgspec.Struct):
 
     bounds: TenantUsage
     fullest: TenantUsage
+    most_devices: int = 0
+    devices: int = 0
     full: str | None = None
     free_bytes: int | None = None
     disk_bytes: int | None = None
@@ -56,7 +60,8 @@ class CapacityState(msgspec.Struct):
     def parts(self) -> dict[str, float]:
         """Return the share of each bound that the fullest tenant holds; 1 for a bound of 0."""
         numbers = zip(NAMES, self.fullest.numbers(), self.bounds.numbers(), strict=True)
-        return {name: held / bound if bound else 1.0 for name, held, bound in numbers}
+        named = (*numbers, ("device_rows", self.devices, self.most_devices))
+        return {name: held / bound if bound else 1.0 for name, held, bound in named}
 
     def metrics(self) -> Iterator[Metric]:
         """Yield what tenants hold, how full the fullest is, and how full the disks are."""

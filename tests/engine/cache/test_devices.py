@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.device_health import Counts, Device, DeviceKey, Facts, Health, health_score
-from engine.cache.devices import DeviceCache, DeviceLimits
+from engine.cache.device_limits import DeviceLimits
+from engine.cache.devices import DeviceCache
 from engine.cache.ports import HealthUnknownError, Revoked
 from engine.runtime.ports import StoreError, StorePoisonError, StoreRetryError, StoreUnavailableError
 from engine.runtime.rate_limit import TokenBucket
+from engine.wire.errors import SyncError
 
 HOUR_US = 3_600_000_000
 TTL_S = 300.0
@@ -40,6 +42,7 @@ class Stored:
 
     def __init__(self) -> None:
         self.rows: dict[DeviceKey, Counts] = {}
+        self.introduced: set[DeviceKey] = set()
         self.reads: list[list[DeviceKey]] = []
         self.outcomes: list[str] = []
         self.away = False
@@ -71,6 +74,16 @@ class Stored:
 
     def _health(self, key: DeviceKey) -> Health:
         return Health(key, self.rows[key], 7, "4g", "1.0", "14")
+
+    async def introduce(self, keys: list[DeviceKey], most: int) -> set[DeviceKey]:
+        """Count, or fail as told."""
+        assert keys == sorted(set(keys))
+        if self.away:
+            raise StoreUnavailableError("away")
+        for key in keys:
+            if len(self.introduced | {key}) <= most:
+                self.introduced.add(key)
+        return set(keys) - self.introduced
 
     async def add(self, changes: list[Health]) -> None:
         """Add, or fail as told."""
@@ -104,14 +117,21 @@ class Stored:
 class Process:
     """One process's devices, on a store that it may share."""
 
-    def __init__(self, store: Stored, clock: Clock, remembered: int = 100, per_minute: int = 60) -> None:
+    def __init__(
+        self,
+        store: Stored,
+        clock: Clock,
+        remembered: int = 100,
+        per_minute: int = 60,
+        of_tenant: int = 10_000,
+    ) -> None:
         self.connected: set[DeviceKey] = set()
         self.clock = clock
         self.devices = DeviceCache(
             store,
             clock,
             self.connected.__contains__,
-            DeviceLimits(remembered, TTL_S, 5),
+            DeviceLimits(remembered, TTL_S, 5, of_tenant),
             per_minute,
         )
 
@@ -432,6 +452,46 @@ async def test_device_cache_preload_during_a_save_leaves_new_devices_unread(
     assert process.seen("phone").read_at_s is None
     await process.devices.sweep()
     assert process.seen("phone").counts.syncs == 9
+
+
+# -- the bound of a tenant --------------------------------------------------------------------
+
+
+async def test_device_cache_new_device_past_the_bound_is_refused(store: Stored, clock: Clock) -> None:
+    process = Process(store, clock, of_tenant=2)
+    store.rows = {DeviceKey(1, "known"): Counts(9, 0, 0, 0)}
+    async with process.running():
+        for name in ("first", "second", "known"):
+            await process.devices.load(1, name)
+        for _ in range(2):
+            with pytest.raises(SyncError, match=r"tenant_limits\.device_rows") as refused:
+                await process.devices.load(1, "third")
+            assert refused.value.code == "insufficient_storage"
+        await process.devices.load(1, "first")
+        assert process.devices.counters.refused == 2
+        await process.devices.flush()
+        assert set(store.rows) == {DeviceKey(1, name) for name in ("first", "second", "known")}
+        store.introduced.remove(DeviceKey(1, "second"))
+        await process.devices.load(1, "third")
+
+
+async def test_device_cache_device_past_the_bound_in_an_outage_gets_no_row(
+    store: Stored, clock: Clock
+) -> None:
+    process = Process(store, clock, of_tenant=1)
+    store.away = True
+    async with process.running():
+        for name in ("first", "second"):
+            await process.devices.load(1, name)
+            process.seen(name).synced(1, 1, 0)
+        store.away = False
+        await process.devices.flush()
+        assert set(store.rows) == store.introduced
+        assert len(store.rows) == 1
+        await process.devices.sweep()
+        (refused,) = {DeviceKey(1, "first"), DeviceKey(1, "second")} - store.introduced
+        with pytest.raises(SyncError):
+            await process.devices.load(*refused)
 
 
 # -- writing behind ---------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from storage.stores.devices import PostgresDevices
 from tests.harness.services import Serving, execute, rows
 
 PHONE, TABLET, OTHER = DeviceKey(1, "phone"), DeviceKey(1, "tablet"), DeviceKey(2, "phone")
+COUNTED = "SELECT tenant_id, device_rows FROM tenant_storage ORDER BY 1"
 EMPTY = "SELECT count(*)::int FROM sync_device_health"
 
 
@@ -52,6 +53,36 @@ async def test_devices_add_sums_counts_and_keeps_the_latest_sync(store: Postgres
     assert await store.health([]) == []
     assert [one.key for one in await store.latest(10)] == [PHONE]
     assert await store.latest(0) == []
+
+
+async def test_devices_introduce_by_two_processes_fills_each_tenant_to_its_bound(tenants: str) -> None:
+    databases = Serving(tenants, 1), Serving(tenants, 1)
+    first = [DeviceKey(1, f"a{number}") for number in range(8)] + [DeviceKey(2, "only")]
+    second = [DeviceKey(1, f"{letter}{number}") for letter in "ab" for number in range(6)]
+    try:
+        stores = [PostgresDevices(database) for database in databases]
+        refused = set[DeviceKey]().union(
+            *await asyncio.gather(stores[0].introduce(first, 10), stores[1].introduce(second, 10))
+        )
+        again = await stores[0].introduce(first, 10) | await stores[1].introduce(second, 10)
+    finally:
+        for database in databases:
+            await database.close()
+    assert again == refused
+    made = rows(tenants, "SELECT tenant_id, device_id FROM devices ORDER BY 1, 2")
+    assert made == sorted({*first, *second} - refused)
+    assert rows(tenants, COUNTED) == [(1, 10), (2, 1)]
+
+
+async def test_devices_are_counted_whoever_writes(store: PostgresDevices, tenants: str) -> None:
+    await store.add([Health(PHONE, Counts(1), seen=True)])
+    await store.revoke("acme", "lost")
+    await store.revoke("acme", "phone")
+    execute(tenants, "INSERT INTO devices (tenant_id, device_id) VALUES (2, 'by hand'), (2, 'another')")
+    assert rows(tenants, COUNTED) == [(1, 2), (2, 2)]
+    execute(tenants, "DELETE FROM devices WHERE device_id IN ('by hand', 'lost')")
+    assert rows(tenants, COUNTED) == [(1, 1), (2, 1)]
+    assert await store.introduce([PHONE, TABLET, OTHER], 1) == {TABLET, OTHER}
 
 
 async def test_devices_add_keeps_versions_and_first_sight(store: PostgresDevices, tenants: str) -> None:

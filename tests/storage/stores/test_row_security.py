@@ -76,6 +76,7 @@ def _copy_to_foreign(cursor: Cursor, tables: list[str]) -> None:
         "INSERT INTO tenants (tenant_id, name) OVERRIDING SYSTEM VALUE VALUES (%s, %s)",
         (FOREIGN, FOREIGN_NAME),
     )
+    cursor.execute("SET LOCAL session_replication_role = replica")  # the triggers' rows are copied, too
     for table in tables:
         cursor.execute(_COPIED, (table,))
         ((columns,),) = cursor.fetchall()
@@ -84,6 +85,7 @@ def _copy_to_foreign(cursor: Cursor, tables: list[str]) -> None:
             f" WHERE tenant_id = {OWN}"
         )
         assert cursor.rowcount > 0, f"the scenario writes nothing into {table}"
+    cursor.execute("SET LOCAL session_replication_role = origin")
 
 
 def _state(cursor: Cursor, tables: list[str]) -> list[tuple[Any, ...]]:

@@ -320,6 +320,7 @@ class EveryMethod:
         before = (await keys.read([OWN]))[OWN].keys[0]
         await keys.replace(OWN, before, WrappedKey(2, "m1", b"k", retired=False), reseal=True)
         await keys.lease({OWN: (await keys.read([OWN]))[OWN].keys[1].key_id}, 10)
+        await PostgresStore(database, 720, Sealing())._name_keys([OWN])
         admin = PostgresKeyAdmin(database)
         await admin.tenants()
         await admin.master_keys_in_use()

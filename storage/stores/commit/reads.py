@@ -26,7 +26,7 @@ from storage.stores.commit.rows import (
     number_of,
     select,
 )
-from storage.stores.sealed.followed import SEALED_SQL, key_sql
+from storage.stores.sealed.followed import ANY_SEALED_SQL, SEALED_SQL
 from storage.stores.sealed.same_file import may_be_same
 from storage.stores.upload_states import FILE_OR_DUPLICATE
 
@@ -43,13 +43,11 @@ _COUNTERS: Final = (
         counted_hour="sync_hour",
         usage="{0}",
         counts="sync_counts",
-        sealed=SEALED_SQL,
-        key_id="{1}",
+        sealed="{1}",
+        key_id="{2}",
     )
     + " FROM tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[])"
 )
-#: Read only while something is sealed, since it costs a look into an index for each tenant.
-_KEY_ID: Final = key_sql("tenant_counters.tenant_id")
 _USAGE: Final = f"concat_ws(',', {', '.join(NAMES)})"
 #: LATERAL with LIMIT fixes the plan: one index probe a row, whatever the statistics of the tables say.
 _RECORDS: Final = (
@@ -168,7 +166,7 @@ Values = dict[str, object]
 class ReadKinds(msgspec.Struct, frozen=True):
     """The kinds of row that a batch reads: each combination has a prepared statement of its own.
 
-    ``sealing`` says whether anything is sealed.
+    ``sealing`` says whether this process seals anything.
     """
 
     sealing: bool
@@ -208,8 +206,8 @@ def kinds_of(read_set: ReadSet, lifetime_h: float, *, sealing: bool) -> ReadKind
 
 def reading(kinds: ReadKinds, lifetime_h: float, day: int | None) -> Statement:
     """Return the statement that reads some kinds of row. ``day`` is as for ``answers.recent``."""
-    key_id = _KEY_ID if kinds.sealing else "NULL::text"
-    parts = [_COUNTERS.format(_usage(kinds.usage_above), key_id)]
+    sealing = (SEALED_SQL, "key_id::text") if kinds.sealing else (ANY_SEALED_SQL, "NULL::text")
+    parts = [_COUNTERS.format(_usage(kinds.usage_above), *sealing)]
     parts += [older(lifetime_h)] if kinds.old_keys else []
     parts += [recent(lifetime_h, day)] if kinds.keys else []
     parts += [_RECORDS] if kinds.records else []

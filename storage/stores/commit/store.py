@@ -64,6 +64,7 @@ class PostgresStore:
             except SealingChangedError:
                 behind += 1
                 if behind > BEHIND_TRIES:
+                    await self._name_keys(read_set.tenants)
                     raise
                 await sealing.follow_again(read_set.tenants)
 
@@ -102,6 +103,16 @@ class PostgresStore:
             self._statements.clear()
         if day is not None and today not in (day, day + 1):
             raise StoreRetryError("the database's day has changed")
+
+    async def _name_keys(self, tenants: list[int]) -> None:
+        """Have counters name the keys that seal, which a restore without triggers may have left behind."""
+        await self._database.execute(
+            "UPDATE tenant_counters AS c SET key_id = k.key_id FROM tenant_keys AS k"
+            " WHERE c.tenant_id = ANY(%(tenants)s::int[]) AND k.tenant_id = c.tenant_id"
+            " AND k.retired_at IS NULL AND c.key_id IS DISTINCT FROM k.key_id",
+            {"tenants": int_array(tenants)},
+            tenants=tenants,
+        )
 
     async def _create_counters(self, tenants: list[int]) -> None:
         await self._database.execute(

@@ -42,6 +42,8 @@ _USE_MASTER: Final = (
     "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
     " DO UPDATE SET retired_at = NULL, since = now() WHERE m.retired_at IS NOT NULL"
 )
+#: As batches and the removal of a tenant do, before any other row of the tenant. A trigger changes it.
+_LOCK_COUNTER: Final = "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s::int FOR UPDATE"
 #: The row of the tenant stays until the transaction ends. One that is removed has no keys. Of two processes
 #: with keys of the same number the second one finds it taken.
 _TAKE_NUMBER: Final = (
@@ -122,6 +124,7 @@ async def _replaced(
         "master": key.master_key_id,
     }
     await use_master(transaction, key.master_key_id)
+    await transaction.query(_LOCK_COUNTER, values)
     if not await transaction.query(_TAKE_NUMBER, values):
         return False
     if before is not None and not await transaction.query(_RETIRE, values):

@@ -10,14 +10,15 @@ from storage.postgres.arrays import int_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction
-from storage.stores.sealed.followed import BEHIND_TRIES, SEALED_SQL, SealingChangedError, key_sql
+from storage.stores.sealed.followed import BEHIND_TRIES, SEALED_SQL, SealingChangedError
 from storage.stores.sealed.sealing import Sealing
 
 #: What a later statement reads is of after the transaction got its number. So the number of a transaction
 #: that missed a domain is older than the domain, and the job ``reseal`` waits for its end.
 _NUMBERED: Final = Statement("SELECT pg_current_xact_id()")
 _STATE: Final = Statement(
-    f"SELECT w.t, {SEALED_SQL}, {key_sql('w.t')} FROM unnest(%(tenants)s::int[]) AS w(t)"
+    f"SELECT w.t, {SEALED_SQL}, k.key_id::text FROM unnest(%(tenants)s::int[]) AS w(t)"
+    " LEFT JOIN tenant_keys AS k ON k.tenant_id = w.t AND k.retired_at IS NULL"
 )
 
 

@@ -114,7 +114,7 @@ class Sealing:
 
         Args:
             sealed: ``SEALED_SQL``, as a transaction read it that is to write values.
-            key_ids: ``key_sql`` of the tenants whose values it is to write.
+            key_ids: The keys that seal there for the tenants whose values it is to write.
 
         Raises:
             SealingChangedError: It does not: ``follow_again``.

@@ -59,7 +59,6 @@ _IDENTITIES: dict[str, list[set[str]]] = {
     ],
     "quarantine": [{"tenant_id", "quarantine_id"}, {"tenant_id", "device_id", "domain", "record_id"}],
     "upload_session": [{"tenant_id", "upload_id"}, {"tenant_id", "domain", "record_id"}],
-    "tenant_keys": [{"tenant_id"}],
     "sealed_domains": [set()],
 }
 #: All of it is of one tenant and domain, the worst case for whoever reads by their prefix.

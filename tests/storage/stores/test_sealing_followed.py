@@ -90,6 +90,38 @@ async def test_commit_after_a_failover_that_lost_the_key_seals_with_one_that_the
     assert await _records(database, behind) == expected
 
 
+async def test_commit_a_key_row_of_a_backup_in_place_of_the_key_seals_with_that_one(
+    dsn: str, database: Database
+) -> None:
+    await _seal(database)
+    await _write(database, await _process(database), RECORD)
+    execute(dsn, "CREATE TABLE backup AS SELECT * FROM tenant_keys", *FAILOVER)
+    behind = await _process(database)
+    await _write(database, behind, RECORD)
+    execute(dsn, *FAILOVER, "INSERT INTO tenant_keys SELECT * FROM backup")
+    await _write(database, behind, RECORD)
+    assert await _records(database, await _process(database)) == ["r1"]
+
+
+async def test_commit_a_counter_that_names_another_key_is_put_right(dsn: str, database: Database) -> None:
+    await _seal(database)
+    sealing = await _process(database)
+    store = PostgresStore(database, 24, sealing)
+    await sealing.load_missing([1])
+    execute(dsn, "UPDATE tenant_counters SET key_id = NULL")  # as a restore without triggers does
+    with pytest.raises(SealingChangedError):
+        await store.begin(WANTED)
+    await (await store.begin(WANTED)).rollback()
+
+
+async def test_counter_that_is_missing_when_a_key_is_made_names_it(dsn: str, database: Database) -> None:
+    await _seal(database)
+    execute(dsn, "DELETE FROM tenant_counters")
+    await _write(database, await _process(database), RECORD)
+    found = "SELECT FROM tenant_counters JOIN tenant_keys USING (tenant_id, key_id)"
+    assert len(rows(dsn, found)) == 1
+
+
 async def test_page_after_a_failover_reads_values_of_another_key_of_the_same_number(
     dsn: str, database: Database
 ) -> None:

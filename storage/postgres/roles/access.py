@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.operate.rows import CheckResult
 from storage.postgres.roles.hidden import MIGRATE, hidden
-from storage.postgres.roles.tables import BY_TENANTS, OPENS_TO_JOBS, USED, WHOLE, values
+from storage.postgres.roles.tables import BY_TENANTS, OPENS_TO_JOBS, USED, WHOLE, search_path_remedy, values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -63,10 +63,7 @@ def access_finding(connection: Connection, schema: str, setting: str, *, sees_al
         found = (
             f"{whose} {instead} {table}: the server's is in the schema {schema}, its search_path is {path}"
         )
-        remedy = (
-            f"ALTER ROLE {role} IN DATABASE {database} SET search_path = {schema}, or in the DSN's options"
-        )
-        return CheckResult("fault", _ACCESS, found, remedy)
+        return CheckResult("fault", _ACCESS, found, search_path_remedy(role, database, schema))
     if unseen:
         found = f"{whose} may not see the rows of the table {unseen[0][0]}"
         return CheckResult("fault", _ACCESS, found, MIGRATE)

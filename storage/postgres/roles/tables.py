@@ -87,9 +87,14 @@ _TABLES: Final = (
 )
 #: Where the tables are; before there are any, where the first ones will be made.
 _SCHEMA: Final = (
-    "SELECT coalesce((SELECT c.relnamespace::regnamespace::text FROM pg_class AS c"
-    " WHERE c.oid = to_regclass('tenant_counters')), current_schema()::text)"
+    "SELECT coalesce((SELECT n.nspname::text FROM pg_class AS c"
+    " JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('tenant_counters')),"
+    " current_schema()::text)"
 )
+
+
+#: A name that needs no quotes in SQL.
+_SIMPLE: Final = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 class Table(NamedTuple):
@@ -144,5 +149,14 @@ def made_elsewhere(role: str, database: str, schema: str, tables: str) -> tuple[
     """Return what is found, and the remedy, if the owner would make tables in another schema."""
     return (
         f"the role {role} would make tables in the schema {schema}, and the server's are in {tables}",
-        f"ALTER ROLE {role} IN DATABASE {database} SET search_path = {tables}",
+        search_path_remedy(role, database, tables),
     )
+
+
+def search_path_remedy(role: str, database: str, schema: str) -> str:
+    """Return the statement by which a role finds the tables of a schema."""
+    role, database, schema = (
+        name if _SIMPLE.fullmatch(name) else '"' + name.replace('"', '""') + '"'
+        for name in (role, database, schema)
+    )
+    return f"ALTER ROLE {role} IN DATABASE {database} SET search_path = {schema}"

@@ -164,13 +164,24 @@ def test_tables_that_serving_finds_elsewhere_are_a_fault(dsn: str) -> None:
             check_database_roles(Services(roles[0], "", dsn, roles[2]))
 
 
-def test_tables_are_those_of_the_owner_in_a_schema_that_others_do_not_look_into(empty_dsn: str) -> None:
-    """``CREATE SCHEMA AUTHORIZATION``: the owner's search_path begins with its own."""
-    execute(empty_dsn, "CREATE SCHEMA tidemark")
+@pytest.mark.parametrize("schema", ["tidemark", "Field work"])
+def test_tables_are_those_of_the_owner_in_a_schema_that_others_do_not_look_into(
+    empty_dsn: str, schema: str
+) -> None:
+    """As where the owner's search_path begins with a schema of its own."""
+    ((name,),) = rows(empty_dsn, "SELECT current_database()::text")
+    execute(
+        empty_dsn,
+        f'CREATE SCHEMA "{schema}"',
+        f'ALTER ROLE tidemark IN DATABASE {name} SET search_path = "{schema}"',
+    )
     roles = as_role(empty_dsn, "serving"), empty_dsn, as_role(empty_dsn, "jobs")
     migrate_for_roles(empty_dsn)
-    execute(empty_dsn, "GRANT ALL ON tidemark.events_earlier TO tidemark_serving")
-    assert {one.level for one in access_findings(*roles)} == {"fault"}
+    execute(empty_dsn, "GRANT ALL ON events_earlier TO tidemark_serving")
+    faults = list(access_findings(*roles))
+    assert {one.level for one in faults} == {"fault"}
+    execute(empty_dsn, *(one.remedy for one in faults))
+    assert {one.level for one in access_findings(*roles)} == {"ok"}
     ((found, _),) = check_roles(*roles)
     assert "the partition events_earlier" in found
 

@@ -15,7 +15,6 @@ import click
 
 from bench.abuse.attacks import ATTACKS
 from bench.abuse.scenario import abuse
-from bench.baselines.tus_server import check_node
 from bench.conflicts.scenario import conflicts
 from bench.faults.scenario import faults
 from bench.harness.environment import BenchError, read_settings
@@ -24,6 +23,9 @@ from bench.harness.sealed import seal_from_now
 from bench.harness.stage import Options
 from bench.live.scenario import CONNECTIONS, connections, live
 from bench.overload.scenario import overload
+from bench.peers.installation import check_node
+from bench.peers.scenario import peers
+from bench.peers.stages import PEERS
 from bench.report.html import html_of
 from bench.report.results import Report
 from bench.report.targets import targets_of
@@ -47,7 +49,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.__name__: scenario
     for scenario in (
         *(concurrent, limits, overload, faults, scaling, live, connections, uploads, abuse, conflicts),
-        *(high_volume, outages, behind_nginx, cleanup, soak),
+        *(high_volume, outages, behind_nginx, cleanup, soak, peers),
     )
 }
 #: What a server that runs already can be measured with; the others start one, and do harm to its services.
@@ -93,7 +95,7 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--workers", callback=_worker_count, metavar="N|auto",
-    help="Processes of the server: 1 of concurrent, 2 of live and connections; auto is one per core.",
+    help="Processes of a server: 1 of concurrent and peers, 2 of live and connections; auto is one per core.",
 )  # fmt: skip
 @click.option(
     "--duration", "duration_s", type=click.FloatRange(1), metavar="S",
@@ -118,6 +120,10 @@ Examples:
 @click.option(
     "--attack", "attacks", type=click.Choice(list(ATTACKS)), multiple=True, metavar="NAME",
     help=f"An attack of abuse, once for each of several, of {', '.join(ATTACKS)}.  [default: all]",
+)  # fmt: skip
+@click.option(
+    "--peer", "peers", type=click.Choice(list(PEERS)), multiple=True, metavar="NAME",
+    help=f"A server of peers, once for each of several, of {', '.join(PEERS)}.  [default: all]",
 )  # fmt: skip
 @click.option(
     "--before", metavar="COMMIT|FILE",
@@ -186,8 +192,9 @@ def bench(
     status is 1 when a bar is missed or the audit finds a fault.
 
     uploads has 100 devices upload a file each at once, compares that with two other servers, and then
-    uploads beside syncs: about three minutes. It needs Node.js 20.19 or later with npm, which installs one
-    of the others.
+    uploads beside syncs: about three minutes. peers sends the same pushes to Django Channels with Daphne and
+    to Parse Server. Both install servers of others, the first time, into a directory under data.dir, and need
+    Node.js 20.19 or later with npm for it.
     """
     began_s = perf_counter()
     if sealed and asked["url"]:
@@ -253,6 +260,8 @@ def _check(parts: Sequence[Part], options: Options) -> None:
     if options.flame_graph and (options.url or "concurrent" not in names):
         raise click.UsageError("--profile is for concurrent, on a server that this starts")
     if "uploads" in names and options.suite != "quick":
+        check_node()
+    if "peers" in names and "parse" in (options.peers or PEERS):
         check_node()
 
 

@@ -33,7 +33,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """A server to measure. ``watched`` are the roots of its process trees by name, ``server`` among them.
 
     ``dsn`` is of the database that is audited, empty of a bare server. ``ports`` are those that its workers
-    have to themselves and ``workers`` their processes; a single worker has neither.
+    have to themselves and ``workers`` their processes; a single worker has neither. ``generator`` is the
+    module of a load generator that speaks as the server does.
     """
 
     port: int
@@ -45,6 +46,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     dsn: str = ""
     ports: Sequence[int] = ()
     workers: Sequence[int] = ()
+    generator: str = "bench.load.generator"
 
     def token(self, tenant: str, device: str, **claims: str) -> str:
         """Sign a device's token."""
@@ -114,7 +116,7 @@ async def run_load(target: Target, *runs: Run) -> list[Run]:
     """Send the load of all runs at once, until all is answered. Raises BenchError where nobody connected."""
     async with AsyncExitStack() as stack:
         generators = [
-            await stack.enter_async_context(child("the load generator", "bench.load.generator", run.plan))
+            await stack.enter_async_context(child("the load generator", target.generator, run.plan))
             for run in runs
         ]
         pids = [generator.pid for generator in generators]

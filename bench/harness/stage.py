@@ -37,7 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ``workers`` is None where a scenario is to choose. ``suite`` says that the scenario is one of many, which
     leave out what takes minutes. ``flame_graph`` is where ``concurrent`` draws one. ``seed`` and ``history``,
     where to write what devices saw, are for ``faults``, ``attacks``, ``before`` and ``through_nginx`` for
-    ``abuse``.
+    ``abuse``, ``peers`` for the scenario of that name.
     """
 
     settings: Settings
@@ -54,6 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     history: Path | None = None
     workers: int | None = None
     attacks: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
     before: str | None = None
     through_nginx: bool = False
     compare: str | None = None

@@ -16,7 +16,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -24,7 +24,7 @@ from bench.load.child_process import Lines, main, say, ticking
 from bench.load.plan import Outcome, Plan, Ready
 from bench.load.precise_timer import PreciseTimer
 from bench.load.simple_device import SimpleDevice
-from bench.load.websocket_client import Socket, reason_of
+from bench.load.websocket_client import reason_of
 from bench.load.workload import Answer, Backlogs, Tasks
 
 #: How many handshakes are under way at once.
@@ -46,6 +46,16 @@ _AFTER_REFUSAL_S: Final = 0.1
 _HELLO: Final = b'{"type":"hello","app_version":"bench","clock":"%b"}'
 
 
+class Connection(Protocol):
+    """What a generator needs of an open connection."""
+
+    def send(self, text: bytes) -> None:
+        """Send one sync."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
 class Generator:
     """One run from the first handshake to the last answer."""
 
@@ -53,19 +63,20 @@ class Generator:
         self._plan = plan
         self._random = random.Random(plan.seed)
         self._ended: Counter[str] = Counter()
-        self._work: Tasks | Backlogs
-        if plan.backlog is None:
-            self._work = Tasks(plan.prefix, plan.devices, self._random.random)
-        else:
-            self._work = Backlogs(plan.prefix, plan.backlog)
+        self._work = self._work_of(plan)
         self._outcome = Outcome(record=self._work.record, base=self._work.base)
         self._codes = {name: place for place, name in enumerate(self._outcome.codes)}
         self._seqs: dict[int, list[int]] = {}
-        self._sockets: list[Socket | None] = [None] * len(plan.devices)
+        self._sockets: list[Connection | None] = [None] * len(plan.devices)
         self._start_s = 0.0
         self._waiting = 0
         self._refused = 0
         self._again = False
+
+    def _work_of(self, plan: Plan) -> Tasks | Backlogs:
+        if plan.backlog is None:
+            return Tasks(plan.prefix, plan.devices, self._random.random)
+        return Backlogs(plan.prefix, plan.backlog)
 
     async def connect(self) -> Ready:
         """Open the connections, and subscribe on each if the plan is an idle one."""
@@ -268,8 +279,9 @@ class Generator:
                 self._waiting -= 1
 
 
-async def _run(plan: Plan, lines: Lines) -> None:
-    generator = Generator(plan)
+async def drive(kind: type[Generator], plan: Plan, lines: Lines) -> None:
+    """Connect, say so, and run when told to."""
+    generator = kind(plan)
     say(await generator.connect())
     if line := await lines.next():
         say(await generator.run(float(line)))
@@ -277,4 +289,4 @@ async def _run(plan: Plan, lines: Lines) -> None:
 
 
 if __name__ == "__main__":
-    main(Plan, _run)
+    main(Plan, partial(drive, Generator))

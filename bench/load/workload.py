@@ -107,10 +107,14 @@ class Tasks:
 
     def sync(self, device: int, number: int) -> bytes:
         """Write the next task of a device, as sync ``number`` of the run."""
+        return message(self._names[device], self._prefix, number, *self.choose(device))
+
+    def choose(self, device: int) -> tuple[int, int]:
+        """Note the next task of a device, and the version that is known of it. Returns both."""
         record, base = self._workers[device].next()
         self.record.append(record)
         self.base.append(base)
-        return message(self._names[device], self._prefix, number, record, base)
+        return record, base
 
     def verdict(self, device: int, number: int, results: Sequence[Result]) -> str:
         """Return ``synced`` for a result that is as asked for, else what it is counted as."""

@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
+from bench.load.http_client import Answer, HttpConnection, Part
 from bench.load.websocket_client import reason_of
-from bench.uploads.http_client import Answer, HttpConnection, Part
 from bench.uploads.workload import DOMAIN, Picture
 
 #: How long an answer may take.

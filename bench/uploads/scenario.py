@@ -16,7 +16,6 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from bench.baselines.tus_server import install, tus_server
 from bench.harness.child import child
 from bench.harness.environment import BenchError, Environment, fresh
 from bench.harness.load_run import Target
@@ -24,6 +23,8 @@ from bench.harness.meter import Meter, Usage
 from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage
 from bench.load.workload import MIX
+from bench.peers.installation import cache_of, installed
+from bench.peers.stages import tus_server
 from bench.report.results import Figure, Report, Row, Transfer
 from bench.report.summary import MIB, audited
 from bench.uploads.criteria import PLAIN, PRODUCT, TUS, judge
@@ -88,12 +89,11 @@ async def uploads(options: Options) -> Report:
 
 async def _others(environment: Environment, options: Options, stack: AsyncExitStack) -> dict[str, Target]:
     """Start the servers that the product is compared with."""
-    progress("install @tus/server")
-    await install(environment.home / "tus")
+    node = await installed("tus", cache_of(options.settings))
     files = [str(environment.home / side) for side in (PLAIN, TUS)]
     bare = bare_stage(environment, options, "bench.baselines.plain_uploads", files[0])
     plain = await stack.enter_async_context(bare)
-    tus = await stack.enter_async_context(tus_server(environment.home / "tus", files[1]))
+    tus = await stack.enter_async_context(tus_server(node, files[1]))
     watched = {**plain.watched, "server": tus.pid}
     return {PLAIN: plain, TUS: msgspec.structs.replace(plain, port=tus.port, watched=watched)}
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from bench.uploads.http_client import Part
+from bench.load.http_client import Part
 
 TYPE: Final = "image/jpeg"
 DOMAIN: Final = "task"

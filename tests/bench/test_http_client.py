@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.uploads.http_client import parse
+from bench.load.http_client import parse
 
 ANSWERS = {
     "GET": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: b:c\r\n\r\nhello",

@@ -16,11 +16,12 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from bench.baselines import tus_server
 from bench.cli import bench
 from bench.harness.environment import BenchError
 from bench.harness.load_run import Target
 from bench.harness.server import Server as BareServer
+from bench.peers.installation import installed
+from bench.peers.stages import tus_server
 from bench.report.results import Transfer
 from bench.uploads import device, generator
 from bench.uploads.device import FailedError, Stored
@@ -352,8 +353,8 @@ async def test_uploading_goes_on_until_told_and_a_record_has_fifty_at_most(serve
 async def test_uploading_at_the_tus_server_of_node(tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
-    await tus_server.install(tmp_path / "tus")
-    async with tus_server.tus_server(tmp_path / "tus", str(tmp_path / "files")) as tus:
+    place = await installed("tus", tmp_path)
+    async with tus_server(place, str(tmp_path / "files")) as tus:
         came = await turn(tus.port, "/v1/uploads")
     assert (came.begun, came.whole, came.chunks) == (5, 5, 15)
     assert (came.retries, came.faults) == ({}, [])
@@ -369,8 +370,8 @@ async def test_bench_uploads_without_node_is_a_sentence(
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho no network\nexit 1\n")
     npm.chmod(0o700)
-    with pytest.raises(BenchError, match="did not install @tus/server: no network"):
-        await tus_server.install(tmp_path / "tus")
+    with pytest.raises(BenchError, match="did not install bench/peers/tus: no network"):
+        await installed("tus", tmp_path)
 
 
 async def test_nobody_to_upload_to_is_an_error() -> None:

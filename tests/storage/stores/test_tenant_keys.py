@@ -46,6 +46,7 @@ OVER_ALL = {
         "SELECT §, § FROM tenant_counters",
     ): "the fullest of all tenants, and their sum, for operators",
     ("usage.py", "FROM conflict_resolution_log WHERE outcome = 'open' LIMIT §"): "operators see all of them",
+    ("usage.py", "SELECT coalesce(max(device_rows), 0) FROM tenant_storage"): "as above, of devices",
     ("daily_usage.py", "FROM § GROUP BY tenant_id"): "what a day held is taken off all tenants",
     ("usage.py", "ORDER BY counted_at NULLS FIRST"): "the tenant that was counted longest ago is next",
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",

@@ -253,9 +253,9 @@ def _had_keys(stored: StoredKeys) -> bool:
 
 def _lost(stored: StoredKeys) -> str:
     return (
-        f"tenant {stored.tenant_id} has had {stored.newest} keys, and tenant_keys lacks the newest one:"
-        " restore its rows from a backup; without them what they sealed cannot be read, and the tenant gets"
-        " no new key"
+        f"tenant {stored.tenant_id} has lost its newest key, which has the number {stored.newest}:"
+        " restore its rows of tenant_keys from a backup; without them what is sealed cannot be read, and the"
+        " tenant gets no new key"
     )
 
 

@@ -16,7 +16,7 @@ def unreadable_values(one: TenantKeyState) -> str:
     named = ", ".join(f"{value.table} {value.domain or '-'} {value.id}" for value in one.unreadable)
     more = one.unreadable_values - len(one.unreadable)
     behind = f" and {more} more" if more > 0 else ""
-    return f"{one.unreadable_values} sealed values cannot be opened: {named}{behind}"
+    return f"sealed values that cannot be opened: {one.unreadable_values} ({named}{behind})"
 
 
 class KeyAdmin(Protocol):

@@ -34,8 +34,8 @@ class UnreadableValuesError(StoreError):
 
     def __init__(self, count: int) -> None:
         super().__init__(
-            f"{count} sealed values cannot be opened, and were left as they are: `run.py keys status` lists"
-            " them; all others are sealed again"
+            f"sealed values that cannot be opened, and were left as they are: {count}; `run.py keys status`"
+            " lists them; all others are sealed again"
         )
 
 

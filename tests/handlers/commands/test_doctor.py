@@ -430,5 +430,5 @@ async def test_doctor_personal_data_in_plain_lost_keys_and_unreadable_values_are
     assert said[1:] == [
         "sealed domains: voice",
         "the keys of tenant acme are lost: what is sealed of it cannot be read",
-        "tenant acme: 2 sealed values cannot be opened: events voice e1 and 1 more",
+        "tenant acme: sealed values that cannot be opened: 2 (events voice e1 and 1 more)",
     ]

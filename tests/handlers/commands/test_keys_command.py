@@ -290,3 +290,28 @@ async def test_keys_seal_domain_waits_for_a_server_that_starts(keys: Run, dsn: s
     finally:
         await transaction.rollback()
         await database.close()
+
+
+async def test_keys_status_and_job_name_what_is_plain_lost_or_cannot_be_opened(
+    keys: Run, command: Run, dsn: str
+) -> None:
+    assert "not sealed, though they name pii fields: voice" in (await keys("status")).out
+    await sealed(dsn, ONE)
+    execute(
+        dsn,
+        "UPDATE tenants SET created_at = now() - interval '1 day'",
+        "INSERT INTO sealed_domains VALUES ('voice', now() - interval '1 hour')",
+        "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
+        " SELECT tenant_id, 'voice', 'e1', 1, 1, 'phone', '\"AQAAAAk=\"' FROM tenants WHERE name = 'acme'",
+    )
+    done = await command("job", "reseal", TIDEMARK__SEALING__MASTER_KEY=b64encode(ONE).decode())
+    assert done.status == 1
+    assert "that cannot be opened, and were left as they are: 1; `run.py keys status` lists" in done.err
+    execute(
+        dsn,
+        "DELETE FROM tenant_keys WHERE tenant_id = (SELECT tenant_id FROM tenants WHERE name = 'globex')",
+    )
+    status = await keys("status")
+    assert "acme: sealed values that cannot be opened: 1 (events voice e1)" in status.err
+    assert status.out.splitlines()[-1].split()[:2] == ["globex", "LOST"]
+    assert "not sealed" not in status.out

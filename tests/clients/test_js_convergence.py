@@ -22,7 +22,6 @@ from tests.harness.in_process_server import ON_SHARED, Running, new_tenants
 from tests.harness.js_device import JsDevice
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import execute, rows
-from tests.harness.uploads.tus_js import TusJs
 from tests.harness.uploads.tus_uploader import Uploader, photo
 from tests.harness.ws_device import token
 
@@ -225,12 +224,12 @@ async def pairs(url: str, dsn: str, tenant: str, home: Path, node: Path) -> Asyn
 
 
 async def test_js_and_python_device_agree_over_a_line_that_loses_answers(
-    shared: Running, tus_js: TusJs, tmp_path: Path
+    shared: Running, node_packages: Path, tmp_path: Path
 ) -> None:
     port = int(shared.url.rpartition(":")[2])
     async with (
         proxied("127.0.0.1", port, random.Random(1), Chances(lost=0.4)) as proxy,
-        pairs(proxy.url, shared.dsn, shared.tenant(), tmp_path, tus_js.home) as pair,
+        pairs(proxy.url, shared.dsn, shared.tenant(), tmp_path, node_packages) as pair,
     ):
 
         async def disturb() -> None:
@@ -242,7 +241,7 @@ async def test_js_and_python_device_agree_over_a_line_that_loses_answers(
 
 @pytest.mark.slow
 async def test_js_and_python_device_agree_after_the_server_was_killed(
-    services: Services, dsn: str, tus_js: TusJs, tmp_path: Path
+    services: Services, dsn: str, node_packages: Path, tmp_path: Path
 ) -> None:
     execute(dsn, new_tenants("acme"))
     home = tmp_path / "server"
@@ -250,7 +249,7 @@ async def test_js_and_python_device_agree_after_the_server_was_killed(
     server = ServerProcess(dsn, services.redis_url, home, TIDEMARK__DOMAINS__NOTE__POLICY="manual")
     await server.start()
     try:
-        async with pairs(server.url, dsn, "acme", tmp_path, tus_js.home) as pair:
+        async with pairs(server.url, dsn, "acme", tmp_path, node_packages) as pair:
 
             async def disturb() -> None:
                 told = len(pair.tablet.events)

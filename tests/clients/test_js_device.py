@@ -21,7 +21,6 @@ from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.js_device import JsDevice
 from tests.harness.services import execute, rows
 from tests.harness.tcp_proxy import Cut, breaking
-from tests.harness.uploads.tus_js import TusJs
 from tests.harness.uploads.tus_uploader import photo
 from tests.harness.ws_device import Json, day, item
 
@@ -33,13 +32,13 @@ STEPS = 60
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def make(shared: Running, tus_js: TusJs, tmp_path: Path) -> AsyncIterator[MakeTablet]:
+async def make(shared: Running, node_packages: Path, tmp_path: Path) -> AsyncIterator[MakeTablet]:
     """Boot the device on its file; each call is another process."""
     tablets: list[JsDevice] = []
 
     async def made(url: str = shared.url, tokens: tuple[str, ...] = (), **options: Any) -> JsDevice:
         signed = tokens or (shared.token("tablet"),)
-        tablets.append(JsDevice(tus_js.home, url, tmp_path / "tablet.json", signed, **options))
+        tablets.append(JsDevice(node_packages, url, tmp_path / "tablet.json", signed, **options))
         await tablets[-1].boot()
         return tablets[-1]
 

@@ -10,30 +10,29 @@ import pytest
 
 from docs.api.schema import message_schemas
 from docs.api.typescript import typescript
-from tests.harness.uploads.tus_js import TusJs
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tsc(tus_js: TusJs) -> Path:
-    return tus_js.home / "node_modules" / ".bin" / "tsc"
+def tsc(node_packages: Path) -> Path:
+    return node_packages / "node_modules" / ".bin" / "tsc"
 
 
-def test_types_and_example_device_pass_strict(tsc: Path, tus_js: TusJs) -> None:
-    options = json.loads((tus_js.home / "tsconfig.json").read_text("utf-8"))["compilerOptions"]
+def test_types_and_example_device_pass_strict(tsc: Path, node_packages: Path) -> None:
+    options = json.loads((node_packages / "tsconfig.json").read_text("utf-8"))["compilerOptions"]
     assert options["strict"]
     assert options["checkJs"]
     run = subprocess.run(
-        [tsc, "--project", tus_js.home, "--listFiles"], capture_output=True, check=False, text=True
+        [tsc, "--project", node_packages, "--listFiles"], capture_output=True, check=False, text=True
     )
     assert run.returncode == 0, run.stdout
     for example in (ROOT / "docs" / "examples").glob("*.js"):
         assert str(example) in run.stdout
 
 
-def test_example_device_own_tests_pass(tus_js: TusJs) -> None:
-    command = "node", "--test", str(tus_js.home / "state.test.mjs")
+def test_example_device_own_tests_pass(node_packages: Path) -> None:
+    command = "node", "--test", str(node_packages / "state.test.mjs")
     run = subprocess.run(command, capture_output=True, check=False, text=True)
     assert run.returncode == 0, run.stdout
 

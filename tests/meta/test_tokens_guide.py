@@ -1,18 +1,21 @@
-"""The page on tokens: what it has people run signs tokens that the server takes."""
+"""The page on tokens: what it has people run signs tokens that a server takes."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jwt
 import pytest
 
-from engine.runtime.settings import Auth
-from handlers.http.keys import key_set
-from handlers.http.tokens import Verifier
+from tests.harness.in_process_server import ON_SHARED, Running
+from tests.harness.ws_device import SECRET, connected
+
+pytestmark = ON_SHARED
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tokens.md").read_text("utf-8")
 PLACE = "/etc/tidemark/auth.secret"
@@ -37,20 +40,28 @@ def imports_of(language: str) -> str:
     return "\n".join(re.findall(r"`((?:import|from) [^`]+)`", behind))
 
 
+def printed(command: list[str]) -> str:
+    """What a program prints."""
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout
+
+
 @pytest.mark.parametrize("language", PROGRAMS)
-def test_tokens_guide_signed_token_accepted(language: str, tmp_path: Path) -> None:
+async def test_tokens_guide_signed_token_lets_a_device_in(
+    language: str, shared: Running, tmp_path: Path
+) -> None:
     command, behind = PROGRAMS[language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     secret_file = tmp_path / "token.secret"
-    secret_file.write_bytes(b" c2VjcmV0IHdpdGggYSBuZXdsaW5lIGJlaGluZCBpdA==\r\n")
+    secret_file.write_bytes(b" " + SECRET + b"\r\n")
     code = "\n".join([imports_of(language), lines_of(language), behind])
     assert PLACE in code
-    code = code.replace(PLACE, str(secret_file))
-    token = subprocess.run([*command, code], capture_output=True, check=True, text=True).stdout
-    unset = {"secret": "", "key_file": "", "jwks_file": ""}
-    keys = key_set(
-        Auth(audience="tidemark", secret_file=str(secret_file), token_ttl_s=60, leeway_s=0, **unset), None
-    )
-    claims = Verifier(keys, "tidemark", frozenset(), 0).verify(token)
-    assert (claims.role, claims.tenant, claims.device_id, claims.user) == ("device", "acme", "phone-7", "ann")
+    for written, given in ((PLACE, str(secret_file)), ("acme", shared.tenant())):
+        code = code.replace(written, given)
+    token = await asyncio.to_thread(printed, [*command, code])
+    assert jwt.decode(token, options={"verify_signature": False})["sub"] == "ann"
+    async with connected(shared.url, shared.http, signed=token) as device:
+        [result] = await device.push({"domain": "journal", "id": "a", "op": "put", "data": {}})
+        assert result["status"] == "applied"
+        [change] = (await device.pull())["changes"]
+    assert change["device_id"] == "phone-7"

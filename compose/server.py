@@ -51,6 +51,7 @@ from engine.runtime.ports import StoreError
 from engine.runtime.read_limiter import ReadLimiter
 from engine.runtime.services import Service, running
 from engine.runtime.settings import Settings
+from handlers.http.refusals import note_limited
 from handlers.http.tokens import KeySet
 from handlers.http.unauthenticated import UnauthenticatedConnections
 from handlers.operate.logging import counters as log_counters
@@ -131,8 +132,10 @@ class Server:
         def policy_names(tenant_id: int) -> dict[str, str]:
             return {name: policy.policy for name, policy in tenants.policies_of(tenant_id).items()}
 
-        self._connections = Connections(clock, server.idle_s, self._revocations, policy_names)
         trail = self._trail = AuditTrail(PostgresAudit(reads), clock)
+        self._connections = Connections(
+            clock, server.idle_s, self._revocations, policy_names, partial(note_limited, trail)
+        )
         bus = RedisBus(
             at.redis_url,
             reads,

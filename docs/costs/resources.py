@@ -8,7 +8,7 @@ from docs.costs.cost import Cost, Fixed, size
 from engine.cache.telemetry import MOST_WAITING
 from engine.commit.planning import MESSAGE_S
 from engine.model import telemetry
-from engine.operate.event_tally import TallyLimits
+from engine.operate.event_tally import RATES, TallyLimits
 from engine.plan.held_changes import MAX_CHANGES
 from engine.plan.push import MESSAGE_TOUCHES_BYTES
 from engine.runtime.loop_share import DEVICE_PART, TENANT_PART
@@ -25,7 +25,8 @@ from handlers.sync.outbox import MAX_OUTBOXES
 from storage.stores.feed import PIECE_ROWS
 
 _HEADS: Final = UnauthenticatedLimits.__struct_defaults__[-2:]
-_TALLY: Final = TallyLimits()
+#: Of addresses, of others, and of rates.
+_ROWS: Final = sum(one.rows + one.kinds for one in (TallyLimits(), TallyLimits(), RATES))
 
 #: By the heading of their section.
 RESOURCES: Final[dict[str, tuple[Cost, ...]]] = {
@@ -307,7 +308,7 @@ RESOURCES: Final[dict[str, tuple[Cost, ...]]] = {
         Cost(
             "rows of the audit log about refusals",
             "worker",
-            (Fixed(_TALLY.rows + _TALLY.kinds, "a minute, and one for each event"), "retention.audit_d"),
+            (Fixed(_ROWS, "a minute, and one for each event"), "retention.audit_d"),
             ("left out",),
             "tidemark_security_events_total{event=token_refused}",
         ),

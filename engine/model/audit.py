@@ -36,6 +36,9 @@ EventName = Literal[
     "socket_closed",
     "connections_refused",
     "heads_refused",
+    "headers_late",
+    "body_late",
+    "rate_limited",
     "bus_message_rejected",
 ]
 
@@ -153,6 +156,22 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
         "A connection was refused for the headers of a request: they are no HTTP (`malformed`), too large"
         " (`too_large`), or came while too many bytes of incomplete headers waited (`overloaded`)",
     ),
+    "headers_late": EventRule(
+        "",
+        "",
+        "A connection was closed since the headers of a request did not come whole within `server.head_s`",
+    ),
+    "body_late": EventRule(
+        "method and path",
+        "`address`, `message`; `jti`",
+        "A request was refused since its body did not come whole within `server.body_s`",
+    ),
+    "rate_limited": EventRule(
+        "method and path; empty for messages on a WebSocket",
+        "`message`; `address` of a request; `jti`",
+        "Requests, handshakes or messages were refused as `rate_limited`. Messages without an accepted one"
+        " between them are one event. Of a device and cause one row is whole in a minute",
+    ),
     "bus_message_rejected": EventRule(
         "what was wrong: its signature or its time",
         "",
@@ -167,6 +186,9 @@ SERVER_EVENTS: Final[tuple[EventName, ...]] = (
     "socket_closed",
     "connections_refused",
     "heads_refused",
+    "headers_late",
+    "body_late",
+    "rate_limited",
     "bus_message_rejected",
 )
 

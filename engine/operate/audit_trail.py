@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from engine.model.audit import SERVER_EVENTS, AuditRow
-from engine.operate.event_tally import EventTally, TallyLimits
+from engine.operate.event_tally import RATES, EventTally, TallyLimits
 from engine.runtime.batching import write_last
 from engine.runtime.metrics import Metric, Value, counter
 from engine.runtime.ports import Clock, StoreError, StorePoisonError
@@ -19,7 +19,7 @@ from engine.runtime.ports import Clock, StoreError, StorePoisonError
 FLUSH_S: Final = 10.0
 #: Rows of one statement.
 _ROWS: Final = 50
-#: The most rows that wait while the store is away, then the oldest are dropped. A minute makes 252 at most.
+#: The most rows that wait while the store is away, then the oldest are dropped. A minute makes 298 at most.
 _MOST_WAITING: Final = 5000
 
 _log = structlog.get_logger()
@@ -46,6 +46,7 @@ class AuditTrail:
         #: Apart, so that a flood from many addresses, which needs no token, hides no event of a device.
         self._of_addresses = EventTally(TallyLimits())
         self._of_others = EventTally(TallyLimits())
+        self._of_rates = EventTally(RATES)
         self._counts = dict.fromkeys(SERVER_EVENTS, 0)
         self._dropped = 0
         self._waiting: deque[AuditRow] = deque()
@@ -55,9 +56,18 @@ class AuditTrail:
     def note(self, row: AuditRow, cause: str) -> None:
         """Note one event. It costs microseconds and is bounded: see ``EventTally``."""
         self._counts[row.event] += 1
-        tally = self._of_addresses if row.actor.kind == "address" else self._of_others
+        tally = self._tally(row)
         tally.note(row._replace(at_us=self._clock.now_us()), cause, self._clock.monotonic_s())
         self._noted.set()
+
+    def _tally(self, row: AuditRow) -> EventTally:
+        if row.event == "rate_limited":
+            return self._of_rates
+        return self._of_addresses if row.actor.kind == "address" else self._of_others
+
+    @property
+    def _tallies(self) -> tuple[EventTally, ...]:
+        return self._of_addresses, self._of_others, self._of_rates
 
     def metrics(self) -> Iterator[Metric]:
         """Yield how many events there were, also those that are not written whole."""
@@ -83,13 +93,13 @@ class AuditTrail:
                 if not self._fails:
                     _log.warning("audit_not_stored", reason=type(error).__name__)
                 self._fails = True
-            if not (self._waiting or self._of_addresses.open or self._of_others.open):
+            if not (self._waiting or any(tally.open for tally in self._tallies)):
                 self._noted.clear()
 
     async def drain(self) -> None:
         """Write everything, also of the minute that has not ended; try again if the store fails."""
-        self._of_addresses.end()
-        self._of_others.end()
+        for tally in self._tallies:
+            tally.end()
         error = await write_last(self.flush)
         if error is not None:
             _log.error("audit_lost", rows=len(self._waiting), reason=type(error).__name__)
@@ -97,7 +107,8 @@ class AuditTrail:
     async def flush(self) -> None:
         """Write the rows that are ready. Raises StoreError; the rest waits for the next time."""
         now_s = self._clock.monotonic_s()
-        self._waiting += self._of_addresses.take(now_s) + self._of_others.take(now_s)
+        for tally in self._tallies:
+            self._waiting += tally.take(now_s)
         while len(self._waiting) > _MOST_WAITING:
             self._dropped += self._waiting.popleft().times
         while self._waiting:

@@ -19,6 +19,10 @@ class TallyLimits(msgspec.Struct, frozen=True):
     kinds: int = 60
 
 
+#: Of devices past their rates, as happens without an attack.
+RATES: Final = TallyLimits(each=1, rows=20, kinds=20)
+
+
 class _Kind(msgspec.Struct):
     last: AuditRow
     whole: int = 0

@@ -335,6 +335,7 @@ class EdgeProtocol(TypedRefusals):
         if not self._head_bytes:
             self.force_close()
             return
+        self._unauthenticated.note_late_head(self._address)
         sentence = f"the headers did not come within {self._unauthenticated.limits.head_s:g} s"
         self._refuse(408, SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms()))
 

@@ -20,7 +20,10 @@ CLAIMS: Final = web.RequestKey[Claims]("claims")
 _EVENTS: Final[dict[str, EventName]] = {
     "unauthenticated": "token_refused",
     "forbidden": "access_forbidden",
+    "rate_limited": "rate_limited",
 }
+#: True for a request whose body did not come in time.
+BODY_LATE: Final = web.RequestKey[bool]("body_late")
 #: What no device does that keeps to the protocol.
 _MISUSE: Final = {
     int(code): code.meaning
@@ -48,8 +51,8 @@ class Refusals:
         self._trusted = trusted
 
     def request(self, request: web.Request, error: SyncError) -> None:
-        """Note a request that was refused for its token, origin or rights; others are left alone."""
-        event = _EVENTS.get(error.code)
+        """Note a request that was refused for its token, origin, rights, rate or body; leave others alone."""
+        event: EventName | None = "body_late" if request.get(BODY_LATE) else _EVENTS.get(error.code)
         if event is None:
             return
         forwarded = request.headers.getall("X-Forwarded-For", ())
@@ -78,6 +81,14 @@ class Refusals:
     def connection(self, event: EventName, address: str | None, cause: str) -> None:
         """Note a connection that was refused."""
         self._trail.note(AuditRow(event, Actor("address", address or ""), cause), cause)
+
+
+def note_limited(trail: AuditTrail, session: Session) -> None:
+    """Note messages of a socket that are refused for its rate."""
+    cause = "too many messages"
+    details = {"message": cause, "jti": _storable(session.token_id[:_TARGET_CHARS])}
+    tenant = session.tenant
+    trail.note(AuditRow("rate_limited", session.actor, "", tenant.name, tenant.tenant_id, details), cause)
 
 
 def _actor(claims: Claims) -> Actor:

@@ -141,6 +141,11 @@ class UnauthenticatedConnections:
         if self._on_refused is not None:
             self._on_refused("heads_refused", name, error.code)
 
+    def note_late_head(self, name: str | None) -> None:
+        """Tell of a connection of an address that is closed while some of a head has come."""
+        if self._on_refused is not None:
+            self._on_refused("headers_late", name, "")
+
     def leave(self, name: str) -> None:
         """Count a connection no more: it is gone, or has shown a valid token."""
         left = self._by_address[name] - 1

@@ -323,6 +323,8 @@ class Connection:
 
     def _rate_is_ignored(self) -> bool:
         """Count an ignored refusal; close the connection after too many. Returns True if it is closed."""
+        if self._rate_ignored == 0:
+            self._connections.note_limited(self._session)
         self._rate_ignored += 1
         if self._rate_ignored <= MAX_RATE_IGNORED:
             return False

@@ -12,6 +12,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from engine.cache.revocations import Revocations
+from engine.commit.validation import Session
 from engine.runtime.metrics import Metric, gauge
 from engine.runtime.ports import Clock
 from engine.runtime.services import ServiceEndedError
@@ -40,6 +41,7 @@ class Connections:
         idle_s: A device that sends nothing for this long is dismissed.
         revocations: Devices and tokens that are refused.
         policy_names: Maps each domain to the name of a tenant's policy.
+        note_limited: Is told the session whose messages are refused for their rate.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Connections:
         idle_s: float,
         revocations: Revocations,
         policy_names: Callable[[int], dict[str, str]],
+        note_limited: Callable[[Session], None],
     ) -> None:
+        self.note_limited = note_limited
         self._clock = clock
         self._revocations = revocations
         self._idle_s = idle_s

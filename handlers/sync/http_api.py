@@ -33,6 +33,7 @@ from handlers.http.counters import Traffic
 from handlers.http.headers import content_coding, media_type, prefers_msgpack, takes_gzip
 from handlers.http.limits import EdgeLimits
 from handlers.http.loop.charges import LoopCharges
+from handlers.http.refusals import BODY_LATE
 from handlers.http.unread_body import give_up
 from handlers.sync.operations import Operations, set_device_clock
 from handlers.sync.push_counts import PushCounts
@@ -288,6 +289,7 @@ async def _read_within(request: web.Request, most_s: float) -> bytes:
             return await request.read()
     except TimeoutError:
         give_up(request)
+        request[BODY_LATE] = True
         sentence = f"the body did not come within {most_s:g} s: send less at once"
         raise SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms()) from None
 

@@ -6,11 +6,12 @@ import asyncio
 import gc
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from engine.model.audit import SERVER_EVENTS, EventName
 from tests.contract.test_frames_masked import HANDSHAKE, shaken
 from tests.harness.in_process_server import SHARED, Running
 from tests.harness.postgres_stalls import until
@@ -94,6 +95,21 @@ class Pond:
                 for name in ("connections", "subscriptions", "partial_bytes")
             ),
         )
+
+    async def counted(self) -> Callable[[EventName], Awaitable[int]]:
+        """Returns how many security events of a kind there were since."""
+
+        async def count(event: EventName) -> int:
+            page = (await self.running.get("/metrics")).body.decode()
+            row = f'tidemark_security_events_total{{event="{event}"}} '
+            return int(page.partition(row)[2].split("\n")[0])
+
+        before = {event: await count(event) for event in SERVER_EVENTS}
+
+        async def since(event: EventName) -> int:
+            return await count(event) - before[event]
+
+        return since
 
     @asynccontextmanager
     async def calm(self, *changing: str, tenant: str = "acme") -> AsyncIterator[None]:

@@ -50,12 +50,14 @@ SLOW: Final[dict[str, tuple[bytes, tuple[int, str]]]] = {
 @pytest.mark.parametrize("case", SLOW)
 async def test_flood_of_slow_headers_is_ended(case: str, pond: Pond) -> None:
     sent, verdict = SLOW[case]
+    since = await pond.counted()
     async with pond.calm(), AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(wired(pond.url)) for _ in range(8)]
         for wire in wires:
             await wire.send(sent)
         answers = await asyncio.gather(*(wire.answer() for wire in wires))
         assert [answer.verdict for answer in answers] == [verdict] * 8
+    assert await since("heads_refused" if verdict[0] == 413 else "headers_late") == 8
 
 
 #: Headers of a body that does not come whole.
@@ -69,6 +71,7 @@ BODIES: Final[dict[str, dict[str, str]]] = {
 @pytest.mark.parametrize("case", BODIES)
 async def test_flood_of_slow_bodies_is_bounded_and_ended(case: str, pond: Pond) -> None:
     device = pond.name()
+    since = await pond.counted()
     headers = {"Content-Type": "application/json"} | pond.running.headers(device) | BODIES[case]
     async with pond.calm(), AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(wired(pond.url)) for _ in range(12)]
@@ -79,6 +82,7 @@ async def test_flood_of_slow_bodies_is_bounded_and_ended(case: str, pond: Pond) 
         verdicts = [answer.verdict for answer in answers]
         assert verdicts.count((429, "rate_limited")) == 4
         assert verdicts.count((503, "unavailable")) == 8
+    assert (await since("rate_limited"), await since("body_late")) == (4, 8)
 
 
 # -- with a token -----------------------------------------------------------------------------
@@ -125,6 +129,7 @@ FRAMES: Final[dict[str, tuple[bytes, int]]] = {
 @pytest.mark.parametrize("case", FRAMES)
 async def test_flood_of_frames_closes_the_socket(case: str, pond: Pond) -> None:
     sent, code = FRAMES[case]
+    since = await pond.counted()
     async with pond.calm("devices"):
         async with pond.socket(pond.name()) as wire:
             sending = asyncio.create_task(wire.send(sent * 600))
@@ -133,6 +138,8 @@ async def test_flood_of_frames_closes_the_socket(case: str, pond: Pond) -> None:
         assert told == code
         codes = {one.get("code") for one in messages if one["type"] == "error"}
         assert codes <= {"rate_limited", "malformed", "unknown_type", "invalid_message"}
+    assert await since("socket_closed") == 1
+    assert await since("rate_limited") == (code == 4429)
 
 
 async def test_flood_of_empty_fragments_counts_as_messages(pond: Pond) -> None:

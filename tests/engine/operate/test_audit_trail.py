@@ -78,6 +78,20 @@ async def test_audit_trail_flood_from_many_addresses_hides_no_device() -> None:
     assert sum(row.times for row in stored.rows) == 201
 
 
+async def test_audit_trail_devices_past_their_rates_write_few_rows_and_hide_nothing() -> None:
+    clock, stored = Clock(), Stored()
+    trail = AuditTrail(stored, clock)
+    for number in range(1_000):
+        row = AuditRow("rate_limited", Actor("device", f"d{number % 100}"), "", "acme")
+        trail.note(row, "too many messages")
+    known = AuditRow("access_forbidden", Actor("device", "d1"), "GET /v1/admin/health", "acme")
+    trail.note(known, "a token of an operator or a viewer is required")
+    await trail.drain()
+    assert sum(row.times for row in stored.rows) == 1_001
+    assert sum(row.event == "rate_limited" for row in stored.rows) <= 41
+    assert [row.target for row in stored.rows if row.event == known.event] == [known.target]
+
+
 async def test_audit_trail_store_away_keeps_rows_in_order_and_the_drain_writes_them() -> None:
     clock, stored = Clock(), Stored(StoreUnavailableError("away"), StoreUnavailableError("away"))
     trail = AuditTrail(stored, clock)

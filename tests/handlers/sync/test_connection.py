@@ -100,6 +100,7 @@ class _World:
         self.verdict: Verdict = ACCEPT
         self.kinds: list[str] = []
         self.refusals: list[str] = []
+        self.limited = 0
         self.submitted: list[tuple[Push, Callable[[Outcome], None]]] = []
         self.is_full = False
         self.began: list[str] = []
@@ -140,6 +141,10 @@ class _World:
         assert (tenant_id, device, now_s) == (1, self.device, self.clock.now_s)
         self.kinds.append(kind)
         return self.verdict
+
+    def note_limited(self, session: Session) -> None:
+        assert session is self.socket.session
+        self.limited += 1
 
     def count_refusal(self, cause: str) -> None:
         self.refusals.append(cause)
@@ -287,6 +292,7 @@ def test_connection_that_ignores_the_rate_is_closed_4429_once() -> None:
     assert world.socket.closed is not None
     assert world.socket.closed[0] == CloseCode.RATE_IGNORED
     assert len(world.socket.sent) == MAX_RATE_IGNORED
+    assert world.limited == 1
 
 
 def test_connection_accepted_message_ends_the_count_of_ignored_refusals() -> None:

@@ -71,7 +71,11 @@ class _World:
         self.clock = _Clock()
         self.refused: set[tuple[int, str]] = set()
         self.connections = Connections(
-            self.clock, IDLE_S, cast(Revocations, self), lambda tenant_id: {"task": f"policy{tenant_id}"}
+            self.clock,
+            IDLE_S,
+            cast(Revocations, self),
+            lambda tenant_id: {"task": f"policy{tenant_id}"},
+            lambda _: None,
         )
 
     def refuses(self, key: tuple[int, str], _: str, __: int | None) -> bool:

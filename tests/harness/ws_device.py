@@ -45,6 +45,7 @@ class Device:
         self.unasked: list[Json] = []
         self._numbers = itertools.count(1)
         codec: Any = msgspec.json if encoding == "json" else msgspec.msgpack
+        self.encoding: Literal["json", "msgpack"] = encoding
         self._binary = encoding == "msgpack"
         self._encode, self._decode = codec.encode, codec.decode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -27,10 +28,23 @@ STORED: Final = ("records", "sync_idempotency_record", "tenant_counters")
 REJECTED: Final = ("quarantine", "sync_idempotency_record", "tenant_counters")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def phone(arena: Arena) -> AsyncIterator[Device]:
-    """The device that attacks."""
-    yield await arena.running.device("phone", role="supervisor")
+#: Who sends in an encoding, so that each finds its records as the other does not leave them.
+TENANTS: Final = {"json": "acme", "msgpack": "globex"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=TENANTS)
+async def phone(request: pytest.FixtureRequest, arena: Arena) -> AsyncIterator[Device]:
+    """The device that attacks, in each encoding."""
+    encoding = request.param
+    yield await arena.running.device("phone", TENANTS[encoding], role="supervisor", encoding=encoding)
+
+
+def _tenant(phone: Device) -> str:
+    return TENANTS[phone.encoding]
+
+
+def _holds(arena: Arena, phone: Device, *changing: str) -> AbstractAsyncContextManager[None]:
+    return arena.holds(*changing, tenants=(_tenant(phone),))
 
 
 class Place(NamedTuple):
@@ -66,14 +80,14 @@ REFUSED: Final = {
 async def test_text_where_none_belongs_is_refused(
     place: Place, text: str, arena: Arena, phone: Device
 ) -> None:
-    async with arena.holds():
+    async with _holds(arena, phone):
         answer = await phone.ask(place.kind, **place.fields(text))
     assert (answer["type"], answer["code"], answer["retryable"]) == ("error", place.code, False)
 
 
 @EVERY_TEXT
 async def test_text_as_the_id_of_a_conflict_finds_none(text: str, arena: Arena, phone: Device) -> None:
-    async with arena.holds():
+    async with _holds(arena, phone):
         answer = await phone.ask("resolve", **RESOLUTION | {"conflict_id": text})
         after = await phone.ask("conflicts", after=text)
     code = "invalid_message" if "\0" in text else "not_found"
@@ -86,7 +100,7 @@ async def test_text_as_the_id_of_a_conflict_finds_none(text: str, arena: Arena, 
 
 @OTHER_TEXTS
 async def test_text_as_a_domain_reads_nothing(text: str, arena: Arena, phone: Device) -> None:
-    async with arena.holds():
+    async with _holds(arena, phone):
         answer = await phone.ask("pull", domains=[text])
     if "\0" in text:
         assert (answer["type"], answer["code"]) == ("error", "invalid_message")
@@ -110,12 +124,12 @@ async def test_text_in_an_item_where_none_belongs_rejects_it_alone(
     place: tuple[Callable[[str], Json], str], text: str, arena: Arena, phone: Device
 ) -> None:
     make, code = place
-    async with arena.holds(*REJECTED):
+    async with _holds(arena, phone, *REJECTED):
         (result,) = await phone.push(make(text))
     assert (result["status"], result["error"]["code"]) == ("rejected", code)
     [(kept,)] = arena.rows(
         "SELECT code FROM quarantine WHERE tenant_id = %s ORDER BY place DESC LIMIT 1",
-        arena.seeded["acme"].tenant_id,
+        arena.seeded[_tenant(phone)].tenant_id,
     )
     assert kept == code
 
@@ -123,32 +137,32 @@ async def test_text_in_an_item_where_none_belongs_rejects_it_alone(
 @EVERY_TEXT
 async def test_text_as_an_id_is_an_id_or_rejected(text: str, arena: Arena, phone: Device) -> None:
     hostile = text in CONTROLS.values()
-    async with arena.holds(*(REJECTED if hostile else STORED)):
+    async with _holds(arena, phone, *(REJECTED if hostile else STORED)):
         (result,) = await phone.push(put(text, None, n=1))
     if hostile:
         assert (result["status"], result["error"]["code"]) == ("rejected", "invalid_item")
         return
     assert (result["status"], result["id"], result["version"]) == ("applied", text, 1)
-    assert _record(arena, text) == [{"n": 1}]
+    assert _record(arena, phone, text) == [{"n": 1}]
 
 
 @EVERY_TEXT
 async def test_text_in_data_is_stored_as_it_is(text: str, arena: Arena, phone: Device) -> None:
     data = {text: [text, {text: text}]}
     name = f"with {sorted(EVERY.values()).index(text)}"
-    async with arena.holds(*(REJECTED if "\0" in text else STORED)):
+    async with _holds(arena, phone, *(REJECTED if "\0" in text else STORED)):
         (result,) = await phone.push(item("put", "task", name, data=data))
     if "\0" in text:
         assert (result["status"], result["error"]["code"]) == ("rejected", "invalid_item")
         return
     assert (result["status"], result["version"]) == ("applied", 1)
-    assert _record(arena, name) == [data]
+    assert _record(arena, phone, name) == [data]
 
 
 @EVERY_TEXT
 async def test_text_as_a_key_is_a_key(text: str, arena: Arena, phone: Device) -> None:
     name = f"keyed {sorted(EVERY.values()).index(text)}"
-    async with arena.holds(*STORED):
+    async with _holds(arena, phone, *STORED):
         first = await phone.ask("sync", key=text, items=[put(name, None, n=1)])
         again = await phone.ask("sync", key=text, items=[put(name, None, n=1)])
     assert (first["type"], first["replayed"]) == ("synced", False)
@@ -157,14 +171,14 @@ async def test_text_as_a_key_is_a_key(text: str, arena: Arena, phone: Device) ->
 
 @OTHER_TEXTS
 async def test_text_as_the_id_of_a_request_is_repeated(text: str, arena: Arena, phone: Device) -> None:
-    async with arena.holds():
+    async with _holds(arena, phone):
         answer = await phone.ask("heartbeat", id=text[:64])
     assert (answer["type"], answer["id"]) == ("heartbeat_ack", text[:64])
 
 
 @OTHER_TEXTS
 async def test_text_as_a_fact_of_a_device_is_a_fact(text: str, arena: Arena, phone: Device) -> None:
-    async with arena.holds():
+    async with _holds(arena, phone):
         answer = await phone.ask("heartbeat", network=text, app_version=text, os_version=text)
     wanted = ("error", "invalid_message") if "\0" in text else ("heartbeat_ack", None)
     assert (answer["type"], answer.get("code")) == wanted
@@ -177,14 +191,14 @@ async def test_text_as_a_name_of_telemetry_is_refused(
 ) -> None:
     hour = phone.welcome["server_time"][:13] + ":00:00Z"
     named: Any = {text: 1 if kind == "counters" else [[1, 1]]}
-    async with arena.holds():
+    async with _holds(arena, phone):
         answer = await phone.ask("telemetry", **TELEMETRY | {"hour": hour, kind: named})
     assert (answer["type"], answer["code"]) == ("error", "invalid_message")
 
 
-def _record(arena: Arena, record_id: str) -> list[Any]:
+def _record(arena: Arena, phone: Device, record_id: str) -> list[Any]:
     statement = "SELECT data::jsonb FROM records WHERE tenant_id = %s AND domain = 'task' AND id = %s"
-    return [data for (data,) in arena.rows(statement, arena.seeded["acme"].tenant_id, record_id)]
+    return [data for (data,) in arena.rows(statement, arena.seeded[_tenant(phone)].tenant_id, record_id)]
 
 
 #: Where a text, a number or an array belongs, and a query of another database has an operator.
@@ -219,7 +233,7 @@ async def test_operator_in_place_of_a_text_is_refused(
         field: operator if value is ... else [operator] if value == [...] else value
         for field, value in fields.items()
     }
-    async with arena.holds():
+    async with _holds(arena, phone):
         answer = await phone.ask(kind, **sent)
     assert (answer["type"], answer["code"]) == ("error", "invalid_message")
 
@@ -227,6 +241,6 @@ async def test_operator_in_place_of_a_text_is_refused(
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 @pytest.mark.parametrize("field", ["domain", "id", "op", "at"])
 async def test_operator_in_an_item_rejects_it(field: str, operator: Any, arena: Arena, phone: Device) -> None:
-    async with arena.holds(*REJECTED):
+    async with _holds(arena, phone, *REJECTED):
         (result,) = await phone.push(item("put", "task", "a1", at=day(1), data={}) | {field: operator})
     assert (result["status"], result["error"]["code"]) == ("rejected", "invalid_item")

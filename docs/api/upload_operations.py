@@ -84,7 +84,7 @@ def _append(method: str, name: str, text: str, more: tuple[Parameter, ...] = ())
             200: Answer("For the IETF draft: the upload is complete.", headers=_SENT),
             201: Answer("For old versions of the IETF draft: the bytes are on disk.", headers=_SENT),
         },
-        (*AUTHENTICATED, *_APPENDING),
+        (*AUTHENTICATED, *_APPENDING, *(("method_not_allowed",) if more else ())),
         _APPEND,
         (*more, _UPLOAD, _TUS, _OFFSET, _LENGTH, _CHECKSUM, _VERSION, _DRAFT_COMPLETE, _DIGEST),
         {"application/offset+octet-stream": _BYTES, "application/partial-upload": _BYTES},

@@ -36,7 +36,7 @@ from storage.postgres.partitions.bounds import (
 )
 from storage.postgres.partitions.daily_usage import Daily, counted, dropping, subtract
 from storage.postgres.plain_bytes import plain_bytes
-from storage.postgres.roles.policies import close_partition, secure_growing_tables
+from storage.postgres.roles.policies import close_partitions, secure_partitions
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -96,10 +96,7 @@ def maintain(dsn: str, lifetime_h: float, events_d: int = 0) -> dict[str, int]:
         now: datetime = cursor.fetchall()[0][0].astimezone(UTC)
     ensure_partitions(dsn, now.date(), DAYS_AHEAD)
     answer_days = len(drop_expired(dsn, now - timedelta(hours=lifetime_h)))
-    dropped = {"answer_days": answer_days, "event_days": drop_events(dsn, events_d)}
-    with connected(dsn) as connection:  # also partitions that a process of an older version made
-        secure_growing_tables(connection)
-    return dropped
+    return {"answer_days": answer_days, "event_days": drop_events(dsn, events_d)}
 
 
 def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:
@@ -119,6 +116,7 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
                 made += _with_retries(connection, partial(cut, series=series, today=today, until=until))
                 if apart:
                     _finish_detached(connection)
+        secure_partitions(connection)
     return made
 
 
@@ -210,7 +208,7 @@ def _split_later(cursor: Cursor, series: Series, today: date, until: date) -> li
         return []
     for begins, _ in spans:  # made before anything is locked, so that locks last for milliseconds
         cursor.execute(f"CREATE TABLE {table}_{begins:%Y%m%d} (LIKE {table} INCLUDING ALL)")
-        close_partition(cursor, f"{table}_{begins:%Y%m%d}")
+    close_partitions(cursor, [f"{table}_{begins:%Y%m%d}" for begins, _ in spans])
     cursor.execute(f"ALTER TABLE {table} DETACH PARTITION {later}")
     for begins, ends in spans:
         cursor.execute(
@@ -252,7 +250,7 @@ def _detach_later(cursor: Cursor, series: Series, today: date, until: date) -> l
     ranges.append((_INTERIM, series.bound(until), "MAXVALUE"))
     for name, _, _ in ranges:
         cursor.execute(f"CREATE TABLE {name} (LIKE events_later INCLUDING ALL)")
-        close_partition(cursor, name)
+    close_partitions(cursor, [name for name, _, _ in ranges])
     cursor.execute("ALTER TABLE events DETACH PARTITION events_later")
     for name, begins, ends in ranges:
         cursor.execute(f"ALTER TABLE events ATTACH PARTITION {name} FOR VALUES FROM ({begins}) TO ({ends})")

@@ -6,17 +6,38 @@ for a reader. So each table is changed in a transaction of its own, which gives 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 from psycopg2 import sql
 
 from storage.postgres.blocking import tables_changed
-from storage.postgres.roles.tables import NAMED, Table, read_tables, schema_of_tables
+from storage.postgres.roles.tables import (
+    BY_NAME,
+    GROWING,
+    NAMED,
+    Table,
+    read_tables,
+    schema_of_tables,
+    values,
+)
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
+
+#: By its name alone: migrations and doctor compare the policies with what they should be.
+_OPEN_PARTITIONS: Final = (
+    f"SELECT c.relname::text FROM pg_class AS c WHERE {GROWING}"
+    f" AND (c.relispartition OR c.relname = '{BY_NAME}') AND NOT (c.relrowsecurity"
+    " AND EXISTS (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = 'tenants'))"
+)
+_GRANTED: Final = (
+    "SELECT DISTINCT c.relname::text,"
+    " CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee)::text END"
+    f" FROM pg_class AS c, aclexplode(c.relacl) AS g WHERE {GROWING} AND c.relname = ANY(%(names)s)"
+    " AND g.grantee <> c.relowner"
+)
 
 
 def secure_growing_tables(connection: Connection) -> None:
@@ -28,7 +49,23 @@ def secure_growing_tables(connection: Connection) -> None:
     with connection.cursor() as cursor:
         schema = schema_of_tables(cursor)
         due = [table.name for table in read_tables(cursor, schema) if any(_tenants(table, schema))]
+    _secure(connection, schema, due)
 
+
+def secure_partitions(connection: Connection) -> None:
+    """Give the policy to partitions without one, such as those that a process of an older version made.
+
+    Raises:
+        LockNotAvailable: A table stayed locked. The others have their policy.
+    """
+    with connection.cursor() as cursor:
+        schema = schema_of_tables(cursor)
+        cursor.execute(_OPEN_PARTITIONS, values(schema))
+        due = [str(name) for (name,) in cursor.fetchall()]
+    _secure(connection, schema, due)
+
+
+def _secure(connection: Connection, schema: str, due: Sequence[str]) -> None:
     def secure(cursor: Cursor, name: str) -> None:
         for table in read_tables(cursor, schema, name):
             for statement in _tenants(table, schema):
@@ -37,18 +74,25 @@ def secure_growing_tables(connection: Connection) -> None:
     tables_changed(connection, due, secure)
 
 
-def close_partition(cursor: Cursor, name: str) -> None:
-    """Give a new partition the policy, and take from others what default privileges gave them.
+def close_partitions(cursor: Cursor, names: Sequence[str]) -> None:
+    """Give new partitions the policy, and take from others what default privileges gave them.
 
-    It is read through its table, whose policy counts then: its own guards it against a grant by mistake.
+    They are read through their table, whose policy counts then: their own guards them against a grant by
+    mistake.
     """
     schema = schema_of_tables(cursor)
-    for table in read_tables(cursor, schema, name):
-        for statement in _tenants(table, schema):
-            cursor.execute(statement)
-        for role in {one.rpartition(" ")[0] for one in table.granted}:
-            whom = sql.Identifier(role) if role else sql.SQL("PUBLIC")
-            cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(schema, name), whom))
+    statements = [statement for name in names for statement in _guarded(sql.Identifier(schema, name))]
+    cursor.execute(sql.SQL("; ").join(statements))
+    cursor.execute(_GRANTED, {**values(schema), "names": list(names)})
+    for name, role in cursor.fetchall():
+        whom = sql.Identifier(role) if role else sql.SQL("PUBLIC")
+        cursor.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(sql.Identifier(schema, name), whom))
+
+
+def _guarded(name: sql.Identifier) -> Iterator[sql.Composable]:
+    yield sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(name)
+    policy = sql.SQL("CREATE POLICY tenants ON {} USING ({named}) WITH CHECK ({named})")
+    yield policy.format(name, named=sql.SQL(NAMED))
 
 
 def _tenants(table: Table, schema: str) -> Iterator[sql.Composable]:
@@ -56,13 +100,13 @@ def _tenants(table: Table, schema: str) -> Iterator[sql.Composable]:
     if not table.growing:
         return
     name = sql.Identifier(schema, table.name)
+    secure, make = _guarded(name)
     if not table.secured:
-        yield sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(name)
+        yield secure
     if not table.by_tenants:
         if "tenants" in table.policies:
             yield sql.SQL("DROP POLICY tenants ON {}").format(name)
-        policy = sql.SQL("CREATE POLICY tenants ON {} USING ({named}) WITH CHECK ({named})")
-        yield policy.format(name, named=sql.SQL(NAMED))
+        yield make
 
 
 def jobs_statements(table: Table, schema: str, jobs: str | None, *, in_use: bool) -> Iterator[sql.Composable]:

@@ -34,6 +34,11 @@ def report(name: str) -> Whole:
     return read_whole(REPORTS / f"{name}.json")
 
 
+def has_figures(text: str) -> bool:
+    """Whether a page shows anything of a report."""
+    return bool(FIGURE.search(text) or _TABLE.search(text))
+
+
 def with_figures(text: str) -> str:
     """Return a page with the figures that its reports have.
 

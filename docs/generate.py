@@ -13,7 +13,7 @@ from docs.api.openapi import openapi
 from docs.api.schema import Schema
 from docs.api.typescript import typescript
 from docs.costs.page import with_costs
-from docs.figures import with_figures
+from docs.figures import has_figures, with_figures
 from engine.model.audit import EVENTS, EventName, EventRule
 from engine.model.uploads import STATES, State, StateRule
 from handlers.reference.documents import STATIC
@@ -116,8 +116,10 @@ def _document(document: Schema) -> str:
 def pages() -> Iterator[tuple[Path, str]]:
     """Give each generated page or file with its text."""
     yield DOCS / "audit-events.md", audit_events_page()
-    for page in (DOCS.parent / "README.md", DOCS / "benchmarks.md"):
-        yield page, with_figures(page.read_text("utf-8"))
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))):
+        text = page.read_text("utf-8")
+        if has_figures(text):
+            yield page, with_figures(text)
     yield DOCS / "errors.md", errors_page()
     yield DOCS / "security.md", with_costs((DOCS / "security.md").read_text("utf-8"))
     yield DOCS / "types" / "tidemark.d.ts", typescript()

@@ -172,6 +172,8 @@ class Generator:
         place = bisect_right([end_us for _, end_us in self._plan.bounds_us[:-1]], now_us)
         left_s = max(0, self._plan.bounds_us[-1][1] - now_us) // 1_000_000
         name = self._plan.steps[place].name
+        if self._plan.loop == "idle":
+            return f"{name}: {len(self._sockets) - self._sockets.count(None):,} connected, {left_s} s left"
         return f"{name}: {count:,}/s, p95 {p95_ms:.1f} ms, {self._refused:,} errors, {left_s} s left"
 
     async def _open(self) -> None:

@@ -87,7 +87,8 @@ def _drift(
     """Add the slope of a value, and the bar that it is not surely above the limit."""
     values = [value(row) for row in rows]
     drift, mean = drift_of(at_s, values), fmean(values)
-    beside = f"mean {mean:.1f} {unit}; surely above {drift.least_per_h:+.3g} {unit}"
+    beside = f"mean {mean:.1f} {unit}; from {drift.least_per_h:+.3g} {unit} on"
     report.figures.append(Figure(f"drift of {what} in an hour", drift.per_h, unit, beside))
     surely = 100 * drift.least_per_h / mean
-    report.bars.append(Bar(f"drift of {what} in an hour, at least", surely, "at most", limit, "%", beside))
+    name = f"drift of {what} in an hour, lower bound"
+    report.bars.append(Bar(name, surely, "at most", limit, "%", beside))

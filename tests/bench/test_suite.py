@@ -132,7 +132,7 @@ def test_drift_of_a_line_is_its_slope(per_h: float, mean: float, count: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("grows_mib", "missed"), [(0.0, []), (1.0, ["drift of memory in an hour, at least"])]
+    ("grows_mib", "missed"), [(0.0, []), (1.0, ["drift of memory in an hour, lower bound"])]
 )
 def test_soak_memory_that_grows_misses_its_bar(grows_mib: float, missed: list[str]) -> None:
     row = row_of(run_of())

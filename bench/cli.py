@@ -31,6 +31,7 @@ from bench.report.results import Report
 from bench.report.targets import targets_of
 from bench.report.text import text_of, text_of_targets
 from bench.report.written import as_json, origin_of
+from bench.scenarios.aggregation import aggregation
 from bench.scenarios.behind_nginx import behind_nginx
 from bench.scenarios.cleanup import cleanup
 from bench.scenarios.comparison import compare
@@ -49,7 +50,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.__name__: scenario
     for scenario in (
         *(concurrent, limits, overload, faults, scaling, live, connections, uploads, abuse, conflicts),
-        *(high_volume, outages, behind_nginx, cleanup, soak, peers),
+        *(high_volume, outages, behind_nginx, cleanup, aggregation, soak, peers),
     )
 }
 #: What a server that runs already can be measured with; the others start one, and do harm to its services.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from statistics import median
 from typing import Final
 
-from bench.report.drawing import Chart, Limit, Values, bars, lines
+from bench.report.drawing import Chart, Limit, bars, lines
 from bench.report.own_metrics import STAGES
 from bench.report.results import Report, Row, named
 from bench.report.statistics import merged
@@ -33,11 +32,7 @@ def charts(reports: Sequence[Report]) -> Iterator[Chart]:
 
 
 def charts_of(report: Report) -> Iterator[Chart]:
-    """Draw the rows of one scenario beside each other, for its details."""
-    for title, of, paths in _BARS:
-        if rows := getattr(report, of):
-            series = {name: list(map(attrgetter(path), rows)) for name, path in paths.items()}
-            yield bars(title, "", [row.name for row in rows], series, logarithmic=True)
+    """Draw the details of one scenario: what others felt under each attack."""
     for kind in KINDS if report.abuses else ():
         yield _abused(kind, report)
 
@@ -111,7 +106,7 @@ def _offered(report: Report) -> Chart | None:
     }
     names = [f"{row.times:g}x" for row in rows]
     caption = "Syncs a second of 30 items, by the load as a multiple of the capacity that was found before."
-    return lines("Throughput against offered load", caption, names, series, logarithmic=False)
+    return lines("Throughput against offered load", caption, names, series)
 
 
 def _stages(report: Report) -> Chart | None:
@@ -181,13 +176,10 @@ def _recovery(report: Report) -> Chart | None:
     return bars("After a fault: until all was acknowledged, s", "", list(kinds), series)
 
 
-def _soak(report: Report) -> Chart | None:
+def _soak(report: Report, title: str, value: Callable[[Row], float | None]) -> Chart:
+    """Draw a value over the segments."""
     names = [str(place) for place in range(1, len(report.rows) + 1)]
-    series: dict[str, Values] = {
-        "p95, ms": [row.latency.p95_ms for row in report.rows],
-        "memory, MiB": [row.rss_end_mib for row in report.rows],
-    }
-    return lines("Drift", report.work, names, series)
+    return lines(title, report.work, names, {"": [value(row) for row in report.rows]}, logarithmic=False)
 
 
 def _memory(found: Mapping[str, Report]) -> Chart | None:
@@ -219,32 +211,8 @@ _OF_SCENARIO: Final[Sequence[tuple[str, Callable[[Report], Chart | None]]]] = (
     ("uploads", _uploads),
     ("conflicts", _conflicts),
     ("faults", _recovery),
-    ("soak", _soak),
-)
-
-#: Titles of charts of details, the rows of a report that they draw, and each series with where a row has it.
-_BARS: Final[Sequence[tuple[str, str, Mapping[str, str]]]] = (
-    (
-        "Latency, ms",
-        "rows",
-        {
-            "stored, p50": "latency.p50_ms",
-            "stored, p99": "latency.p99_ms",
-            "refused, p50": "refusal.p50_ms",
-            "refused, p99": "refusal.p99_ms",
-            "generator's lag, p99": "lag_p99_ms",
-        },
-    ),
-    (
-        "Syncs a second, and memory in MiB",
-        "rows",
-        {
-            "wanted": "wanted_per_s",
-            "stored": "stored_per_s",
-            "refused": "refused_per_s",
-            "memory": "rss_peak_mib",
-        },
-    ),
+    ("soak", lambda report: _soak(report, "p95 by segment, ms", lambda row: row.latency.p95_ms)),
+    ("soak", lambda report: _soak(report, "Memory by segment, MiB", lambda row: row.rss_end_mib)),
 )
 
 

@@ -38,6 +38,7 @@ _STYLE: Final[Mapping[str, Any]] = {
     "opacity": 0.95,
     "opacity_hover": 1,
     "transition": "0s",
+    "stroke_width": "2",
 }
 #: What pygal adds for a script of its own, which no page here has.
 _FOR_SCRIPTS: Final = re.compile(r"<(desc|script)\b[^>]*>.*?</\1>", re.DOTALL)
@@ -78,6 +79,7 @@ def lines(
     chart = pygal.Line(
         show_dots=len(names) < _DOTTED,
         logarithmic=logarithmic,
+        show_legend=len(series) > 1 or limit is not None,
         x_labels_major_every=every,
         show_minor_x_labels=every == 1,
         allow_interruptions=True,
@@ -86,10 +88,9 @@ def lines(
     )
     chart.x_labels = names
     for name, values in series.items():
-        chart.add(name, _drawable(values, logarithmic=logarithmic), stroke_style={"width": 2})
+        chart.add(name, _drawable(values, logarithmic=logarithmic))
     if limit is not None:
-        dashes = {"dasharray": "6, 4", "width": 2}
-        chart.add(limit.name, [limit.value] * len(names), show_dots=False, stroke_style=dashes)
+        chart.add(limit.name, [limit.value] * len(names), show_dots=False, stroke_style={"dasharray": "6, 4"})
     svg = chart.render(is_unicode=True, disable_xml_declaration=True)
     return Chart(title, caption, _FOR_SCRIPTS.sub("", svg))
 

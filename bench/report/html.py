@@ -39,7 +39,7 @@ def html_of(reports: Sequence[Report], targets: Sequence[Target] = (), origin: O
     title = "Tidemark benchmark"
     body = "".join(
         [
-            f"<h1>{title}: {escape(', '.join(report.scenario for report in reports))}</h1>",
+            f"<h1>{title}</h1><p>{escape(', '.join(report.scenario for report in reports))}</p>",
             *_head(reports, origin),
             *_targets(targets),
             *_grid(charts(reports)),

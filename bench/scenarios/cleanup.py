@@ -1,25 +1,19 @@
 """Scenario ``cleanup``: how fast the job ``cleanup`` is, and what devices notice of it.
 
-Writes kept answers, events or settled conflicts that are past their time, on a server of its own each. The
-server's first clean-up begins 30 s after its start, under an open loop of syncs. The 95th percentile of
-the syncs that were due while it ran is compared with that of all others.
+Writes kept answers, events or settled conflicts that are past their time, on a server of its own each.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
-from time import perf_counter
+from functools import partial
 from typing import Final, NamedTuple
 
-from bench.harness.environment import BenchError, Environment, fresh
-from bench.harness.load_run import Target, run_tasks
-from bench.harness.product import HERE, variables
+from bench.harness.environment import BenchError, fresh
 from bench.harness.progress import progress
-from bench.harness.stage import Options, add_tenants
+from bench.harness.stage import Options
 from bench.load.workload import MIX, data_of
 from bench.report.results import Bar, Figure, Report, lost_bar
-from bench.report.summary import latencies_beside, row_of
+from bench.scenarios.job_beside import Load, beside_job
 from engine.cluster.job_scheduler import LOOK_S
 from storage.postgres.blocking import connected
 from storage.stores.usage import recount
@@ -27,7 +21,6 @@ from storage.stores.usage import recount
 TENANTS: Final = [f"bench-{number}" for number in range(8)]
 CONNECTIONS: Final = 100
 PER_S: Final = 300.0
-_WARMUP_S: Final = 3.0
 #: Rows of each kind unless told otherwise, and how many a second are to be deleted at least.
 _ROWS: Final = 1_000_000
 LEAST_PER_S: Final = 1_000
@@ -35,8 +28,6 @@ LEAST_PER_S: Final = 1_000
 _DROPPED_S: Final = 10.0
 _EXPECTED_PER_S: Final = 2_500
 _SLOWEST: Final = "conflicts"
-#: How much slower a sync may be beside it.
-SYNC_RATIO: Final = 2.0
 _DAY_US: Final = 86_400_000_000
 #: A day that ended 44 days ago begins at this time, and so many microseconds after 1970.
 _OLD: Final = "((current_date - 45)::timestamp AT TIME ZONE 'UTC')"
@@ -84,10 +75,6 @@ _KINDS: Final = {
         f" 1, 'put', 0, %(data)s::json, {_OLD_US} - 60 * {_DAY_US} + n",
     ),
 }
-_RAN: Final = (
-    "SELECT extract(epoch FROM began_at)::float8, extract(epoch FROM ended_at)::float8 FROM job_runs"
-    " WHERE job = 'cleanup' AND outcome = 'succeeded'"
-)
 
 
 def _fill(dsn: str, kind: _Kind, rows: int) -> None:
@@ -111,17 +98,14 @@ def _attach(dsn: str, kind: _Kind) -> None:
     recount(dsn, 600)
 
 
-def _ran(dsn: str, kind: _Kind) -> tuple[float, float]:
-    """Return when the server's clean-up began and ended, in seconds since 1970. Raises BenchError."""
+def _check(dsn: str, kind: _Kind) -> None:
+    """See that nothing is left. Raises BenchError."""
+    past = f"to_regclass('{kind.table}_old')" if kind.attach else "1"
     with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute(_RAN)
-        ran = cursor.fetchall()
-        past = f"to_regclass('{kind.table}_old')" if kind.attach else "1"
         cursor.execute(f"SELECT count({past}) FROM (SELECT FROM {kind.table} LIMIT 1) AS found")
-        left = cursor.fetchall()[0][0]
-    if not ran or left:
-        raise BenchError("the clean-up did not end in the time of the load: give a longer --duration")
-    return ran[0]
+        ((left,),) = cursor.fetchall()
+    if left:
+        raise BenchError(f"the clean-up left rows of {kind.table}: give a longer --duration")
 
 
 async def cleanup(options: Options) -> Report:
@@ -134,39 +118,19 @@ async def cleanup(options: Options) -> Report:
         f" of {CONNECTIONS} devices, an open loop; {MIX}",
     )
     for name in kinds:
+        kind = _KINDS[name]
+        lasts_s = options.duration_s or LOOK_S + (_DROPPED_S if kind.attach else rows / _EXPECTED_PER_S)
         with fresh(options.settings) as environment:
-            await _measure(name, rows, options.duration_s, environment, report)
+            took_s = await beside_job(
+                *(report, environment, "cleanup", f"the deletion of {name}"),
+                Load(TENANTS, CONNECTIONS, PER_S, lasts_s),
+                fill=partial(_fill, kind=kind, rows=rows),
+                started=partial(_attach, kind=kind),
+                ended=partial(_check, kind=kind),
+                settings={"TIDEMARK__RETENTION__EVENTS_D": str(_EVENTS_D)},
+            )
+        what = "records deleted a second" if name == _SLOWEST else f"{name} deleted a second"
+        report.figures.append(Figure(what, rows / took_s, "records/s", f"{rows:,} in {took_s:.1f} s"))
+        report.bars.append(Bar(f"{what}, at least", rows / took_s, "at least", LEAST_PER_S, "records/s"))
     report.bars.append(lost_bar(report.rows))
     return report
-
-
-async def _measure(
-    name: str, rows: int, duration_s: float | None, environment: Environment, report: Report
-) -> None:
-    kind, dsn, secret = _KINDS[name], environment.database(name), secrets.token_urlsafe(48)
-    add_tenants(dsn, TENANTS)
-    _fill(dsn, kind, rows)
-    chosen = {"TIDEMARK__RETENTION__EVENTS_D": str(_EVENTS_D)}
-    lasts_s = duration_s or LOOK_S + (_DROPPED_S if kind.attach else rows / _EXPECTED_PER_S)
-    async with HERE.server({**variables(environment, dsn, secret, None), **chosen}) as server:
-        _attach(dsn, kind)
-        watched = {"server": server.pid, "postgres": environment.postgres_pid}
-        target = Target(port=server.port, secret=secret, tenants=TENANTS, watched=watched)
-        run = await run_tasks(name, target, "open", CONNECTIONS, lasts_s, per_s=PER_S, warmup_s=_WARMUP_S)
-        began_s, ended_s = _ran(dsn, kind)
-    alone, beside = latencies_beside(
-        run, *(at_s - time.time() + perf_counter() for at_s in (began_s, ended_s)), warmup_s=_WARMUP_S
-    )
-    took_s = ended_s - began_s
-    what = "records deleted a second" if name == _SLOWEST else f"{name} deleted a second"
-    report.rows.append(row_of(run))
-    report.figures += [
-        Figure(what, rows / took_s, "records/s", f"{rows:,} in {took_s:.1f} s"),
-        Figure(f"p95 of a sync without the deletion of {name}", alone.p95_ms, "ms"),
-        Figure(f"p95 of a sync beside the deletion of {name}", beside.p95_ms, "ms"),
-    ]
-    report.bars.append(Bar(f"{what}, at least", rows / took_s, "at least", LEAST_PER_S, "records/s"))
-    if alone.p95_ms and beside.max_ms:
-        slower = beside.p95_ms / alone.p95_ms
-        name = f"p95 of a sync beside the deletion of {name}, over without"
-        report.bars.append(Bar(name, slower, "at most", SYNC_RATIO, "times"))

@@ -1,11 +1,11 @@
-"""What the tool for the job ``aggregate`` writes is one hour that is due, of every tenant."""
+"""What the scenario ``aggregation`` writes is one hour that is due, of every tenant."""
 
 from __future__ import annotations
 
 import asyncio
 
 from bench.harness.stage import add_tenants
-from bench.tools.aggregation import fill
+from bench.scenarios.aggregation import fill
 from engine.operate.figures.aggregation import Aggregation
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.voice import PostgresVoice
@@ -21,10 +21,10 @@ async def _aggregated(dsn: str) -> object:
     return run.counts
 
 
-def test_aggregation_tool_leaves_one_hour_of_each_tenant_due(dsn: str) -> None:
+def test_aggregation_scenario_leaves_one_hour_of_each_tenant_due(dsn: str) -> None:
     add_tenants(dsn, ["a", "b"])
     sizes = fill(dsn, 2)
-    assert [row[:2] for row in sizes[:1]] == [["sync_analytics_snapshot", str(2 * 2 * 24)]]
+    assert (sizes[0].name, sizes[0].beside) == ("sync_analytics_snapshot", f"{2 * 2 * 24} rows")
     assert asyncio.run(_aggregated(dsn)) == {"snapshots": 2}
     latest = (
         "SELECT succeeded, sync_requests, items FROM sync_analytics_snapshot ORDER BY hour_start DESC LIMIT 2"

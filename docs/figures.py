@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from bench.report.results import measured
+from bench.report.results import BUSY_CPUS, measured
 from bench.report.text import number
 from bench.report.written import Whole, read_whole
 
@@ -71,16 +71,15 @@ def _lines(name: str) -> Iterator[str]:
     yield f"command, which took {origin.took_s / 60:.0f} minutes:"
     yield from ("", "```sh", f".venv/bin/python {origin.command}", "```", "")
     yield f"On {machine.cpus} CPUs ({machine.cpu}), {memory}, {machine.system}, Python {machine.python},"
-    yield from (
-        f"at the commit `{origin.commit}`:",
-        "",
-        "| scenario | target | wanted | measured |",
-        "|---|---|---|---|",
-    )
+    yield f"at the commit `{origin.commit}`."
+    busy = max((other for one in whole.reports for other in one.other_cpus), default=0.0)
+    if busy > BUSY_CPUS:
+        yield f"**Other programs kept up to {busy:.1f} CPUs busy**: a machine of its own is faster."
+    yield from ("", "| scenario | target | wanted | measured |", "|---|---|---|---|")
     for one in whole.targets:
         value = "not measured" if one.value is None else f"{number(one.value)} {one.unit}".strip()
         verdict = "" if one.met or one.value is None else ", **missed**"
-        wanted = f"{one.bound} {one.limit:g} {one.unit}".strip()
+        wanted = f"{one.bound} {number(one.limit)} {one.unit}".strip()
         yield f"| `{one.scenario}` | {one.name} | {wanted} | {value}{verdict} |"
     told = [
         f"| `{one.scenario}` | {figure.name} | {number(figure.value)} {figure.unit} | {figure.beside} |"

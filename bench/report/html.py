@@ -83,7 +83,7 @@ def _targets(targets: Sequence[Target]) -> Iterator[str]:
             f'<tr><td class="s">{escape(one.scenario)}</td>'
             f'<td class="t" data-scenario="{escape(one.scenario)}">{escape(one.name)}</td>'
             f'<td class="n">{escape(value)}</td>'
-            f'<td class="n">{one.bound} {one.limit:g} {escape(one.unit)}</td>'
+            f'<td class="n">{one.bound} {number(one.limit)} {escape(one.unit)}</td>'
             f'<td class="{"met" if one.met else "missed"}">{verdict}</td></tr>'
         )
     yield "</table></div>"

@@ -20,7 +20,7 @@ from bench.report.statistics import Histogram, Latency, median_of
 #: Below this part of the wanted rate a load counts as not offered.
 OFFERED: Final = 0.95
 #: Above this many CPUs busy with something else, latencies and rates suffer from it.
-_BUSY_CPUS: Final = 0.2
+BUSY_CPUS: Final = 0.2
 
 
 class Window(msgspec.Struct, frozen=True, array_like=True):
@@ -248,12 +248,17 @@ class Report(msgspec.Struct, kw_only=True):
         notes = list(self.remarks)
         if self.rows and all(row.rss_peak_mib is None for row in self.rows):
             notes.append("CPU and memory of a server that was not started here are not measured")
-        found = [row.other_cpus for row in self.rows] + [one.other_cpus for one in self.transfers]
-        most = max((cpus for cpus in found if cpus is not None), default=0.0)
-        if most > _BUSY_CPUS:
+        most = max(self.other_cpus, default=0.0)
+        if most > BUSY_CPUS:
             busy = f"something else kept up to {most:.1f} of {self.machine.cpus} CPUs busy"
             notes.append(f"{busy}: figures are worse than this machine's alone")
         return notes
+
+    @property
+    def other_cpus(self) -> list[float]:
+        """How many CPUs something else kept busy during each run."""
+        found = [row.other_cpus for row in self.rows] + [one.other_cpus for one in self.transfers]
+        return [cpus for cpus in found if cpus is not None]
 
     @property
     def passed(self) -> bool:

@@ -152,7 +152,7 @@ def text_of_targets(targets: Sequence[Target]) -> str:
                 f"{one.scenario}: {one.name}",
                 NONE if one.value is None else f"{number(one.value)} {one.unit}",
             ),
-            f"{one.bound} {one.limit:g} {one.unit}",
+            f"{one.bound} {number(one.limit)} {one.unit}",
         )
         for one in targets
     ]

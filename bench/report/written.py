@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +16,8 @@ import msgspec
 from bench.harness.child import ROOT
 from bench.report.results import Report
 from bench.report.targets import Target
-from compose.configuration import DEFAULTS, SECRETS
+from compose.configuration import SECRETS, layers
+from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
 
 #: The parts that speed depends on; the wheels of PostgreSQL and Valkey have the versions of what they bring.
@@ -49,7 +49,7 @@ class Whole(msgspec.Struct, frozen=True):
     origin: Origin = NO_ORIGIN
 
 
-def origin_of(arguments: Sequence[str], settings: Settings, began_s: float) -> Origin:
+def origin_of(arguments: Sequence[str], chosen: Settings, began_s: float) -> Origin:
     """Describe a run of the command line that began at a time of ``perf_counter``."""
     took_s = perf_counter() - began_s
     return Origin(
@@ -60,7 +60,7 @@ def origin_of(arguments: Sequence[str], settings: Settings, began_s: float) -> O
         ),
         took_s=round(took_s, 1),
         versions={"Python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}},
-        settings=dict(_changed(settings)),
+        settings=_changed(chosen),
     )
 
 
@@ -75,13 +75,15 @@ def _commit() -> str:
     return found.stdout.decode().strip()
 
 
-def _changed(settings: Settings) -> dict[str, Any]:
-    defaults = tomllib.loads(DEFAULTS.read_text("utf-8"))
+def _changed(chosen: Settings) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, by section and name."""
+    default_layer, *_ = layers(None, {}, of_system=False)
+    defaults = msgspec.to_builtins(settings([default_layer]))
     changed: dict[str, Any] = {}
-    for section, values in msgspec.to_builtins(settings).items():
-        for name, value in values.items() if isinstance(values, dict) else ():
-            if value != defaults.get(section, {}).get(name, value):
-                key = f"{section}.{name}"
+    for section, values in msgspec.to_builtins(chosen).items():
+        for name, value in values.items():
+            key = f"{section}.{name}"
+            if value != defaults[section].get(name):
                 changed[key] = SECRETS[key](value) if key in SECRETS else value
     return changed
 

@@ -110,6 +110,8 @@ def test_suite_verdict_is_by_targets_and_a_broken_part_does_not_end_it(
 
     every = [*parts, *map(part_of, reports_of())]
     monkeypatch.setitem(SUITES, "quick", every)
+    monkeypatch.setenv("TIDEMARK__AUTH__SECRET", "of the server")
+    monkeypatch.setenv("TIDEMARK__SERVER__PORT", "8099")
     file = tmp_path / "report.json"
     result = CliRunner().invoke(bench, ["--quick", "--json", str(file), "--html", str(tmp_path / "r.html")])
     assert result.exit_code == status, result.output
@@ -120,6 +122,12 @@ def test_suite_verdict_is_by_targets_and_a_broken_part_does_not_end_it(
     assert msgspec.json.decode(file.read_bytes())["passed"] is not bool(status)
     assert whole.origin.commit
     assert whole.origin.versions["uvloop"]
+    assert whole.origin.settings["auth.secret"] != "of the server"
+    assert (
+        {"server.port", "auth.secret"}
+        <= whole.origin.settings.keys()
+        < {"server.port", "auth.secret", "data.dir"}
+    )
     assert ("the disk is full" in result.output) is bool(status)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -10,6 +11,7 @@ import msgspec
 from engine.model.rows import IdempotencyKey
 from engine.operate.reseal import Resealed
 from engine.operate.rows import UnreadableValue
+from engine.runtime.ports import StoreError
 from engine.wire.floats import json_decoder
 from storage.postgres.arrays import text_array_or_null
 from storage.postgres.driver import Row
@@ -20,13 +22,15 @@ from storage.stores.held_changes import StoredChange, changes_in_steps, encode_c
 from storage.stores.keys.reseal_statements import MOVE, Statements, statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
 from storage.stores.sealed.answers import open_answer
+from storage.stores.sealed.checked import checked_transaction
 from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing
 
 #: Rows of one page. A tenant is locked while they are written: for some milliseconds.
 PAGE_ROWS: Final = 100
 #: A page is read again so often if others changed rows of it, as syncs do.
 _TRIES: Final = 5
-#: Servers follow a rotation or a sealed domain within a second. What they wrote before is in the pass.
+#: Until a rotation or a sealed domain is so old, no pass begins: servers follow within a second, and then
+#: seal what they write. What they wrote before, or missed to seal, is in the pass (``_NUMBER``).
 _FOLLOWED_S: Final = 5
 _NEEDED: Final = (
     "greatest(p.wanted_at, (SELECT max(since) FROM sealed_domains"
@@ -43,10 +47,17 @@ _NEXT: Final = (
     f" AND {_NEEDED} <= now() ORDER BY t.tenant_id LIMIT 1"
 )
 _BEGIN: Final = (
-    "INSERT INTO reseal_passes AS p (tenant_id, began_at) VALUES (%(tenant)s::int, now())"
-    " ON CONFLICT (tenant_id) DO UPDATE SET began_at = now(), place = NULL, position = NULL, resealed = 0,"
-    " unreadable_values = 0, unreadable = '[]'"
+    "INSERT INTO reseal_passes AS p (tenant_id, began_at) VALUES (%(tenant)s::int, %(began)s::timestamptz)"
+    " ON CONFLICT (tenant_id) DO UPDATE SET began_at = excluded.began_at, place = NULL, position = NULL,"
+    " resealed = 0, unreadable_values = 0, unreadable = '[]'"
 )
+#: A transaction that did not see a domain or a key, and seals without it, has a number of before it
+#: (storage/stores/sealed/checked.py), and so below that of a pass for it. A pass begins when they have ended.
+_NUMBER: Final = "SELECT pg_current_xact_id()::text, now()::text"
+_OLDER_ENDED: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot()) > %(number)s::xid8"
+#: Servers and commands end an open transaction long before. A run is held for a minute.
+_OLDER_S: Final = 30.0
+_LOOK_S: Final = 0.1
 _STATE: Final = (
     "SELECT p.place, p.position::text, extract(epoch FROM (SELECT max(since) FROM sealed_domains))::float8"
     f" + {_FOLLOWED_S} FROM reseal_passes AS p WHERE p.tenant_id = %(tenant)s::int"
@@ -112,10 +123,26 @@ class PostgresReseal:
         if not found:
             return None
         tenant_id, resumes = found[0]
+        if resumes:
+            await self._refresh()
+            return int(tenant_id)
+        ((number, began),) = await self._database.execute(_NUMBER)
         await self._refresh()
-        if not resumes:
-            await self._database.execute(_BEGIN, {"tenant": tenant_id}, tenants=[tenant_id])
+        await self._wait_for_older(number)
+        await self._database.execute(_BEGIN, {"tenant": tenant_id, "began": began}, tenants=[tenant_id])
         return int(tenant_id)
+
+    async def _wait_for_older(self, number: str) -> None:
+        """Wait until every transaction with a lower number has ended. Raises StoreError."""
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + _OLDER_S
+        while await self._database.query(_OLDER_ENDED, {"number": number}) != [(True,)]:
+            if loop.time() > give_up_s:
+                raise StoreError(
+                    f"transactions that began before this pass are still open after {_OLDER_S:.0f} s: look at"
+                    " those of pg_stat_activity with a backend_xid, and end them; the next run goes on"
+                )
+            await asyncio.sleep(_LOOK_S)
 
     async def step(self, tenant_id: int) -> Resealed | None:
         """Seal a page of rows again."""
@@ -175,6 +202,7 @@ class PostgresReseal:
         last = list(rows[-1][2 : 2 + len(table.key)])
         due = [row for row in rows if any(_flags(table, row))]
         unreadable: list[Row] = []
+        before = self._sealing.seals_as(tenant_id)
         changed = await self._sealing.opened_in_steps(
             due, lambda row: _changed(self._sealing, table, tenant_id, row), unreadable.append
         )
@@ -198,10 +226,11 @@ class PostgresReseal:
             name: text_array_or_null(column)
             for name, column in zip(statements.changed, zip(*changed, strict=True), strict=True)
         }
-        # One round trip: the tenant is locked for no longer than the database takes.
-        ((written,),) = await self._database.execute(
-            statements.update, {**moved, **arrays, "due": len(due)}, _SETTINGS, [tenant_id]
-        )
+        async with checked_transaction(self._database, self._sealing, [tenant_id], _SETTINGS) as transaction:
+            if self._sealing.seals_as(tenant_id) != before:
+                return 0, len(due), ()  # another key, or another domain, since the rows were read
+            # The tenant is locked from here on.
+            ((written,),) = await transaction.query(statements.update, {**moved, **arrays, "due": len(due)})
         missed = len(due) - int(written)
         return (0 if missed else values), missed, named
 

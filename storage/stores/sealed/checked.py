@@ -24,15 +24,21 @@ _STATE: Final = Statement(
 
 @asynccontextmanager
 async def checked_transaction(
-    database: Database, sealing: Sealing, tenants: Collection[int]
+    database: Database, sealing: Sealing, tenants: Collection[int], settings: Statement | None = None
 ) -> AsyncIterator[Transaction]:
     """Run the block as one transaction, as ``Database.transaction``. The block seals before its first wait.
+
+    Args:
+        database: The database.
+        sealing: What the block seals with.
+        tenants: Whose values it writes.
+        settings: As of ``Database.transaction``.
 
     Raises:
         SealingChangedError: Others change what is sealed faster than this process reads it.
         StoreError: As ``Database.transaction``.
     """
-    transaction = await _begun(database, sealing, tenants)
+    transaction = await _begun(database, sealing, tenants, settings)
     try:
         yield transaction
     except BaseException:
@@ -41,11 +47,13 @@ async def checked_transaction(
     await transaction.commit()
 
 
-async def _begun(database: Database, sealing: Sealing, tenants: Collection[int]) -> Transaction:
+async def _begun(
+    database: Database, sealing: Sealing, tenants: Collection[int], settings: Statement | None
+) -> Transaction:
     behind = 0
     while True:
         await sealing.load_missing(tenants)
-        transaction = await database.begin(tenants=tenants)
+        transaction = await database.begin(settings, tenants)
         try:
             rows = await transaction.run((_NUMBERED, _STATE), {"tenants": int_array(tenants)})
             sealing.check(rows[0][1], {tenant_id: key_id for tenant_id, _, key_id in rows})

@@ -147,6 +147,10 @@ class Sealing:
         if not self._can_seal(tenant_id):
             await self._ring.load_to_seal([tenant_id])
 
+    def seals_as(self, tenant_id: int) -> tuple[str | None, str]:
+        """Return what ``check`` compares: sealed domains, the id of a tenant's key. Raises as ``seal``."""
+        return self._sealed, self._keys_to_write(tenant_id).active_id
+
     def active_head(self, tenant_id: int) -> bytes:
         """Return the bytes with which a tenant's values begin that are sealed now. Raises as ``seal``."""
         return head_of(self._keys_to_write(tenant_id).active)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,13 +13,15 @@ from compose.sealing.master_key import MasterKeySource
 from compose.sealing.stores import FollowedSealing
 from engine.model.rows import ReadSet, RecordKey, WriteSet
 from engine.operate.figures.voice import Result, Verification
-from engine.runtime.ports import StoreRetryError
+from engine.runtime.ports import StoreError, StoreRetryError
 from engine.seal.sealer import key_number
 from engine.uploads.ports import NewUpload, StoredFile
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.feed import PostgresFeed
+from storage.stores.keys import reseal
 from storage.stores.keys.admin import PostgresKeyAdmin
+from storage.stores.keys.reseal import PostgresReseal
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.followed import SealingChangedError
 from storage.stores.sealed.sealing import Sealing
@@ -181,6 +184,61 @@ async def test_commit_of_a_process_that_does_not_follow_seals_every_kind_of_row(
     found = _dump(dsn, *TABLES)
     assert SECRET not in found
     assert HASH not in found
+
+
+async def test_reseal_pass_begins_when_transactions_that_missed_the_domain_have_ended(
+    dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = await PostgresStore(database, 24, await _process(database)).begin(WANTED)
+    await _seal(database)
+    execute(
+        dsn,
+        "UPDATE tenants SET created_at = now() - interval '1 day'",
+        "UPDATE sealed_domains SET since = now() - interval '1 minute'",
+    )
+    sealing = await _process(database)
+    store = PostgresReseal(database, sealing, sealing.refresh)
+    monkeypatch.setattr(reseal, "_OLDER_S", 0.0)
+    with pytest.raises(StoreError, match="transactions that began before this pass are still open"):
+        await store.next_tenant(0)
+    await behind.commit(WriteSet({1: 2}, [RECORD], [], [], [], []))
+    assert SECRET in _dump(dsn, "records")
+    assert await store.next_tenant(0) == 1
+    while await store.step(1) is not None:
+        pass
+    assert SECRET not in _dump(dsn, "records")
+
+
+@pytest.mark.parametrize("before_check", [True, False])
+async def test_reseal_page_with_a_key_that_a_failover_lost_is_sealed_with_another(
+    dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch, before_check: bool
+) -> None:
+    await _write(database, Sealing(), RECORD)
+    await _seal(database)
+    execute(
+        dsn,
+        "UPDATE tenants SET created_at = now() - interval '1 day'",
+        "UPDATE sealed_domains SET since = now() - interval '1 minute'",
+    )
+    sealing = await _process(database)
+    store = PostgresReseal(database, sealing, sealing.refresh)
+    assert await store.next_tenant(0) == 1
+    lost, changed = FAILOVER[1:3], reseal._changed
+
+    def fail_over(*arguments: Any) -> object:
+        monkeypatch.setattr(reseal, "_changed", changed)
+        execute(dsn, *lost)
+        return changed(*arguments)
+
+    if before_check:
+        monkeypatch.setattr(reseal, "_changed", fail_over)
+    else:
+        await sealing.load_keys(1)
+        execute(dsn, *lost)
+    while await store.step(1) is not None:
+        pass
+    assert SECRET not in _dump(dsn, "records")
+    assert await _records(database, await _process(database)) == ["r1"]
 
 
 async def test_begin_settings_that_change_faster_than_they_are_read_is_a_retry(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Iterator
 
 import pytest
@@ -41,3 +42,23 @@ async def test_commit_unconfirmed_by_standby_is_answered_after_confirmation(serv
     (result,) = (await pushing)["results"]
     assert (result["status"], result["version"], result["seq"]) == ("applied", 1, 1)
     assert rows(dsn, "SELECT id, version, seq FROM records") == [("a1", 1, 1)]
+
+
+async def test_pull_of_sealed_records_is_answered_while_nothing_can_be_committed(
+    serve: Serve, dsn: str
+) -> None:
+    """A process that has no keys of the tenant yet reads them, and takes no seals, which would be a write."""
+    sealing = {"master_key": base64.b64encode(b"1" * 32).decode()}
+    execute(dsn, "INSERT INTO sealed_domains VALUES ('task')")
+    first, second = await serve(sealing=sealing), await serve(sealing=sealing)
+    await (await first.device()).sync("k", put("a1", None, title="paint"))
+    assert rows(dsn, "SELECT left(data::text, 1) FROM records") == [('"',)]
+    leased = rows(dsn, "SELECT seals_leased FROM tenant_keys")
+    tablet = await second.device()
+    execute(dsn, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()")
+    try:
+        (change,) = (await tablet.pull())["changes"]
+    finally:
+        execute(dsn, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+    assert change["data"]["title"] == "paint"
+    assert rows(dsn, "SELECT seals_leased FROM tenant_keys") == leased

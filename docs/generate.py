@@ -9,6 +9,7 @@ from typing import Final
 
 from docs.api.asyncapi import asyncapi
 from docs.api.errors import errors_page
+from docs.api.inventory import with_routes
 from docs.api.openapi import openapi
 from docs.api.schema import Schema
 from docs.api.typescript import typescript
@@ -121,7 +122,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         if has_figures(text):
             yield page, with_figures(text)
     yield DOCS / "errors.md", errors_page()
-    yield DOCS / "security.md", with_costs((DOCS / "security.md").read_text("utf-8"))
+    yield DOCS / "security.md", with_routes(with_costs((DOCS / "security.md").read_text("utf-8")))
     yield DOCS / "types" / "tidemark.d.ts", typescript()
     yield DOCS / "upload-states.md", upload_states_page()
     yield STATIC / "openapi.json", _document(openapi())

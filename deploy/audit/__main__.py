@@ -40,7 +40,7 @@ def _sbom(programs: Path, python: Path) -> int:
     )
     requirements = (tools.ROOT / "deploy" / "requirements.txt").read_text("utf-8")
     try:
-        listed = of_server(json.loads(made.stdout), requirements, tools.binaries(python))
+        listed = of_server(json.loads(made.stdout), requirements, tools.binaries(python), tools.scripts())
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 1

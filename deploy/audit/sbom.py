@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from deploy.audit.verdict import pinned
@@ -11,13 +12,19 @@ from deploy.audit.verdict import pinned
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 
-def of_server(environment: dict[str, Any], requirements: str, servers: Mapping[str, str]) -> dict[str, Any]:
-    """Reduce the list of an environment to the pinned packages, with hashes and the servers in wheels.
+def of_server(
+    environment: dict[str, Any],
+    requirements: str,
+    servers: Mapping[str, str],
+    scripts: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Reduce the list of an environment to the pinned packages, with hashes, servers in wheels and scripts.
 
     Args:
         environment: What ``cyclonedx-py environment`` wrote.
         requirements: The text of ``deploy/requirements.txt``.
         servers: The name and version of each server that a wheel has.
+        scripts: The name and version of each npm package whose files are in the repository.
 
     Raises:
         ValueError: A pinned package is not installed in that version, so the list would be wrong.
@@ -53,13 +60,18 @@ def of_server(environment: dict[str, Any], requirements: str, servers: Mapping[s
             "version": version,
             "cpe": _cpe(name, version),
         }
+    for name, version in scripts.items():
+        purl = f"pkg:npm/{name}@{version}"
+        kept[purl] = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+    added = [f"{name.lower()}=={version}" for name, version in servers.items()]
+    added += [f"pkg:npm/{name}@{version}" for name, version in scripts.items()]
     refs = {root, *kept}
     listed = [one for one in environment["dependencies"] if one["ref"] in refs]
-    listed += [{"ref": f"{name.lower()}=={version}"} for name, version in servers.items()]
+    listed += [{"ref": ref} for ref in added]
     for one in listed:
         one["dependsOn"] = [ref for ref in one.get("dependsOn", ()) if ref in refs]
         if one["ref"] == root:
-            one["dependsOn"] += [f"{name.lower()}=={version}" for name, version in servers.items()]
+            one["dependsOn"] += added
     return {**environment, "components": list(kept.values()), "dependencies": listed}
 
 

@@ -25,6 +25,7 @@ _CODE: Final = ("bench", "compose", "deploy", "engine", "handlers", "storage", "
 _NODE: Final = ROOT / "tests" / "clients" / "node"
 _PATIENCE_S: Final = 300
 _VERSION: Final = re.compile(r"\d+(?:\.\d+)+")
+_SCRIPT: Final = re.compile(r" (?P<version>\d+(?:\.\d+)+) of the npm package `(?P<name>[a-z-]+)`")
 
 
 def audit(tools: Path, python: Path) -> Iterator[Verdict]:
@@ -96,6 +97,13 @@ def binaries(python: Path) -> dict[str, str]:
                 if version is not None:
                     found[name] = version[0]
     return found
+
+
+def scripts() -> dict[str, str]:
+    """Return the npm packages whose files are in the repository, with their versions."""
+    pages = sorted(ROOT.glob("handlers/reference/static/*/README.md"))
+    heads = [_SCRIPT.search(page.read_text("utf-8")) for page in pages]
+    return {head["name"]: head["version"] for head in heads if head is not None}
 
 
 def _run(*command: str | Path, within: Path = ROOT) -> tuple[str, str]:

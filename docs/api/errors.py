@@ -79,7 +79,7 @@ def error_examples() -> dict[str, Schema]:
 def error_answers(codes: Iterable[str], media: Iterable[str] = ("application/json",)) -> dict[str, Schema]:
     """Make the answers of the codes by HTTP status: each code with its cause and remedy."""
     by_status: dict[str, list[ErrorKind]] = {}
-    for code in sorted(codes):
+    for code in sorted({*codes}):
         by_status.setdefault(str(ERRORS[code].http), []).append(ERRORS[code])
     return {status: _answer(by_status[status], media) for status in sorted(by_status)}
 

@@ -28,6 +28,7 @@ DEVICE: Final[Costs] = (
     "requests over HTTP that are open, and idle connections over HTTP",
     "requests over HTTP that are open",
     "time of the event loop while others want it",
+    "devices that were ever seen, or revoked",
 )
 #: Of a request whose body is a message.
 BODY: Final[Costs] = (
@@ -84,6 +85,7 @@ PERSON: Final[Costs] = (*TOKEN, "requests of one operator's or viewer's token un
 SOCKET: Final[Costs] = (
     "handshakes",
     "handshakes while accepted writes wait",
+    "devices that were ever seen, or revoked",
     "WebSockets",
     "time of a silent WebSocket",
     "time without reading a WebSocket",

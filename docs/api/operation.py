@@ -14,8 +14,8 @@ Caller = Literal["device", "person", "machine", "anybody"]
 
 #: Codes of every request: its headers, its connection and the server itself.
 ANY: Final[Codes] = ("malformed", "too_large", "overloaded", "unavailable", "internal")
-#: Codes of every request with a token.
-AUTHENTICATED: Final[Codes] = (*ANY, "unauthenticated", "forbidden", "rate_limited")
+#: Codes of every request with a device's token. A new device is refused if its tenant has no room for it.
+AUTHENTICATED: Final[Codes] = (*ANY, "unauthenticated", "forbidden", "rate_limited", "insufficient_storage")
 #: Codes of a request whose body is a message.
 MESSAGE: Final[Codes] = (*AUTHENTICATED, "invalid_message", "unknown_type")
 

@@ -57,7 +57,7 @@ _OPERATIONS: Final = (
                 "One result for each item, in order.", as_message("Synced"), over_http(examples.SYNCED)
             )
         },
-        (*MESSAGE, "idempotency_key_reused", "insufficient_storage"),
+        (*MESSAGE, "idempotency_key_reused"),
         (*TOKEN_COSTS, *limits.BODY, *limits.PUSH),
         body=as_message("Sync"),
         example=over_http(examples.SYNC),
@@ -116,7 +116,7 @@ _OPERATIONS: Final = (
         "`version` and `changes` are those that the person saw. The same decision again returns the first"
         " answer again.",
         {200: Answer("The outcome.", as_message("Resolved"), over_http(examples.RESOLVED))},
-        (*MESSAGE, "not_found", "conflict_stale", "conflict_closed", "insufficient_storage"),
+        (*MESSAGE, "not_found", "conflict_stale", "conflict_closed"),
         (*TOKEN_COSTS, *limits.BODY, *limits.RESOLVE),
         (_CONFLICT,),
         as_message("Resolve"),
@@ -148,7 +148,7 @@ _OPERATIONS: Final = (
         "The counts are on disk when the answer comes. A message that was refused is never accepted later,"
         " unless the error is retryable.",
         {200: Answer("Stored.", as_message("TelemetryAck"), over_http(examples.TELEMETRY_ACK))},
-        (*MESSAGE, "idempotency_key_reused", "insufficient_storage"),
+        (*MESSAGE, "idempotency_key_reused"),
         (*TOKEN_COSTS, *limits.BODY, *limits.TELEMETRY),
         body=as_message("Telemetry"),
         example=over_http(examples.TELEMETRY, "type"),

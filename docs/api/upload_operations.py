@@ -58,7 +58,7 @@ _FILE: Final = {
 _APPENDING: Final = (
     *("invalid_message", "not_found", "offset_mismatch", "upload_complete", "inconsistent_length"),
     *("unsupported_checksum", "checksum_mismatch", "unsupported_type", "unsupported_version"),
-    *("upload_gone", "locked", "quota_exceeded", "insufficient_storage"),
+    *("upload_gone", "locked", "quota_exceeded"),
 )
 _APPEND: Final = (*TOKEN_COSTS, *limits.APPEND)
 _ASKED: Final = (
@@ -211,7 +211,7 @@ OPERATIONS: Final = (
         "Cancel an upload, or delete its file",
         "Only the device that sent a file can do this.",
         {204: Answer("Done.")},
-        (*_ASKED, "insufficient_storage"),
+        _ASKED,
         _APPEND,
         (_UPLOAD, _TUS, _VERSION),
     ),

@@ -176,6 +176,13 @@ def test_sbom_lists_pinned_packages_and_servers_with_hashes() -> None:
     ]
 
 
+def test_sbom_has_the_scripts_of_the_repository() -> None:
+    assert tools.scripts() == {"rapidoc": "9.3.8"}
+    made = of_server(environment("1"), f"a-b==1 --hash=sha256:{_SHA}\n", {}, {"rapidoc": "9.3.8"})
+    assert made["components"][1]["purl"] == "pkg:npm/rapidoc@9.3.8"
+    assert made["dependencies"][0]["dependsOn"] == ["a", "pkg:npm/rapidoc@9.3.8"]
+
+
 def test_sbom_of_another_version_than_pinned_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1 packages of .* are not installed as pinned: run make install"):
         of_server(environment("2"), f"a-b==1 --hash=sha256:{_SHA}\n", {})

@@ -195,6 +195,22 @@ async def test_document_is_sent_whole_packed_and_not_again(path: str, shared: Ru
 
 
 @ON_SHARED
+async def test_document_travels_in_pieces_so_that_no_slow_reader_holds_it_whole(
+    shared: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    write = web.StreamResponse.write
+
+    async def noted(response: web.StreamResponse, data: memoryview) -> None:
+        sizes.append(len(data))
+        await write(response, data)
+
+    monkeypatch.setattr(web.StreamResponse, "write", noted)
+    _, _, body = await ask(shared, "/docs/rapidoc-min.js")
+    assert (max(sizes), sum(sizes)) == (65_536, len(body))
+
+
+@ON_SHARED
 @pytest.mark.parametrize("name", ["nothing.js", "rapidoc", "README.md", "..", "requests.html", "%2e%2e%2fx"])
 async def test_document_of_another_name_is_not_found(name: str, shared: Running) -> None:
     status, _, body = await ask(shared, f"/docs/{name}")

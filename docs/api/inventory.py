@@ -1,0 +1,30 @@
+"""Writes the list of routes into docs/security.md."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from docs.api.openapi import OPERATIONS
+from docs.api.operation import Caller
+
+BEGIN: Final = "<!-- routes: written by python -m docs.generate -->\n"
+END: Final = "<!-- end of routes -->\n"
+_CALLERS: Final[dict[Caller, str]] = {
+    "device": "a device's token",
+    "person": "a token of an operator or a viewer",
+    "machine": "a program of this machine, or an operator's token",
+    "anybody": "everybody",
+}
+
+
+def with_routes(text: str) -> str:
+    """Return the page with its list of routes made anew."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    rows = [
+        f"| `{one.method} {one.path}` | {_CALLERS[one.caller]} |"
+        for one in sorted(
+            OPERATIONS, key=lambda one: (list(_CALLERS).index(one.caller), one.path, one.method)
+        )
+    ]
+    return head + BEGIN + "\n" + "\n".join(["| route | open to |", "|---|---|", *rows]) + "\n\n" + END + tail

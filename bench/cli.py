@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -276,8 +277,11 @@ def _report(place: int, parts: Sequence[Part], options: Options, suite: Suite | 
     part_begins(name, place + 1, len(parts), times_s[0], sum(times_s))
     try:
         return asyncio.run(_interruptible(part.scenario(options_of(part, options, suite))))
-    except (BenchError, EmbeddedError, StoreError) as error:
-        return Report(scenario=name, work="it could not go on", remarks=[str(error)], failed=True)
+    except Exception as error:  # the figures of the other scenarios are not to be lost
+        if not isinstance(error, (BenchError, EmbeddedError, StoreError)):
+            traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        return Report(scenario=name, work="it could not go on", remarks=[reason], failed=True)
     finally:
         over()
 

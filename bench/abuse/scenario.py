@@ -34,8 +34,9 @@ from bench.harness.product import HERE, Version, checked_out, variables
 from bench.harness.progress import progress
 from bench.harness.server import Server, end, free_ports
 from bench.harness.stage import Options, add_tenants, remote
-from bench.report.results import Abuse, Bar, Phase, Report, reports_of
+from bench.report.results import Abuse, Bar, Phase, Report
 from bench.report.text import brief
+from bench.report.written import reports_of
 from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
 from storage.stores.usage import PostgresUsage

@@ -8,7 +8,7 @@ from typing import Final
 
 from bench.report.drawing import Chart, Limit, bars, lines
 from bench.report.own_metrics import STAGES
-from bench.report.results import Report, Row, named
+from bench.report.results import PROFILED, Report, Row, named
 from bench.report.statistics import merged
 from bench.report.targets import WANTED
 from bench.report.text import KINDS
@@ -41,7 +41,7 @@ def charts_of(report: Report) -> Iterator[Chart]:
 
 
 def _open(report: Report) -> list[Row]:
-    return [row for row in report.rows if row.loop == "open"]
+    return [row for row in report.rows if row.loop == "open" and row.name != PROFILED]
 
 
 def _limit(scenario: str, figure: str, name: str) -> Limit:

@@ -13,10 +13,11 @@ import msgspec
 import psutil
 
 from bench.harness.audit import Audit
-from bench.harness.environment import BenchError
 from bench.load.plan import Loop
 from bench.report.statistics import Histogram, Latency, median_of
 
+#: The name of a row whose round was only there for a flame graph.
+PROFILED: Final = "profiled"
 #: Below this part of the wanted rate a load counts as not offered.
 OFFERED: Final = 0.95
 #: Above this many CPUs busy with something else, latencies and rates suffer from it.
@@ -297,17 +298,3 @@ def named(report: Report, name: str) -> float | None:
     """Return the value of a figure or a bar by its name, None without it."""
     found = measured(report, name)
     return None if found is None else found.value
-
-
-class _Written(msgspec.Struct):
-    reports: list[Report]
-
-
-def reports_of(file: Path) -> list[Report] | None:
-    """Read the reports of a file of --json, None where there is no file. Raises BenchError."""
-    if not file.is_file():
-        return None
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=_Written).reports
-    except msgspec.MsgspecError as error:
-        raise BenchError(f"{file}: no report of bench --json: {error}") from None

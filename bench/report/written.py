@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from bench.harness.child import ROOT
+from bench.harness.environment import BenchError
 from bench.report.results import Report
 from bench.report.targets import Target
 from compose.configuration import SECRETS, layers
@@ -120,5 +121,13 @@ def as_json(
 
 
 def read_whole(file: Path) -> Whole:
-    """Read a file of --json. Raises OSError, msgspec.MsgspecError."""
-    return msgspec.json.decode(file.read_bytes(), type=Whole)
+    """Read a file of --json. Raises BenchError."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Whole)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BenchError(f"{file}: no report of bench --json: {error}") from None
+
+
+def reports_of(file: Path) -> list[Report] | None:
+    """Read the reports of a file of --json, None where there is no file. Raises BenchError."""
+    return read_whole(file).reports if file.is_file() else None

@@ -22,9 +22,10 @@ from bench.harness.product import HERE, checked_out
 from bench.harness.stage import Options, product_stage
 from bench.load.plan import Loop
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, Row, lost_bar, reports_of
+from bench.report.results import Bar, Figure, Report, Row, lost_bar
 from bench.report.statistics import ratio_of
 from bench.report.summary import row_of
+from bench.report.written import reports_of
 
 DURATION_S: Final = 5.0
 _ROUNDS: Final = 10

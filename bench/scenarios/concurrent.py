@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
+import msgspec
+
 from bench.baselines.compare import by_turns, simplest_pipeline
 from bench.harness.audit import Auditor
 from bench.harness.environment import Environment, fresh
@@ -22,11 +24,12 @@ from bench.harness.stage import Options, product_stage, staged
 from bench.load.plan import Step
 from bench.load.workload import MIX, Backlog
 from bench.report.own_metrics import own_figures
-from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
+from bench.report.results import PROFILED, Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
 from bench.report.summary import audited, row_of
 
 DURATION_S: Final = 60.0
 _WARMUP_S: Final = 5.0
+_PROFILED_S: Final = 15.0
 _REFERENCE_S: Final = 5.0
 _FILL_ROUNDS: Final = 3
 
@@ -64,18 +67,20 @@ def _work(options: Options) -> str:
 
 
 async def _rounds(target: Target, options: Options, report: Report) -> None:
-    async with (
-        own_figures(target) as figures,
-        flame_graph(options.flame_graph, target.watched.get("server", 0), options.workers or 1),
-    ):
+    async with own_figures(target) as figures:
         for number in range(1, (options.rounds or 1) + 1):
             report.rows.append(await _round(f"round {number}", target, options))
     stored_per_s = median(row.stored_per_s for row in report.rows)
-    if options.flame_graph is not None:
-        report.flame_graph = str(options.flame_graph)
-        report.remarks.append("py-spy took 100 samples a second of the server, which costs it time")
     report.figures += [Figure("syncs stored a second", stored_per_s, "syncs/s"), *figures]
     report.bars = _bars(report.rows, options)
+    if options.flame_graph is not None:
+        report.flame_graph = str(options.flame_graph)
+        # A round of its own: samples cost the server time.
+        async with flame_graph(options.flame_graph, target.watched["server"], options.workers or 1):
+            shorter = min(_PROFILED_S, options.duration_s or DURATION_S)
+            report.rows.append(
+                await _round(PROFILED, target, msgspec.structs.replace(options, duration_s=shorter))
+            )
 
 
 async def _round(name: str, target: Target, options: Options) -> Row:

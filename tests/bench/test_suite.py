@@ -90,6 +90,10 @@ async def _broken(_: Options) -> Report:
     raise BenchError("the disk is full")
 
 
+async def _faulty(_: Options) -> Report:
+    raise ZeroDivisionError("the disk is full")
+
+
 async def _slow_product(_: Options) -> Report:
     """Miss a bar that is no target."""
     bars = [Bar("product over (a), by rounds", 0.5, "at least", 0.7, "times")]
@@ -97,7 +101,8 @@ async def _slow_product(_: Options) -> Report:
 
 
 @pytest.mark.parametrize(
-    ("parts", "status"), [([], 0), ([Part(_slow_product, 1)], 0), ([Part(_broken, 1)], 1)]
+    ("parts", "status"),
+    [([], 0), ([Part(_slow_product, 1)], 0), ([Part(_broken, 1)], 1), ([Part(_faulty, 1)], 1)],
 )
 def test_suite_verdict_is_by_targets_and_a_broken_part_does_not_end_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parts: list[Part], status: int

@@ -81,35 +81,27 @@ def _stored(tenant: str, device: str, key: str, items: list[dict[str, Any]]) -> 
         known = SyncIdempotencyRecord.objects.filter(tenant=tenant, device=device, key=key).first()
         if known is not None:
             return True, known.results
-        stored = Item.objects.bulk_create(
-            [
-                Item(
-                    tenant=tenant,
-                    domain=item["domain"],
-                    record=item["id"],
-                    version=(item["base"] or 0) + 1,
-                    device=device,
-                    at=item["at"],
-                    data=item["data"],
-                )
-                for item in items
-            ],
-            update_conflicts=True,
-            unique_fields=["tenant", "domain", "record"],
-            update_fields=["version", "device", "at", "data"],
-        )
-        results = [
-            {
-                "domain": one.domain,
-                "id": one.record,
-                "status": "applied",
-                "version": one.version,
-                "seq": one.pk,
-            }
-            for one in stored
-        ]
+        results = [_written(tenant, device, item) for item in items]
         SyncIdempotencyRecord.objects.create(tenant=tenant, device=device, key=key, results=results)
     return False, results
+
+
+def _written(tenant: str, device: str, item: dict[str, Any]) -> dict[str, Any]:
+    """Write an item if its device knows the newest version. Returns the result."""
+    own = {"tenant": tenant, "domain": item["domain"], "record": item["id"]}
+    kept = Item.objects.select_for_update().filter(**own).first() or Item(**own, version=0)
+    status = "applied" if kept.version == (item["base"] or 0) else "conflict"
+    if status == "applied":
+        kept.version += 1
+        kept.device, kept.at, kept.data = device, item["at"], item["data"]
+        kept.save()
+    return {
+        "domain": kept.domain,
+        "id": kept.record,
+        "status": status,
+        "version": kept.version,
+        "seq": kept.pk,
+    }
 
 
 #: By default all pushes of a process take turns in one thread; else ASGI_THREADS is their number.

@@ -28,8 +28,8 @@ from bench.report.results import PROFILED, Bar, Figure, Report, Row, connected_b
 from bench.report.summary import audited, row_of
 
 DURATION_S: Final = 60.0
-_WARMUP_S: Final = 5.0
-_PROFILED_S: Final = 15.0
+WARMUP_S: Final = 5.0
+PROFILED_S: Final = 15.0
 _REFERENCE_S: Final = 5.0
 _FILL_ROUNDS: Final = 3
 
@@ -77,7 +77,7 @@ async def _rounds(target: Target, options: Options, report: Report) -> None:
         report.flame_graph = str(options.flame_graph)
         # A round of its own: samples cost the server time.
         async with flame_graph(options.flame_graph, target.watched["server"], options.workers or 1):
-            shorter = min(_PROFILED_S, options.duration_s or DURATION_S)
+            shorter = min(PROFILED_S, options.duration_s or DURATION_S)
             report.rows.append(
                 await _round(PROFILED, target, msgspec.structs.replace(options, duration_s=shorter))
             )
@@ -88,7 +88,7 @@ async def _round(name: str, target: Target, options: Options) -> Row:
         *(name, target, "closed" if options.saturate else "open", options.connections),
         options.duration_s or DURATION_S,
         per_s=options.rate_per_s,
-        warmup_s=_WARMUP_S,
+        warmup_s=WARMUP_S,
     )
     return row
 

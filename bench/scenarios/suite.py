@@ -13,9 +13,8 @@ from bench.harness.stage import Options
 from bench.live.scenario import CONNECTIONS, connections, live
 from bench.overload.scenario import overload
 from bench.report.results import Report
-from bench.scenarios import concurrent as of_concurrent
 from bench.scenarios.cleanup import cleanup
-from bench.scenarios.concurrent import concurrent, high_volume
+from bench.scenarios.concurrent import DURATION_S, PROFILED_S, WARMUP_S, concurrent, high_volume
 from bench.scenarios.limits import limits
 from bench.scenarios.scaling import scaling
 from bench.uploads.scenario import uploads
@@ -71,9 +70,11 @@ def options_of(part: Part, options: Options, suite: Suite) -> Options:
 
 def expected_s(part: Part, options: Options, suite: Suite) -> float:
     """Return about how long a part takes on two idle cores. An audit takes a twentieth of what it audits."""
-    own = part.scenario is concurrent
-    return part.rest_s + (1.05 * _duration_s(options, suite) if own else 0.0)
+    if part.scenario is not concurrent:
+        return part.rest_s
+    flames_s = PROFILED_S + WARMUP_S if options.flame_graph else 0.0
+    return part.rest_s + 1.05 * _duration_s(options, suite) + flames_s
 
 
 def _duration_s(options: Options, suite: Suite) -> float:
-    return options.duration_s or (of_concurrent.DURATION_S if suite == "all" else QUICK_S)
+    return options.duration_s or (DURATION_S if suite == "all" else QUICK_S)

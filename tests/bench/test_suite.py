@@ -24,6 +24,9 @@ from bench.scenarios import soak
 from bench.scenarios.suite import SUITES, Part, Suite, expected_s, options_of
 from tests.bench.test_report import run_of
 from tests.bench.test_scenarios import options
+from tests.harness.in_process_server import Serve
+from tests.harness.services import rows
+from tests.harness.ws_device import SECRET
 
 #: In which direction a value misses.
 _WORSE = {"at most": 1.01, "at least": 0.99}
@@ -149,14 +152,14 @@ def test_drift_of_a_line_is_its_slope(per_h: float, mean: float, count: int) -> 
 )
 def test_soak_memory_that_grows_misses_its_bar(grows_mib: float, missed: list[str]) -> None:
     row = row_of(run_of())
-    rows = [
+    segments = [
         # The first fifth, in which caches fill, does not count; one segment is as good as the next.
         msgspec.structs.replace(
             row, rss_end_mib=100.0 + place * grows_mib + 0.5 * (place % 2) if place > 11 else 9.0
         )
         for place in range(60)
     ]
-    report = Report(scenario="soak", work="", rows=rows)
+    report = Report(scenario="soak", work="", rows=segments)
     soak.judge(report, 60.0)
     assert [bar.name for bar in report.bars if not bar.met] == missed
     figures = {one.name: one.value for one in report.figures}
@@ -166,3 +169,18 @@ def test_soak_memory_that_grows_misses_its_bar(grows_mib: float, missed: list[st
 async def test_soak_too_short_for_a_slope_is_refused() -> None:
     with pytest.raises(BenchError, match="--duration 30"):
         await soak.soak(options(duration_s=10.0))
+
+
+@pytest.mark.slow
+async def test_soak_same_devices_sync_in_each_segment_and_all_is_audited(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve(limits={"messages_per_minute": 1_000_000})
+    monkeypatch.setenv("TIDEMARK__POSTGRES__DSN", server.dsn)
+    monkeypatch.setenv("TIDEMARK__AUTH__SECRET", SECRET.decode())
+    monkeypatch.setattr(soak, "_LEAST_S", 0.3)
+    report = await soak.soak(options(url=server.url, duration_s=1.8))
+    assert [row.name for row in report.rows] == [f"segment {number}" for number in range(1, 7)]
+    assert all(row.faultless and row.audit is not None and row.audit.items for row in report.rows)
+    assert rows(server.dsn, "SELECT count(DISTINCT device_id)::int FROM records") == [(3,)]
+    assert "drift of p95 in an hour" in {figure.name for figure in report.figures}

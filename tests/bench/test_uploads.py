@@ -24,10 +24,12 @@ from bench.peers.installation import installed
 from bench.peers.stages import tus_server
 from bench.report.results import Transfer
 from bench.uploads import device, generator
+from bench.uploads.damaged import damaged_refused
 from bench.uploads.device import FailedError, Stored
 from bench.uploads.generator import UploadPlan, Uploads
 from bench.uploads.scenario import upload
 from bench.uploads.workload import Album, Picture, record_id
+from tests.harness.in_process_server import Serve
 from tests.harness.ws_device import SECRET
 
 FILE_BYTES, CHUNK_BYTES = 10_000, 4096
@@ -379,3 +381,12 @@ async def test_nobody_to_upload_to_is_an_error() -> None:
         port = server.port
     with pytest.raises(BenchError, match="ended before it was done"):
         await turn(port, "/v1/files")
+
+
+async def test_damaged_chunks_are_refused_by_the_product_and_taken_by_a_server_that_checks_nothing(
+    serve: Serve, server: Server
+) -> None:
+    port = int((await serve()).url.rpartition(":")[2])
+    target = Target(port=port, secret=SECRET.decode(), tenants=["acme"])
+    assert await damaged_refused((target.host, port), target.token("acme", "phone")) == 100
+    assert await damaged_refused((target.host, server.port), "t0") == 0

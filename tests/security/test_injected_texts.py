@@ -15,7 +15,13 @@ from tests.security.arena import Arena
 from tests.security.catalogue import against
 from tests.security.texts import CONTROLS, TEXTS
 
-pytestmark = [ON_SHARED, against("A05:2025", "V1.2")]
+#: Encoding -> the tenant whose device sends in it: neither finds what the other left.
+TENANTS: Final = {"json": "acme", "msgpack": "globex"}
+pytestmark = [
+    ON_SHARED,
+    against("A05:2025", "V1.2"),
+    pytest.mark.parametrize("phone", list(TENANTS), indirect=True, scope="module"),
+]
 
 EVERY: Final = TEXTS | CONTROLS
 EVERY_TEXT = pytest.mark.parametrize("text", EVERY.values(), ids=EVERY)
@@ -28,11 +34,7 @@ STORED: Final = ("records", "sync_idempotency_record", "tenant_counters")
 REJECTED: Final = ("quarantine", "sync_idempotency_record", "tenant_counters")
 
 
-#: Who sends in an encoding, so that each finds its records as the other does not leave them.
-TENANTS: Final = {"json": "acme", "msgpack": "globex"}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=TENANTS)
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def phone(request: pytest.FixtureRequest, arena: Arena) -> AsyncIterator[Device]:
     """The device that attacks, in each encoding."""
     encoding = request.param

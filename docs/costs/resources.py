@@ -6,15 +6,20 @@ from typing import Final
 
 from docs.costs.cost import Cost, Fixed, size
 from engine.cache.telemetry import MOST_WAITING
+from engine.cache.tenants import UNKNOWN_NAMES
 from engine.commit.planning import MESSAGE_S
 from engine.model import telemetry
+from engine.model.commit_counts import HOUR_US
 from engine.operate.event_tally import RATES, TallyLimits
+from engine.operate.figures.aggregation import DEVICE_HOURS_KEPT_US
 from engine.plan.held_changes import MAX_CHANGES
 from engine.plan.push import MESSAGE_TOUCHES_BYTES
 from engine.runtime.loop_share import DEVICE_PART, TENANT_PART
 from engine.runtime.read_limiter import MAX_WAITING
+from engine.runtime.unauthenticated_scheduler import REMEMBERED_ADDRESSES
 from engine.uploads import metadata
 from engine.uploads import service as uploads
+from engine.uploads.cleanup import ENDED_ROWS_DAYS
 from engine.uploads.locks import MOST_OF_A_DEVICE
 from engine.wire.close_codes import CloseCode
 from handlers.http.tokens import REMEMBERED_TOKENS
@@ -181,6 +186,20 @@ RESOURCES: Final[dict[str, tuple[Cost, ...]]] = {
             "tidemark_security_events_total{event=token_refused}",
         ),
         Cost(
+            "names of signed tokens that no tenant has",
+            "worker",
+            (Fixed(UNKNOWN_NAMES, "names"),),
+            ("forgotten",),
+            "tidemark_security_events_total{event=access_forbidden}",
+        ),
+        Cost(
+            "addresses that are charged without a valid token",
+            "worker",
+            (Fixed(REMEMBERED_ADDRESSES, "addresses"),),
+            ("forgotten",),
+            "tidemark_unauthenticated_seconds_total",
+        ),
+        Cost(
             "telemetry that is not stored yet",
             "worker",
             (Fixed(MOST_WAITING, "messages"),),
@@ -206,6 +225,13 @@ RESOURCES: Final[dict[str, tuple[Cost, ...]]] = {
                 ("future_event", "events that are dated ahead", ("rows",)),
                 ("device", "devices that were ever seen, or revoked", ("rows",)),
             )
+        ),
+        Cost(
+            "hours in which it synced or was seen",
+            "device",
+            (Fixed(DEVICE_HOURS_KEPT_US / HOUR_US, "hours"),),
+            ("expires",),
+            "tidemark_health_flush_rows_total",
         ),
         Cost(
             "changes that one conflict holds",
@@ -255,6 +281,13 @@ RESOURCES: Final[dict[str, tuple[Cost, ...]]] = {
             ("uploads.expire_h", "uploads.idle_s"),
             ("upload_gone", "expires"),
             "tidemark_uploads_expired_total",
+        ),
+        Cost(
+            "rows of uploads that ended",
+            "device",
+            ("limits.messages_per_minute", Fixed(ENDED_ROWS_DAYS, "days")),
+            ("rate_limited", "expires"),
+            "tidemark_uploads_cancelled_total",
         ),
         Cost(
             "parts of a file",

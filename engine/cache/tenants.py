@@ -26,7 +26,7 @@ POLL_S: Final = 0.5
 TTL_S: Final = 3600.0
 #: A name that no tenant has is not asked for again for this long, unless the generation changes.
 UNKNOWN_S: Final = 5.0
-_UNKNOWN_NAMES: Final = 10_000
+UNKNOWN_NAMES: Final = 10_000
 #: Of the lookups of a batch each so many is timed, and counts for all of them: timing takes longer than they.
 _TIMED: Final = 64
 #: Tenants read by one statement, so that neither the statement nor its answer takes long.
@@ -252,6 +252,6 @@ class TenantCache:
         return known
 
     def _note_unknown(self, name: str, until_s: float) -> None:
-        if len(self._unknown) >= _UNKNOWN_NAMES:
+        if len(self._unknown) >= UNKNOWN_NAMES:
             self._unknown.clear()  # costs one more read for each
         self._unknown[name] = until_s

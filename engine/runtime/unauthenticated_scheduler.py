@@ -20,7 +20,7 @@ from engine.runtime.loop_share import DEVICE_BURST_S, DEVICE_LONGEST_WAIT_S, DEV
 #: that come back are served as fast as without turns: after a pass without other work comes the next at once.
 PASS_S: Final = 0.002
 #: Of addresses that owe something, so many are remembered before those that paid are looked for.
-_REMEMBERED: Final = 1024
+REMEMBERED_ADDRESSES: Final = 1024
 
 
 class UnauthenticatedScheduler:
@@ -77,7 +77,7 @@ class UnauthenticatedScheduler:
         self.charged_s += spent_s
         share = self._shares.get(address)
         if share is None:
-            if len(self._shares) >= _REMEMBERED:
+            if len(self._shares) >= REMEMBERED_ADDRESSES:
                 self._shares = {
                     name: share
                     for name, share in self._shares.items()

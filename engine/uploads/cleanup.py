@@ -26,8 +26,8 @@ from engine.uploads.finish import delete_or_log
 #: Uploads at once, so that threads and lanes stay free for devices.
 _AT_ONCE: Final = 8
 _DAY_US: Final = 86_400_000_000
-#: A week in which a device can still learn why its upload ended.
-_ENDED_ROWS_KEPT_US: Final = 7 * _DAY_US
+#: So long a device can still learn why its upload ended.
+ENDED_ROWS_DAYS: Final = 7
 #: Bytes without a row are deleted after a day: by then every request has written its row.
 _ORPHANED_AFTER_US: Final = _DAY_US
 
@@ -191,7 +191,7 @@ class UploadCleanup:
         await self._mark_gone(now_us, after_page, cleaned)
         await self._free("attached", now_us, after_page, cleaned)
         await self._free("stored", now_us, after_page, cleaned)
-        before_us = now_us - _ENDED_ROWS_KEPT_US
+        before_us = now_us - ENDED_ROWS_DAYS * _DAY_US
         while deleted := await with_retries(partial(self._store.delete_ended, before_us, PAGE)):
             cleaned.forgotten += deleted
             await after_page(cleaned)

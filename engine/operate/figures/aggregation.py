@@ -26,7 +26,7 @@ _encode: Final = msgspec.json.encode
 CAUGHT_UP_US: Final = 72 * HOUR_US
 #: Minutes and counts of commits are deleted when no run can sum their hour again, also one that began before.
 _KEPT_US: Final = CAUGHT_UP_US + 3 * HOUR_US
-_DEVICE_HOURS_KEPT_US: Final = 7 * 24 * HOUR_US
+DEVICE_HOURS_KEPT_US: Final = 7 * 24 * HOUR_US
 #: Tenants of one statement that looks for hours that are over.
 _TENANTS: Final = 500
 _DAY_US: Final = UNITS_US["day"]
@@ -172,7 +172,7 @@ class Aggregation:
         if self._events_d:
             before_us = run.now_us - self._events_d * _DAY_US
             await run.pages("verifications_deleted", partial(self._voice.delete, before_us))
-        before_us = run.now_us - _DEVICE_HOURS_KEPT_US
+        before_us = run.now_us - DEVICE_HOURS_KEPT_US
         await run.pages("device_hours_deleted", partial(store.delete_device_hours, before_us))
 
 

@@ -214,7 +214,7 @@ async def test_tenant_cache_new_tenant_is_found_with_the_generation(world: World
 
 
 async def test_tenant_cache_unknown_names_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.cache.tenants._UNKNOWN_NAMES", 10)
+    monkeypatch.setattr("engine.cache.tenants.UNKNOWN_NAMES", 10)
     for number in range(95):
         await world.cache.find(f"nobody{number}")
     assert len(world.cache._unknown) <= 10

@@ -9,7 +9,7 @@ from docs.api.errors import error_example, error_tables
 from docs.api.examples import EXAMPLES
 from docs.api.limits import Costs
 from docs.api.openapi import VERSION
-from docs.api.schema import REF, Schema, message_schemas
+from docs.api.schema import REF, Schema, compact, message_schemas
 from engine.wire.close_codes import CloseCode
 from engine.wire.errors import ERRORS
 
@@ -53,7 +53,7 @@ in `/openapi.json`.
 def asyncapi() -> Schema:
     """Make the document."""
     schemas = message_schemas("socket")
-    parts = schemas.components
+    parts: dict[str, Schema] = compact(schemas.components)
     names = {
         **{f"device_{tag}": name for tag, name in schemas.requests.items()},
         **{f"server_{tag}": name for tag, name in schemas.answers.items()},

@@ -13,7 +13,7 @@ from docs.api.errors import error_answers, error_examples, error_tables
 from docs.api.examples import EXAMPLES, over_http
 from docs.api.limits import CONNECTION, DEVICE, limits, limits_table
 from docs.api.operation import Answer, Caller, Operation, Parameter
-from docs.api.schema import BODIES, REF, Schema, message_schemas
+from docs.api.schema import BODIES, REF, Schema, compact, message_schemas
 from engine.operate.monitor.report import Finding, Judgement, Report, Values
 from engine.wire.messages import PROTOCOL_VERSION
 
@@ -90,6 +90,7 @@ def openapi() -> Schema:
     paths: dict[str, Schema] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    schemas = _with_examples(compact(message_schemas("http").components)) | compact(_judgement())
     return {
         "openapi": "3.1.0",
         "info": {
@@ -102,9 +103,7 @@ def openapi() -> Schema:
         "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": _with_examples(message_schemas("http").components)
-            | _judgement()
-            | {"Problem": _PROBLEM},
+            "schemas": schemas | {"Problem": _PROBLEM},
             "examples": error_examples(),
             "securitySchemes": _SCHEMES,
         },

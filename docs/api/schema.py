@@ -159,6 +159,22 @@ def _schema(kind: type[msgspec.Struct], made: Schema, transport: Transport) -> S
     }
 
 
+def compact(value: Any) -> Any:
+    """Return a schema in the form that pages show best: ``type`` has null in it, and an enum has a type."""
+    if isinstance(value, list):
+        return [compact(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    made = {name: compact(part) for name, part in value.items()}
+    match made.get("anyOf"):
+        case [{"type": str(kind)} as schema, {"type": "null"}] if "enum" not in schema:
+            del made["anyOf"]
+            return schema | {"type": [kind, "null"]} | made
+    if isinstance(made.get("enum"), list) and "type" not in made:
+        return {"type": "string"} | made
+    return made
+
+
 def said(docstring: str) -> str:
     """Return the sentences of a docstring that concern those who write a device, as Markdown."""
     paragraphs = inspect.cleandoc(docstring).split("\n\n")

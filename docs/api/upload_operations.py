@@ -77,7 +77,7 @@ def _append(method: str, name: str, text: str, more: tuple[Parameter, ...] = ())
         "/v1/uploads/{upload_id}",
         name,
         _TAG,
-        "Append bytes",
+        "Append bytes, or cancel, by POST" if more else "Append bytes",
         text,
         {
             204: Answer("The bytes are on disk.", headers=_SENT),

@@ -419,8 +419,8 @@ export interface Subscribe {
 }
 
 /**
- * Push changes. `items` is the raw array: a retry must repeat its bytes. `id` is required on a socket and absent over
- * HTTP. `clock` is read only over HTTP.
+ * Push changes. A retry must repeat the bytes of `items`. `id` is required on a socket, and may be missing over HTTP.
+ * `clock` is read only over HTTP.
  */
 export interface Sync {
   type: 'sync'
@@ -450,7 +450,7 @@ export interface Synced {
 
 /**
  * Counts that the device made itself in one hour, which began at `hour`. `counters` and `histograms` are objects by
- * name: They are read only when their bytes are known to be few.
+ * name.
  */
 export interface Telemetry {
   type: 'telemetry'
@@ -639,8 +639,8 @@ export namespace Http {
   }
 
   /**
-   * Push changes. `items` is the raw array: a retry must repeat its bytes. `id` is required on a socket and absent over
-   * HTTP. `clock` is read only over HTTP.
+   * Push changes. A retry must repeat the bytes of `items`. `id` is required on a socket, and may be missing over HTTP.
+   * `clock` is read only over HTTP.
    */
   export interface Sync {
     type: 'sync'
@@ -672,7 +672,7 @@ export namespace Http {
 
   /**
    * Counts that the device made itself in one hour, which began at `hour`. `counters` and `histograms` are objects by
-   * name: They are read only when their bytes are known to be few.
+   * name.
    */
   export interface Telemetry {
     type?: 'telemetry'

@@ -43,9 +43,9 @@ class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
 
 
 class Sync(msgspec.Struct, frozen=True, tag_field="type", tag="sync"):
-    """Push changes. ``items`` is the raw array: a retry must repeat its bytes.
+    """Push changes. A retry must repeat the bytes of ``items``.
 
-    ``id`` is required on a socket and absent over HTTP. ``clock`` is read only over HTTP.
+    ``id`` is required on a socket, and may be missing over HTTP. ``clock`` is read only over HTTP.
     """
 
     key: Key
@@ -131,8 +131,8 @@ class Resolve(msgspec.Struct, frozen=True, tag_field="type", tag="resolve"):
 class Telemetry(msgspec.Struct, frozen=True, tag_field="type", tag="telemetry"):
     """Counts that the device made itself in one hour, which began at ``hour``.
 
-    ``counters`` and ``histograms`` are objects by name: ``engine.model.telemetry`` has their bounds. They are
-    read only when their bytes are known to be few.
+    ``counters`` and ``histograms`` are objects by name. Their bounds are in ``engine.model.telemetry``, where
+    they are read only when their bytes are known to be few.
     """
 
     id: RequestId

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from docs.api.fields import EXTRA, REFINED, TEXTS
-from docs.api.schema import REF, MessageSchemas, Transport, message_schemas, refs, said, structs
+from docs.api.schema import REF, MessageSchemas, Transport, compact, message_schemas, refs, said, structs
 
 TRANSPORTS: tuple[Transport, ...] = ("socket", "http")
 FIELDS = {
@@ -54,6 +54,20 @@ def test_said_leaves_out_sentences_about_modules() -> None:
     assert said("One. It is in ``engine.wire``, and ``a`` too. ``b`` stays.\n\nLast.") == (
         "One. `b` stays.\n\nLast."
     )
+
+
+def test_compact_writes_null_as_a_type_and_keeps_what_else_is_said() -> None:
+    null = {"type": "null"}
+    assert compact({"anyOf": [{"type": "string", "maxLength": 3}, null], "description": "d"}) == {
+        "type": ["string", "null"],
+        "maxLength": 3,
+        "description": "d",
+    }
+    reference = {"anyOf": [{"$ref": "#/components/schemas/Data"}, null]}
+    assert compact({"properties": {"data": reference}}) == {"properties": {"data": reference}}
+    assert compact({"items": {"enum": ["a"]}}) == {"items": {"type": "string", "enum": ["a"]}}
+    both = {"anyOf": [{"type": "string", "enum": ["a"]}, null]}
+    assert compact(both) == both
 
 
 def required(schemas: MessageSchemas, name: str) -> list[str]:

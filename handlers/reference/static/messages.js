@@ -44,7 +44,9 @@ function type_of(schema) {
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(', ')
   if (schema.$ref) return schema.$ref.replace(COMPONENTS, '')
   if (schema.anyOf || schema.allOf) return (schema.anyOf ?? schema.allOf).map(type_of).join(' or ')
-  if (schema.type === 'array') return `list of ${type_of(schema.items ?? {})}`
+  if ([schema.type].flat().includes('array')) {
+    return [`list of ${type_of(schema.items ?? {})}`, ...[schema.type].flat().slice(1)].join(' or ')
+  }
   if (schema.type === 'object' && schema.additionalProperties?.type) {
     return `object of ${type_of(schema.additionalProperties)}`
   }
@@ -54,7 +56,9 @@ function type_of(schema) {
   ]
   const told = bounds.filter(([key]) => schema[key] !== undefined)
     .map(([key, words, unit = '']) => `${words} ${schema[key]} ${unit}`.trim())
-  return [schema.format ?? schema.type ?? 'any value', ...told].join(', ')
+  const kinds = [schema.type ?? 'any value'].flat()
+  if (schema.format) kinds[0] = schema.format
+  return [kinds.join(' or '), ...told].join(', ')
 }
 
 function fields(schema) {

@@ -12,10 +12,12 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
 from docs.api import examples
+from docs.api.errors import error_example
 from docs.api.examples import EXAMPLES, VOLATILE, over_http
-from docs.api.openapi import OPERATIONS
+from docs.api.openapi import OPERATIONS, openapi
 from docs.api.operation import Operation
 from docs.api.schema import BODIES, REF, MessageSchemas, Transport, message_schemas
+from engine.wire.errors import ERRORS
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.services import execute
 from tests.harness.ws_device import Device, Json
@@ -90,6 +92,28 @@ def test_example_is_of_its_schema(name: str) -> None:
             assert shown.keys() <= schemas.components[name]["properties"].keys()
 
 
+@pytest.mark.parametrize("code", [code for code, kind in ERRORS.items() if kind.http is not None])
+def test_example_of_an_error_is_of_its_schema(code: str) -> None:
+    assert faults(error_example(code), "Error", "http") == []
+
+
+def test_examples_in_openapi_are_of_their_schemas() -> None:
+    document = openapi()
+    shown = 0
+    for operation in (one for path in document["paths"].values() for one in path.values()):
+        bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for content in (
+            one for body in bodies for one in body.get("content", {}).values() if "example" in one
+        ):
+            whole = {**content["schema"], "components": document["components"]}
+            errors = Draft202012Validator(whole, format_checker=FormatChecker()).iter_errors(
+                content["example"]
+            )
+            assert [error.message for error in errors] == []
+            shown += 1
+    assert shown > 20
+
+
 def test_schema_refuses_what_an_example_lacks() -> None:
     assert faults(examples.SYNCED | {"results": [{"status": "done"}]}, "Synced", "socket") != []
     assert faults({"type": "sync", "key": "k", "items": []}, "Sync", "socket") == [
@@ -101,8 +125,9 @@ def test_schema_refuses_what_an_example_lacks() -> None:
 
 
 @ON_SHARED
-async def test_examples_of_a_socket_are_answered_as_shown(shared: Running) -> None:
-    phone = await shared.device("phone-7")
+@pytest.mark.parametrize("encoding", ["json", "msgpack"])
+async def test_examples_of_a_socket_are_answered_as_shown(shared: Running, encoding: str) -> None:
+    phone = await shared.device("phone-7", encoding=encoding)
     check(phone.welcome, examples.WELCOME, "Welcome", "socket")
     met = {"hello", "welcome", "policies", "goodbye"}
 

@@ -170,7 +170,6 @@ async def run_tasks(
     *,
     per_s: float = 0.0,
     warmup_s: float | None = None,
-    deflate: bool = False,
     identities: Sequence[str] = (),
 ) -> Run:
     """Send one task a sync, ``per_s`` over all connections in an open loop. Raises BenchError.
@@ -180,9 +179,9 @@ async def run_tasks(
     warmup_s = min(WARMUP_S if warmup_s is None else warmup_s, duration_s)
     progress(f"{name}: {warmup_s + duration_s:.0f} s")
     steps = [Step("warm-up", per_s, warmup_s), Step(name, per_s, duration_s)]
-    plan = planned(target, connections, steps, loop=loop, deflate=deflate, identities=identities)
+    plan = planned(target, connections, steps, loop=loop, identities=identities)
     (run,) = await run_load(target, plan)
-    if loop != "idle" and "synced" not in run.codes:
+    if "synced" not in run.codes:
         reasons = ", ".join([*run.ready.refusals, *run.outcome.codes[2:], *run.outcome.ended]) or "silence"
         raise BenchError(
             f"{name}: {run.ready.connected} of {connections} connected and nothing was stored: {reasons}"

@@ -59,7 +59,13 @@ class Watchers:
 
 @asynccontextmanager
 async def watching(
-    target: Target, tenants: Sequence[str], connections: int, processes: int, *, heartbeats: bool = False
+    target: Target,
+    tenants: Sequence[str],
+    connections: int,
+    processes: int,
+    *,
+    heartbeats: bool = False,
+    deflate: bool = False,
 ) -> AsyncIterator[Watchers]:
     """Subscribe, connection n for tenant n modulo these, over all ports of the target. Raises BenchError."""
     prefix = secrets.token_hex(4)
@@ -79,6 +85,7 @@ async def watching(
                 tokens=tokens[part],
                 sources=addresses[part],
                 heartbeats=heartbeats,
+                deflate=deflate,
             )
             running = child("subscribers", "bench.live.subscribers", plan)
             started.append((await stack.enter_async_context(running), part))

@@ -35,7 +35,8 @@ _HEARTBEAT: Final = b'{"type":"heartbeat","id":"beat","queue_depth":0,"battery":
 class WatchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Connection n goes to ``ports[n]`` with ``tokens[n]``, from ``sources[n]`` where there are any.
 
-    With ``heartbeats`` each sends as many as the server asks for, spread evenly.
+    With ``heartbeats`` each sends as many as the server asks for, spread evenly. ``deflate`` offers
+    compression.
     """
 
     host: str
@@ -43,6 +44,7 @@ class WatchPlan(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[str]
     sources: list[str]
     heartbeats: bool
+    deflate: bool = False
 
 
 #: Whose it was, its lowest and highest seq, how many changes, and when it was there in microseconds on the
@@ -155,7 +157,9 @@ class Watch:
         plan, index, device = self._plan, one.index, SimpleDevice(answer_s=_FIRST_PAGE_S)
         source = plan.sources[index] if plan.sources else None
         async with turns:
-            welcome = await device.open(plan.host, plan.ports[index], plan.tokens[index], source=source)
+            welcome = await device.open(
+                *(plan.host, plan.ports[index], plan.tokens[index]), source=source, deflate=plan.deflate
+            )
             page = await device.ask("subscribe", id="live", cursor=None, domains=None)
         if page["type"] == "error" or device.socket is None:
             raise ConnectionError(page.get("code", "closed"))

@@ -29,8 +29,6 @@ from bench.load.workload import Answer, Backlogs, Tasks
 
 #: How many handshakes are under way at once.
 CONNECTING: Final = 1000
-#: How many subscriptions are being opened at once: each reads the database.
-SUBSCRIBING: Final = 100
 #: How long answers may take that are missing at the end.
 GRACE_S: Final = 60.0
 _LOOK_S: Final = 0.02
@@ -79,15 +77,12 @@ class Generator:
         return Backlogs(plan.prefix, plan.backlog)
 
     async def connect(self) -> Ready:
-        """Open the connections, and subscribe on each if the plan is an idle one."""
+        """Open the connections."""
         began_s, turns = perf_counter(), asyncio.Semaphore(CONNECTING)
         refusals: Counter[str] = Counter()
         everyone = range(len(self._sockets))
         devices = await asyncio.gather(*(self._connect(index, turns, refusals) for index in everyone))
         connect_s = perf_counter() - began_s
-        if self._plan.loop == "idle":
-            turns = asyncio.Semaphore(SUBSCRIBING)
-            await asyncio.gather(*(self._subscribe(device, turns) for device in devices))
         for index, device in enumerate(devices):
             if device.socket is not None and device.ended.done():
                 self._ended[f"closed_{device.ended.result()}"] += 1
@@ -102,7 +97,7 @@ class Generator:
         where = plan.host, plan.ports[index], plan.tokens[index]
         async with turns:
             try:
-                welcome = await device.open(*where, deflate=plan.deflate)
+                welcome = await device.open(*where)
             except OSError as error:
                 refusals[reason_of(error)] += 1
                 device.close()
@@ -111,15 +106,6 @@ class Generator:
         if device.socket is not None and "session" in welcome:
             device.socket.send(_HELLO % datetime.now(UTC).isoformat().encode())
         return device
-
-    async def _subscribe(self, device: SimpleDevice, turns: asyncio.Semaphore) -> None:
-        async with turns:
-            try:
-                page = await device.ask("subscribe", id="live", cursor=None, domains=None)
-            except TimeoutError:
-                page = {"type": "error", "code": "unanswered"}
-            if page["type"] == "error" and page["code"] != "closed":
-                self._ended[page["code"]] += 1
 
     async def run(self, start_s: float) -> Outcome:
         """Run the plan from a time of ``perf_counter`` on."""
@@ -130,10 +116,7 @@ class Generator:
         gc.disable()
         lag = asyncio.create_task(self._tick(end_s))
         telling = asyncio.create_task(ticking(self._live))
-        if self._plan.loop == "open":
-            await self._open()
-        elif self._plan.loop == "closed":
-            await self._closed(end_s)
+        await (self._open() if self._plan.loop == "open" else self._closed(end_s))
         await lag
         give_up_s = perf_counter() + GRACE_S
         # An event would have to be set or cleared with every message.
@@ -172,8 +155,6 @@ class Generator:
         place = bisect_right([end_us for _, end_us in self._plan.bounds_us[:-1]], now_us)
         left_s = max(0, self._plan.bounds_us[-1][1] - now_us) // 1_000_000
         name = self._plan.steps[place].name
-        if self._plan.loop == "idle":
-            return f"{name}: {len(self._sockets) - self._sockets.count(None):,} connected, {left_s} s left"
         return f"{name}: {count:,}/s, p95 {p95_ms:.1f} ms, {self._refused:,} errors, {left_s} s left"
 
     async def _open(self) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from bench.load.workload import Backlog
 
-Loop = Literal["open", "closed", "idle"]
+Loop = Literal["open", "closed"]
 
 #: The codes that every run knows: a sync without an answer, and one that was stored.
 CODES: Final = ("unanswered", "synced")
@@ -30,9 +30,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One run. Connection n is device n with token n, on port n.
 
     ``open`` sends each step's syncs at times that are fixed beforehand, by chance or at ``even`` intervals.
-    ``closed`` keeps ``under_way`` syncs under way on each connection for as long as all steps take. ``idle``
-    subscribes and waits. A sync is one task, or ``backlog``. ``prefix`` is eight characters that no other run
-    has. ``identities`` are the names that the server knows devices by, if they have others than in records.
+    ``closed`` keeps ``under_way`` syncs under way on each connection for as long as all steps take. A
+    sync is one task, or ``backlog``. ``prefix`` is eight characters that no other run has. ``identities`` are
+    the names that the server knows devices by, if they have others than in records.
     """
 
     host: str
@@ -45,7 +45,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     backlog: Backlog | None = None
     under_way: int = 1
     even: bool = False
-    deflate: bool = False
     seed: int = 1
     identities: list[str] = []
 

@@ -6,6 +6,7 @@ pipeline by turns with the product, and the memory of idle connections.
 
 from __future__ import annotations
 
+import asyncio
 import resource
 from typing import Final
 
@@ -14,10 +15,12 @@ from bench.baselines.compare import by_turns, simplest_pipeline
 from bench.harness.child import child
 from bench.harness.environment import Environment, fresh
 from bench.harness.load_run import run_tasks
+from bench.harness.meter import Trees
 from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage, tenant_ids
+from bench.live.delivery import watching
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, connected_bar, lost_bar
+from bench.report.results import Bar, Figure, Report, lost_bar
 from bench.report.summary import row_of
 
 SIZES: Final = (1, 100, 1_000)
@@ -89,17 +92,14 @@ async def _idle(environment: Environment, options: Options, report: Report, *, d
             f"this account may open {files:,} files: {connections:,} idle connections were measured"
         )
     kind = "with compression" if deflate else "without compression"
+    progress(f"{connections:,} idle connections {kind}")
     async with product_stage(environment, options, f"idle_{'deflate' if deflate else 'plain'}", {}) as target:
-        run = await run_tasks(
-            *(f"idle {kind}", target, "idle", connections, _IDLE_S), warmup_s=0.0, deflate=deflate
-        )
-    usage, row = run.usage[-1], row_of(run)
-    assert usage.rss_end_bytes is not None
-    assert usage.rss_before_bytes is not None
-    grown_kib = (usage.rss_end_bytes - usage.rss_before_bytes) / 1024 / row.connected
-    report.rows.append(row)
+        trees = Trees(target.watched)
+        before_bytes = trees.rss_bytes("server")
+        async with watching(target, target.tenants, connections, 1, deflate=deflate):
+            await asyncio.sleep(_IDLE_S)
+            grown_kib = (trees.rss_bytes("server") - before_bytes) / 1024 / connections
     name = f"idle subscribed connection {kind}"
-    report.figures.append(Figure(name, grown_kib, "KiB", f"{row.connected:,} of them"))
-    report.bars.append(connected_bar([row], f"connected, idle {kind}"))
+    report.figures.append(Figure(name, grown_kib, "KiB", f"{connections:,} of them"))
     if not deflate:
         report.bars.append(Bar(f"idle connection {kind}", grown_kib, "at most", IDLE_KIB, "KiB"))

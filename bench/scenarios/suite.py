@@ -42,7 +42,7 @@ SUITES: Final[Mapping[Suite, Sequence[Part]]] = {
         Part(conflicts, 15),
         Part(faults, 200, {"rounds": 21}),
         Part(cleanup, 75, {"fill_records": 50_000}),
-        Part(limits, 230),
+        Part(limits, 245),
         Part(overload, 160),
         Part(scaling, 120, {"rounds": 2}),
         Part(live, 60, {"rounds": 1}),

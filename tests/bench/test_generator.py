@@ -309,18 +309,6 @@ async def test_generator_message_that_belongs_to_no_sync_is_counted() -> None:
     assert outcome.ended == {"answer_to_nothing": 2 * count, "malformed": count, "not_understood": count}
 
 
-async def test_generator_idle_connections_subscribe_and_send_no_more() -> None:
-    asked: list[str] = []
-
-    def answering(message: Json) -> list[Json]:
-        asked.append(message["type"])
-        return [{"type": "changes", "id": "live", "cursor": "c", "more": False, "changes": []}]
-
-    outcome = await generated(answering, loop="idle", backlog=None, steps=[Step("a", 0.0, 0.05)])
-    assert asked == ["subscribe"] * 2
-    assert (outcome.due_us, outcome.ended) == ([], {})
-
-
 async def test_generator_refused_handshakes_are_counted_by_reason() -> None:
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.Response(status=503)

@@ -152,7 +152,7 @@ def test_page_has_its_charts_inside_and_loads_nothing() -> None:
 
 
 def test_page_row_without_answers_is_drawn() -> None:
-    silent = row_of(run_of(loop="idle", latencies_ms=()), None)
+    silent = row_of(run_of(loop="closed", latencies_ms=()), None)
     assert silent.cpu_ms == {}
     assert titles(html_of([report(silent)])) == []
 

@@ -136,6 +136,21 @@ def _cpu(report: Report) -> Chart | None:
     return bars("CPU of a sync, µs", "", [row.name for row in rows], series, stacked=True)
 
 
+def _saturated(report: Report) -> Chart | None:
+    rates = {row.name: row.stored_per_s for row in report.rows if row.loop == "closed"}
+    return (
+        bars("Throughput, syncs/s", "Closed loops.", list(rates), {"": list(rates.values())})
+        if rates
+        else None
+    )
+
+
+def _equal(report: Report) -> Chart | None:
+    p95s_ms = {row.name: row.latency.p95_ms for row in _open(report)}
+    caption = "Open loops: both sides of a pair have the same load."
+    return bars("p95, ms", caption, list(p95s_ms), {"": list(p95s_ms.values())}) if p95s_ms else None
+
+
 def _scaling(report: Report) -> Chart | None:
     found = {
         one.name: one.value for one in report.figures if one.unit == "syncs/s" and "bound" not in one.name
@@ -206,6 +221,10 @@ _OF_SCENARIO: Final[Sequence[tuple[str, Callable[[Report], Chart | None]]]] = (
     ("concurrent", _percentiles),
     ("concurrent", _stages),
     ("concurrent", _cpu),
+    ("limits", _saturated),
+    ("peers", _saturated),
+    ("peers", _equal),
+    ("peers", _cpu),
     ("overload", _offered),
     ("scaling", _scaling),
     ("uploads", _uploads),

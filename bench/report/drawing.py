@@ -19,6 +19,8 @@ _SIZE: Final = {"width": 520}
 #: What a chart of bars takes above and below them, and from how many bars a name on they are thin.
 _AROUND_PX: Final = 90
 _MANY: Final = 4
+#: A name of more characters leaves no room for a legend of several columns; one of its lines is so high.
+_WIDE_NAME, _ENTRY_PX = 30, 16
 #: Labels below a line that do not overlap.
 _LABELS: Final = 6
 _STYLE: Final[Mapping[str, Any]] = {
@@ -109,6 +111,9 @@ def bars(
     kind = pygal.HorizontalStackedBar if stacked else pygal.HorizontalBar
     thick = 1 if stacked else len(series)
     height = _AROUND_PX + len(names) * (12 + min(26, 14 * thick) if thick < _MANY else 10 * thick)
+    narrow: dict[str, Any] = {}
+    if len(series) > 1 and max(map(len, names), default=0) > _WIDE_NAME:
+        narrow, height = {"legend_at_bottom_columns": 1}, height + _ENTRY_PX * (len(series) - 1)
     most = max(
         [value or 0.0 for values in series.values() for value in values] + [limit.value if limit else 0.0]
     )
@@ -116,7 +121,7 @@ def bars(
     chart = kind(
         logarithmic=logarithmic,
         show_legend=len(series) > 1,
-        **_options(len(series), _COLOURS),
+        **{**_options(len(series), _COLOURS), **narrow},
         **{**_SIZE, "height": height},
         **span,
     )

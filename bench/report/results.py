@@ -98,8 +98,9 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """One run of uploads, many at once. A MB is 1,000,000 bytes.
 
     ``whole`` of the ``begun`` uploads were acknowledged chunk by chunk, downloaded and found to be as they
-    were sent. ``chunk`` is how long a chunk took from the first byte to its acknowledgement, ``retries`` are
-    requests that were sent again, by reason. ``other_cpus`` is None beside syncs, whose rows have it.
+    were sent. ``chunk`` is how long a chunk took from the first byte to its acknowledgement, ``histogram``
+    has all of these times. ``retries`` are requests that were sent again, by reason. ``other_cpus`` is None
+    beside syncs, whose rows have it.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     mb_per_s: float
     download_mb_per_s: float
     chunk: Latency
+    histogram: Histogram = Histogram()
     retries: dict[str, int]
     cpus: dict[str, float]
     other_cpus: float | None

@@ -22,7 +22,7 @@ import msgspec
 
 from bench.load.child_process import Lines, main, say, ticking
 from bench.report.results import Transfer
-from bench.report.statistics import latency_of
+from bench.report.statistics import histogram_of, latency_of
 from bench.uploads.device import FailedError, Stored, Uploader
 from bench.uploads.workload import RECORD_FILES, TYPE, Album, record_id
 
@@ -99,6 +99,7 @@ class Uploads:
             mb_per_s=sent_mb / elapsed_s,
             download_mb_per_s=sent_mb / (perf_counter() - began_s),
             chunk=latency_of(chunk_us),
+            histogram=histogram_of(chunk_us),
             retries=dict(sum((one.retries for one in self.uploaders), Counter[str]())),
             cpus={"client": cpu_s / elapsed_s},
             other_cpus=None,

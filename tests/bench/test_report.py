@@ -143,7 +143,7 @@ def test_page_has_its_charts_inside_and_loads_nothing() -> None:
             msgspec.structs.replace(report(row_of(run_of(loop="closed"), None)), scenario="limits"),
         ]
     )
-    assert titles(page) == ["Percentiles of latency, ms", "CPU of a sync, µs"]
+    assert titles(page) == ["Percentiles of latency, ms", "CPU of a sync, µs", "Throughput, syncs/s"]
     assert page.count("<svg") == len(titles(page))
     assert "open &lt; round" in page
     assert "open < round" not in page

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,11 @@ _SETTINGS: Final = {
     "TIDEMARK__LIMITS__MESSAGES_PER_MINUTE": "1000000",
 }
 _PLAIN: Final = "SELECT FROM records WHERE left(data::text, 1) <> '\"'"
+#: In a database that has something, no start of a server seals a domain by itself.
+_STORED: Final = (
+    "INSERT INTO voice_verification_log (tenant_id, verification_id, device_id, occurred_at, result)"
+    " SELECT min(tenant_id), 'v1', 'phone', 'epoch', '{\"verified\":true}' FROM tenants"
+)
 _WAITING: Final = "SELECT FROM pg_locks WHERE NOT granted"
 
 
@@ -157,6 +163,7 @@ async def site() -> AsyncIterator[Site]:
             services.owner,
             f"INSERT INTO tenants (name) VALUES {names}",
             "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+            _STORED,
         )
         yield Site(directory / "data", services)
 
@@ -204,6 +211,21 @@ async def test_rotation_under_load_refuses_nothing_and_loses_nothing(site: Site)
     assert {code for editor in editors for code in editor.refused} == set()
     assert rows(site.dsn, "SELECT max(key_number) FROM tenant_keys") == [(3,)]
     assert site.server.events.count("message_failed") == 0
+
+
+async def test_server_that_stands_still_while_a_domain_is_sealed_writes_nothing_plain(site: Site) -> None:
+    async with _loaded(site) as (_, more):
+        os.kill(site.server.pid, signal.SIGSTOP)
+        with closing(psycopg2.connect(site.dsn)) as connection:
+            try:
+                await site.run("keys", "seal-domain", "task")
+                await site.reseal()  # its pass is over before the server goes on with what devices send
+                # Nobody can read the generation: the server does not follow.
+                connection.cursor().execute("LOCK TABLE cluster_state IN ACCESS EXCLUSIVE MODE")
+            finally:
+                os.kill(site.server.pid, signal.SIGCONT)
+            await more()
+            assert rows(site.dsn, _PLAIN) == []
 
 
 async def test_rotation_killed_five_times_loses_and_repeats_nothing(site: Site) -> None:

@@ -119,6 +119,17 @@ async def test_keys_of_at_the_end_of_a_block_still_opens(ring: Made, ids: dict[s
     assert one.keys_of(ids["acme"]).open(*PLACE, sealed[-1]) == b"plain"
 
 
+async def test_lease_of_another_key_of_the_same_number_gives_nothing(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    one = ring()
+    await one.load_to_seal([ids["acme"]])
+    lost = one.sealing_keys_of(ids["acme"]).active_id
+    execute(dsn, "UPDATE tenant_keys SET key_id = gen_random_uuid()")
+    assert await PostgresTenantKeys(database).lease({ids["acme"]: lost}, BLOCK) == set()
+    assert keys_in(dsn) == [(1, False, BLOCK)]
+
+
 async def test_load_to_seal_by_many_rings_at_once_makes_one_key(
     ring: Made, ids: dict[str, int], dsn: str
 ) -> None:

@@ -49,12 +49,12 @@ SUITES: Final[Mapping[Suite, Sequence[Part]]] = {
         Part(connections, 70, {"connections": CONNECTIONS}),
     ),
     "quick": (
-        Part(concurrent, 20),
-        Part(high_volume, 15, {"duration_s": 6.0}),
-        Part(uploads, 15, {"rounds": 1}),
-        Part(conflicts, 15),
-        Part(faults, 30, {"rounds": 2}),
-        Part(cleanup, 50, {"fill_records": 20_000}),
+        Part(concurrent, 17),
+        Part(high_volume, 11, {"duration_s": 3.0}),
+        Part(uploads, 25, {"rounds": 1}),
+        Part(conflicts, 13),
+        Part(faults, 42, {"rounds": 2}),
+        Part(cleanup, 48, {"fill_records": 10_000}),
     ),
 }
 QUICK_S: Final = 10.0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.report.results import BUSY_CPUS, measured
-from bench.report.text import number
+from bench.report.statistics import number
 from bench.report.written import Whole, read_whole
 
 REPORTS: Final = Path(__file__).parent / "benchmarks"
@@ -77,10 +77,8 @@ def _lines(name: str) -> Iterator[str]:
         yield f"**Other programs kept up to {busy:.1f} CPUs busy**: a machine of its own is faster."
     yield from ("", "| scenario | target | wanted | measured |", "|---|---|---|---|")
     for one in whole.targets:
-        value = "not measured" if one.value is None else f"{number(one.value)} {one.unit}".strip()
-        verdict = "" if one.met or one.value is None else ", **missed**"
-        wanted = f"{one.bound} {number(one.limit)} {one.unit}".strip()
-        yield f"| `{one.scenario}` | {one.name} | {wanted} | {value}{verdict} |"
+        verdict = "" if one.met else f", **{one.verdict}**"
+        yield f"| `{one.scenario}` | {one.name} | {one.wanted} | {one.told}{verdict} |"
     told = [
         f"| `{one.scenario}` | {figure.name} | {number(figure.value)} {figure.unit} | {figure.beside} |"
         for one in whole.reports

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import pygal
 from pygal.style import Style
 
-from bench.report.text import number
+from bench.report.statistics import number
 
 #: Blue, orange, green, violet, sky, yellow: they differ for people who see no red or green. Limits are red.
 _COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#b8a800")

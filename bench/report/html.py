@@ -11,7 +11,7 @@ from bench.report.charts import charts, charts_of
 from bench.report.drawing import Chart
 from bench.report.results import Report
 from bench.report.targets import Target
-from bench.report.text import number, text_of
+from bench.report.text import text_of
 from bench.report.written import NO_ORIGIN, Origin
 
 _STYLE: Final = """
@@ -77,14 +77,12 @@ def _targets(targets: Sequence[Target]) -> Iterator[str]:
     yield '<tr><th class="s">scenario</th><th>target</th>'
     yield '<th class="n">measured</th><th class="n">wanted</th><th></th></tr>'
     for one in targets:
-        value = "-" if one.value is None else f"{number(one.value)} {one.unit}"
-        verdict = "met" if one.met else "missed" if one.value is not None else "not measured"
+        scenario, kind = escape(one.scenario), "met" if one.met else "missed"
         yield (
-            f'<tr><td class="s">{escape(one.scenario)}</td>'
-            f'<td class="t" data-scenario="{escape(one.scenario)}">{escape(one.name)}</td>'
-            f'<td class="n">{escape(value)}</td>'
-            f'<td class="n">{one.bound} {number(one.limit)} {escape(one.unit)}</td>'
-            f'<td class="{"met" if one.met else "missed"}">{verdict}</td></tr>'
+            f'<tr><td class="s">{scenario}</td>'
+            f'<td class="t" data-scenario="{scenario}">{escape(one.name)}</td>'
+            f'<td class="n">{escape(one.told)}</td><td class="n">{escape(one.wanted)}</td>'
+            f'<td class="{kind}">{one.verdict}</td></tr>'
         )
     yield "</table></div>"
 

@@ -102,6 +102,11 @@ def counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(found.items())) or "none"
 
 
+def number(value: float) -> str:
+    """Write a value with three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def listed(values: Sequence[float], digits: int = 2) -> str:
     """Write the values of all rounds."""
     return f"by rounds: {', '.join(f'{value:.{digits}f}' for value in values)}"

@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from bench.report.results import Report, named
+from bench.report.statistics import number
 
 
 class Wanted(NamedTuple):
@@ -36,6 +37,21 @@ class Target(msgspec.Struct, frozen=True):
         if self.value is None:
             return False
         return self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
+
+    @property
+    def verdict(self) -> str:
+        """Say whether it is met."""
+        return "met" if self.met else "not measured" if self.value is None else "missed"
+
+    @property
+    def told(self) -> str:
+        """Write what was measured."""
+        return "-" if self.value is None else f"{number(self.value)} {self.unit}".strip()
+
+    @property
+    def wanted(self) -> str:
+        """Write what it has to be."""
+        return f"{self.bound} {number(self.limit)} {self.unit}".strip()
 
 
 #: The syncs of an open loop come by chance: in ten seconds 12,000 +- 110 of them.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from bench.report.results import Abuse, Report, Row
-from bench.report.statistics import Latency, counts
+from bench.report.statistics import Latency, counts, number
 from bench.report.targets import Target
 
 NONE: Final = "-"
@@ -146,23 +146,11 @@ def _report(report: Report) -> Iterator[str]:
 def text_of_targets(targets: Sequence[Target]) -> str:
     """Write the targets of the field's system, and what was measured of each."""
     rows = [
-        (
-            "NOT MEASURED" if one.value is None else "met" if one.met else "MISSED",
-            *(
-                f"{one.scenario}: {one.name}",
-                NONE if one.value is None else f"{number(one.value)} {one.unit}",
-            ),
-            f"{one.bound} {number(one.limit)} {one.unit}",
-        )
+        (one.verdict if one.met else one.verdict.upper(), f"{one.scenario}: {one.name}", one.told, one.wanted)
         for one in targets
     ]
     met = sum(one.met for one in targets)
     return "\n".join(["", f"Targets: {met} of {len(targets)} are met", *table(rows)]) + "\n"
-
-
-def number(value: float) -> str:
-    """Write a value with three digits or more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

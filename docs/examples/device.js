@@ -1,18 +1,18 @@
-// A device for browsers and for Node.js. It stores each edit before it shows it. The server applies each edit once and in
-// order, whatever is cut or killed. docs/device-guide.md has the reason for each step.
+// A device for browsers and for Node.js 18 or later. It stores each edit before it shows it. The server applies each edit
+// once and in order, whatever is cut or killed. docs/device-guide.md has the reason for each step.
 //
 //   const device = await Device.open({ server, token: async (refused) => '…', store: fileStore('phone.json'), WebSocket })
 //   await device.edit('task', crypto.randomUUID(), 'put', { title: 'Inspect pump 3' })
 //   device.start().catch((stopped) => alert(stopped.message)) // until device.stop()
 //
-// state.js has what it keeps, connection.js its side of the protocol, http.js conflicts and files. Each transaction writes the
+// state.js has what it keeps, connection.js its side of the protocol, http.js requests and files. Each transaction writes the
 // whole state, which suits some thousand records. For more, keep records in a table of IndexedDB or SQLite.
 
 import { Connection } from './connection.js'
 import { Backoff, Refused, download, patiently, pause, requests, upload } from './http.js'
 import { after, checked, emptyState, recordKey, waiting, write } from './state.js'
 
-/** @import { Attachment, Data, Item, OpenConflict, Result } from '../types/tidemark.d.ts' */
+/** @import { Attachment, Data, Http, Item, OpenConflict, Result } from '../types/tidemark.d.ts' */
 /** @import { Fault, State } from './state.js' */
 /**
  * Where a device keeps its state. `save` replaces it as a whole or not at all, and returns once it is on disk. `open` gives
@@ -106,7 +106,8 @@ export class Device {
     const before = Object.keys(this.#state.conflicts)
     /** @type {OpenConflict[]} */
     const found = []
-    for (let after = ''; after !== null; ) {
+    for (let after = /** @type {string | null} */ (''); after !== null; ) {
+      /** @type {Http.ConflictList} */
       const page = await (await this.#http(`/v1/conflicts?after=${encodeURIComponent(after)}`)).json()
       found.push(...page.conflicts)
       after = page.after

@@ -1,4 +1,4 @@
-// What a device does over HTTP: conflicts, and files by tus 1.0.0, in pieces that survive any cut.
+// Requests over HTTP, with their retries, and files by tus 1.0.0, in pieces that survive any cut.
 
 /** @import { Attachment, ErrorMessage } from '../types/tidemark.d.ts' */
 /** @import { Outgoing } from './state.js' */
@@ -7,7 +7,7 @@
 
 const CHUNK_BYTES = 262_144
 /** @type {Record<number, string>} */
-const WITHOUT_BODY = { 404: 'not_found', 409: 'offset_mismatch', 410: 'upload_gone', 423: 'locked', 429: 'rate_limited' }
+const WITHOUT_BODY = { 404: 'not_found', 409: 'offset_mismatch', 410: 'upload_gone' }
 
 /** The server refused a request. */
 export class Refused extends Error {
@@ -55,15 +55,16 @@ export const requests = ({ server, token }) => async (path, init = {}) => {
     const response = await fetch(server + path, { ...init, headers })
     if (response.ok) return response
     if (response.status === 401 && !refused) continue
-    throw new Refused(response.status, await response.json().catch(() => withoutBody(response)))
+    const body = await response.json().catch(() => null)
+    throw new Refused(response.status, body?.type === 'error' ? body : withoutBody(response))
   }
 }
 
-/** Makes the error of an answer that has none, as to HEAD. @param {Response} response @returns {ErrorMessage} */
+/** Makes the error of an answer that has none: to HEAD, and of a proxy. @param {Response} response @returns {ErrorMessage} */
 function withoutBody({ status, headers }) {
-  const retry_after_ms = 1000 * Number(headers.get('Retry-After') ?? 1)
-  const retryable = status === 423 || status === 429 || status >= 500
-  return { type: 'error', code: WITHOUT_BODY[status] ?? 'internal', message: `HTTP ${status}`, retryable, retry_after_ms }
+  const retry_after_ms = 1000 * (Number(headers.get('Retry-After')) || 1)
+  const retryable = status === 408 || status === 423 || status === 429 || status >= 500
+  return { type: 'error', code: WITHOUT_BODY[status] ?? `http_${status}`, message: `HTTP ${status}`, retryable, retry_after_ms }
 }
 
 /** Repeats what may succeed later. @template T @param {() => Promise<T>} task @param {AbortSignal} [signal] @returns {Promise<T>} */

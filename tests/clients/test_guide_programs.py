@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import sys
@@ -25,11 +24,7 @@ _OF_OTHERS = ("const upload", "import hashlib")
 _SAID = "set aside: invalid_item\nversion 2: INPROGRESS\nsettled: 1\n"
 
 _PYTHON = """
-import asyncio, os, random
-from pathlib import Path
-from aiohttp import ClientSession
-from bench.client.device import Decision, Device
-from bench.client.store import Store
+import os
 
 server = os.environ["server"]
 signed_in = lambda: os.environ["token"]
@@ -42,12 +37,10 @@ async def main():
     await asyncio.wait([running])
     await device._session.close()
 
+import asyncio
 asyncio.run(main())
 """
 _JAVASCRIPT = """
-import {{ Device }} from {device}
-import {{ fileStore }} from {store}
-import WebSocket from 'ws'
 const server = process.env.server
 const signed_in = async () => process.env.token
 process.chdir(process.env.home)
@@ -103,9 +96,8 @@ async def test_device_guide_javascript_program_runs(
     early, *blocks = blocks_of("js")
     assert len(blocks) == 6
     blocks.insert(-1, _HEARD_OF)
-    examples = ROOT / "docs" / "examples"
-    device, store = (json.dumps(str(examples / name)) for name in ("device.js", "file_store.js"))
-    program = _JAVASCRIPT.format(device=device, store=store, early=early, blocks="".join(blocks))
+    early = early.replace("'./", f"'{ROOT}/docs/examples/")
+    program = _JAVASCRIPT.format(early=early, blocks="".join(blocks))
     command = "node", "--input-type=module", "--eval", program
     said = await ran(*command, server=shared, cwd=node_packages, home=tmp_path)
     assert said == _SAID + "bytes: 3000\n"

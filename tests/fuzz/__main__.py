@@ -24,6 +24,8 @@ _SLOW_S: Final = 2
 _MEMORY_MB: Final = 1_024
 _INPUT_BYTES: Final = 4_096
 _EXECUTIONS = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
+#: The count of a line of progress, for a search that was killed before it told the sum.
+_PROGRESS = re.compile(r"^#(\d+)\t", re.MULTILINE)
 _FOUND = re.compile(r"Test unit written to (\S+)")
 
 
@@ -54,12 +56,13 @@ def search(name: str, budget_s: int) -> Searched:
         )
         log = made.stdout + made.stderr
         (WORK / f"{name}.log").write_text(log)
-        executions += sum(map(int, _EXECUTIONS.findall(log)))
+        executions += int((_EXECUTIONS.findall(log) or _PROGRESS.findall(log) or [0])[-1])
         findings += _FOUND.findall(log)
         if made.returncode == 0:
             break
         if not _FOUND.search(log):
-            failure = (log.strip().splitlines() or ["it said nothing"])[-1]
+            said = (log.strip().splitlines() or ["it said nothing"])[-1]
+            failure = f"signal {-made.returncode}" if made.returncode < 0 else said
             break
         if len(findings) >= 5:  # the same fault, most likely
             break

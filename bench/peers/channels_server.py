@@ -1,7 +1,7 @@
 """The deployment that Tidemark replaces, as far as a push needs it: Django Channels on Daphne.
 
-It runs in an environment of its own, with the packages of ``channels/requirements.txt``:
-``python -m bench.peers.channels_server PLAN``, with a plan in JSON. It speaks the product's messages.
+It runs in an environment of its own, with the packages of ``channels/requirements.txt``, as
+``python -m bench.peers.channels_server`` with a plan in the environment. It speaks the product's messages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from daphne.server import Server
 from django.conf import settings
 from django.db import connection, models, transaction
 
-PLAN: Final = json.loads(sys.argv[1])
+PLAN: Final = json.loads(os.environ["TIDEMARK_BENCH_PLAN"])
 SUBPROTOCOL: Final = "tidemark.v1.json"
 
 settings.configure(

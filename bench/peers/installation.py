@@ -60,8 +60,7 @@ async def installed(name: str, cache: Path) -> Path:
     if (place / "installed").exists():
         return place
     progress(f"install bench/peers/{name} into {place}")
-    await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
-    await asyncio.to_thread(shutil.copytree, sources, place)
+    await asyncio.to_thread(_copy, sources, place)
     if (place / "package-lock.json").exists():
         await _run(name, place, program("npm"), *_NPM)
     else:
@@ -69,6 +68,13 @@ async def installed(name: str, cache: Path) -> Path:
         await _run(name, place, str(python_of(place)), *_PIP, "-r", "requirements.txt")
     (place / "installed").touch()
     return place
+
+
+def _copy(sources: Path, place: Path) -> None:
+    """Copy a folder, in place of what is there of another version, or by halves."""
+    for old in place.parent.glob(f"{sources.name}-*"):
+        shutil.rmtree(old)
+    shutil.copytree(sources, place)
 
 
 def python_of(place: Path) -> Path:

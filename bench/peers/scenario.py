@@ -40,7 +40,7 @@ class Metric(NamedTuple):
     """A figure of a row of ``loop``, and what the product's part of the other's has to be."""
 
     name: str
-    loop: Literal["closed", "open"]
+    loop: Loop
     unit: str
     value: Callable[[Row], float]
     bound: Literal["at most", "at least"] = "at most"

@@ -24,6 +24,8 @@ from storage.postgres.blocking import connected
 #: Of one process: Parse Server's connections to PostgreSQL, and Daphne's threads where it has several.
 PARSE_CONNECTIONS: Final = 10
 THREADS: Final = 6
+#: The variable with the plan of a server: passwords in a command line are for all users of a machine to read.
+PLAN: Final = "TIDEMARK_BENCH_PLAN"
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -64,9 +66,9 @@ async def channels(
         "processes": processes,
         "threads": threads,
     }
-    command = ["-m", "bench.peers.channels_server", msgspec.json.encode(plan).decode()]
-    python = str(python_of(place))
-    async with Server(command, {"ASGI_THREADS": str(threads)}, processes, program=python) as server:
+    variables = {"ASGI_THREADS": str(threads), PLAN: msgspec.json.encode(plan).decode()}
+    command, python = ["-m", "bench.peers.channels_server"], str(python_of(place))
+    async with Server(command, variables, processes, program=python) as server:
         target = Target(
             port=server.port,
             secret=secret,
@@ -95,9 +97,13 @@ async def parse(environment: Environment, options: Options, place: Path) -> Asyn
         "port": port,
         "processes": processes,
     }
-    command = [str(place / "server.mjs"), msgspec.json.encode(plan).decode()]
-    quiet = {"NODE_ENV": "production", "PARSE_SERVER_LOGS_FOLDER": "null"}
-    async with Server(command, quiet, processes, program=program("node")) as server:
+    variables = {
+        "NODE_ENV": "production",
+        "PARSE_SERVER_LOGS_FOLDER": "null",
+        PLAN: msgspec.json.encode(plan).decode(),
+    }
+    command = [str(place / "server.mjs")]
+    async with Server(command, variables, processes, program=program("node")) as server:
         target = ParseTarget(
             port=port,
             secret="",

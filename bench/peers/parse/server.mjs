@@ -1,10 +1,10 @@
-// Parse Server on PostgreSQL, as its guide sets it up: node server.mjs PLAN, with a plan in JSON.
+// Parse Server on PostgreSQL, as its guide sets it up: node server.mjs, with a plan in the environment.
 import cluster from "node:cluster";
 import { createServer } from "node:http";
 import express from "express";
 import { ParseServer } from "parse-server";
 
-const plan = JSON.parse(process.argv[2]);
+const plan = JSON.parse(process.env.TIDEMARK_BENCH_PLAN);
 const signedIn = { requiresAuthentication: true };
 const permissions = { get: signedIn, find: signedIn, create: signedIn, update: signedIn };
 

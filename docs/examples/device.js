@@ -59,7 +59,7 @@ export class Device {
 
   /** @param {Options} options */
   static async open(options) {
-    return new Device(options, (await options.store.load()) ?? emptyState())
+    return new Device(options, { ...emptyState(), ...(await options.store.load()) }) // an older version had less
   }
 
   /** All that the device keeps, to be read only. */

@@ -58,8 +58,10 @@ async def python_app(server: Running, home: Path) -> AsyncIterator[OldApp]:
             running[-1].cancel()
             await asyncio.wait(running)
 
-        yield OldApp(edit, data, online)
-    store.close()
+        try:
+            yield OldApp(edit, data, online)
+        finally:
+            store.close()
 
 
 @asynccontextmanager
@@ -78,8 +80,10 @@ async def javascript_app(server: Running, home: Path, node_packages: Path) -> As
         await device.call("settled")
         await device.call("stop")
 
-    yield OldApp(edit, data, online)
-    await device.kill()
+    try:
+        yield OldApp(edit, data, online)
+    finally:
+        await device.kill()
 
 
 @pytest.fixture(params=["python", "javascript"])

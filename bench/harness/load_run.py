@@ -80,12 +80,18 @@ def planned(
     connections: int,
     steps: Sequence[Step],
     tenants: Sequence[str] | None = None,
-    identities: Sequence[str] = (),
+    identities: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Run:
-    """Make a run of devices that nobody used before, or of those of ``identities``, with records of its own.
+    """Make a run of devices that nobody used before, with records of its own.
 
-    ``more`` are further fields of the plan.
+    Args:
+        target: The server.
+        connections: How many devices connect.
+        steps: What they send.
+        tenants: The tenants that they are spread over, by default those of the target.
+        identities: Devices of earlier runs in place of new ones, with their tokens.
+        more: Further fields of the plan.
     """
     prefix = secrets.token_hex(4)
     owners = target.tenants if tenants is None else tenants
@@ -95,16 +101,20 @@ def planned(
         ports=spread(target.ports or [target.port], connections, len(owners)),
         prefix=prefix,
         devices=devices,
-        tokens=[
-            target.token(owners[index % len(owners)], device)
-            for index, device in enumerate(identities or devices)
-        ],
-        identities=list(identities),
+        tokens=list((identities or signed(target, owners, devices)).values()),
+        identities=list(identities or ()),
         steps=list(steps),
         **more,
     )
     nothing = Outcome(device=[], due_us=[], sent_us=[], done_us=[], code=[])
     return Run(plan, owners, Ready(0, 0.0, {}), nothing)
+
+
+def signed(target: Target, tenants: Sequence[str], devices: Sequence[str]) -> dict[str, str]:
+    """Sign a token for each device; they are spread over the tenants in turn."""
+    return {
+        device: target.token(tenants[index % len(tenants)], device) for index, device in enumerate(devices)
+    }
 
 
 def spread(ports: Sequence[int], connections: int, tenants: int) -> list[int]:
@@ -170,7 +180,7 @@ async def run_tasks(
     *,
     per_s: float = 0.0,
     warmup_s: float | None = None,
-    identities: Sequence[str] = (),
+    identities: Mapping[str, str] | None = None,
 ) -> Run:
     """Send one task a sync, ``per_s`` over all connections in an open loop. Raises BenchError.
 

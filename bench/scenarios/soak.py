@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Final
 
 from bench.harness.environment import BenchError
+from bench.harness.load_run import signed
 from bench.harness.progress import progress
 from bench.harness.stage import Options, staged
 from bench.load.workload import MIX
@@ -49,12 +50,14 @@ async def soak(options: Options) -> Report:
     prefix = secrets.token_hex(4)
     devices = [f"{prefix}-{index}" for index in range(options.connections)]
     async with staged(options, report.logged, options.workers or 1) as target:
+        # A device has one token for hours: a server keeps the last 10,000 that it verified.
+        identities = signed(target, target.tenants, devices)
         for number in range(1, count + 1):
             progress(f"segment {number} of {count}, {(count - number + 1) * segment_s / 60:.1f} min left")
             _, row = await audited(
                 *(f"segment {number}", target, "open", options.connections, segment_s),
                 per_s=options.rate_per_s,
-                identities=devices,
+                identities=identities,
             )
             report.rows.append(row)
     judge(report, segment_s)

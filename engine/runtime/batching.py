@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 from engine.runtime.backoff import Backoff
 from engine.runtime.ports import (
     StoreError,
-    StorePoisonError,
+    StoreFullError,
     StoreRetryError,
     StoreUnavailableError,
     StoreUnknownError,
@@ -77,17 +77,21 @@ class Batcher(Generic[Request, Result]):
                     result.set_exception(_ending())
 
     async def _run_batch(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
-        """Run a batch. If the store refuses a value, run each request alone, so that only that one fails."""
+        """Run a batch.
+
+        A store that is away or full fails the whole batch. Any other error, such as a refused value or the
+        lost key of a tenant, may be of one request: each runs alone, so that only that one fails.
+        """
         try:
             results = await with_retries(partial(self._call, [request for request, _ in batch]))
-        except StorePoisonError as error:
-            if len(batch) > 1:
-                for one in batch:
-                    await self._run_batch([one])
-            else:
-                _fail(batch, error)
-        except Exception as error:
+        except (StoreRetryError, StoreUnknownError, StoreUnavailableError, StoreFullError) as error:
             _fail(batch, error)
+        except Exception as error:
+            if len(batch) == 1:
+                _fail(batch, error)
+                return
+            for one in batch:
+                await self._run_batch([one])
         else:
             for (_, result), value in zip(batch, results, strict=True):
                 if not result.done():

@@ -9,13 +9,20 @@ from contextlib import asynccontextmanager
 import pytest
 
 from engine.runtime.batching import Batcher
-from engine.runtime.ports import StorePoisonError, StoreRetryError, StoreUnavailableError
+from engine.runtime.ports import (
+    StoreError,
+    StoreFullError,
+    StorePoisonError,
+    StoreRetryError,
+    StoreUnavailableError,
+)
 
 
 class Oracle:
-    """Doubles numbers; refuses negative ones, and fails as often as it is told to."""
+    """Doubles numbers; refuses negative ones by ``refusal``, and fails as often as it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: Exception | None = None) -> None:
+        self.refusal = refusal or StorePoisonError("negative")
         self.rounds: list[list[int]] = []
         self.failures = 0
         self.asked = asyncio.Event()
@@ -31,7 +38,7 @@ class Oracle:
             self.failures -= 1
             raise StoreRetryError("again")
         if any(one < 0 for one in asked):
-            raise StorePoisonError("negative")
+            raise self.refusal
         return [2 * one for one in asked]
 
 
@@ -65,12 +72,26 @@ async def test_batcher_unknown_outcome_repeated() -> None:
     assert oracle.rounds == [[4]] * 3
 
 
-async def test_batcher_poison_request_fails_alone() -> None:
-    async with batching(Oracle()) as batcher:
+@pytest.mark.parametrize(
+    "refusal",
+    [StorePoisonError("negative"), StoreError("the keys of a tenant are lost"), RuntimeError("a fault")],
+)
+async def test_batcher_refused_request_fails_alone(refusal: Exception) -> None:
+    async with batching(Oracle(refusal)) as batcher:
         asked = [batcher.submit(number) for number in (1, -1, 2)]
-        one, refused, two = await asyncio.gather(*asked, return_exceptions=True)
-    assert (one, two) == (2, 4)
-    assert isinstance(refused, StorePoisonError)
+        assert await asyncio.gather(*asked, return_exceptions=True) == [2, refusal, 4]
+
+
+async def test_batcher_store_that_fails_for_all_is_not_asked_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.runtime.batching.RETRY_FOR_S", 0.0)
+    for failure in (StoreFullError("full"), StoreUnavailableError("away")):
+        oracle = Oracle(failure)
+        async with batching(oracle) as batcher:
+            asked = [batcher.submit(number) for number in (1, -1, 2)]
+            assert await asyncio.gather(*asked, return_exceptions=True) == [failure] * 3
+        assert oracle.rounds == [[1, -1, 2]]
 
 
 async def test_batcher_end_fails_waiting_requests() -> None:

@@ -18,6 +18,7 @@ from bench.client.edits import Settled
 from bench.client.store import Store
 from bench.load.proxy import Chances, proxied
 from storage.embedded.servers import Services
+from storage.stores.epoch import PostgresEpoch
 from tests.harness.in_process_server import ON_SHARED, Running, new_tenants
 from tests.harness.js_device import JsDevice
 from tests.harness.server_process import ServerProcess
@@ -240,7 +241,7 @@ async def test_js_and_python_device_agree_over_a_line_that_loses_answers(
 
 
 @pytest.mark.slow
-async def test_js_and_python_device_agree_after_the_server_was_killed(
+async def test_js_and_python_device_agree_after_a_kill_of_the_server_and_a_new_epoch(
     services: Services, dsn: str, node_packages: Path, tmp_path: Path
 ) -> None:
     execute(dsn, new_tenants("acme"))
@@ -257,8 +258,11 @@ async def test_js_and_python_device_agree_after_the_server_was_killed(
                     while len(pair.tablet.events) == told and not pair.phone.online:
                         await pair.tablet.call("changed")
                 await server.kill()
+                await asyncio.to_thread(PostgresEpoch(dsn).renew)
                 await server.start()
 
             await converge(pair, disturb)
+            state = await pair.tablet.call("state")
+            assert (state["sweep"], state["sweeping"]) == (1, False), "it pulled afresh"
     finally:
         await server.stop()

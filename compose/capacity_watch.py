@@ -44,21 +44,32 @@ class CapacityWatch:
             await self.check()
 
     async def check(self) -> None:
-        """Read once. A state that cannot be read stays as it was."""
+        """Read once. A state that cannot be read stays as it was.
+
+        The disk comes first, and without what tenants hold: that read may wait for the only connection for
+        reports, while the disk fills.
+        """
+        try:
+            await self._check_disk()
+        except StoreError as error:
+            _log.warning("capacity_unread", of="disk", reason=type(error).__name__)
+        if self._files is not None:
+            await self._check_files(self._files)
         state = self.state
         try:
             state.fullest, state.held, state.open_conflicts, state.devices = await self._usage.totals()
-            state.free_bytes, state.disk_bytes, full = await self._disk.check()
         except StoreError as error:
-            _log.warning("capacity_unread", reason=type(error).__name__)
-            return
+            _log.warning("capacity_unread", of="tenants", reason=type(error).__name__)
+
+    async def _check_disk(self) -> None:
+        """Look at the disk of the database. Raises StoreError."""
+        state = self.state
+        state.free_bytes, state.disk_bytes, full = await self._disk.check()
         if full is not None and state.full is None:
             _log.error("disk_full", reason=full)
         elif full is None and state.full is not None:
             _log.info("disk_has_room")
         state.full = full
-        if self._files is not None:
-            await self._check_files(self._files)
 
     async def _check_files(self, directory: Path) -> None:
         """Look at the disk of the files; while one look hangs, no other begins."""

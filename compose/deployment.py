@@ -330,6 +330,9 @@ class Deployment:
                 raise DeploymentError("the schema is not up to date: run `run.py migrate`, then serve again")
             refuse_restored(dsn)
             check_database_roles(running_services)
+            # A mistake in the settings is found before the start writes, or says, anything else.
+            check_bus(running_services.redis_url, several=several)
+            self._keys_to_serve()  # an error in them is reported once, by this process
             run_async(start_sealing(self.settings, dsn, running_services.jobs))
             try:
                 maintain(running_services.owner, chosen.idempotency.lifetime_h, chosen.retention.events_d)
@@ -338,8 +341,6 @@ class Deployment:
             note_start(dsn, self.in_force())
             announced = partial(self._announce, dsn, demo_number) if self._embedded else lambda _: None
             try:
-                check_bus(running_services.redis_url, several=several)
-                self._keys_to_serve()  # an error in them is reported once, by this process
                 reload = Reload(self._reading(), running_services, self._read_again, note_reload)
                 supervise(chosen, running_services, announced, reload)
             except (ListenError, WorkersFailedError) as error:

@@ -13,6 +13,9 @@ from storage.embedded.servers import Services
 from storage.postgres.connection import PoolerDetection
 from storage.postgres.pool import Database
 
+#: The longest wait for a pool that could not connect. A full pool has its callers wait for 5 s, and a
+#: balancer would take the process for hung.
+_TRY_S: Final = 1.0
 #: What a process does without a pool.
 _SLOWER: Final = "devices get unavailable"
 _WITHOUT: Final = {
@@ -55,7 +58,10 @@ class Pools(NamedTuple):
     readiness: Database
 
     async def away(self) -> list[str]:
-        """Return a sentence for each pool that PostgreSQL let in no more, and still does not."""
+        """Return a sentence for each pool that PostgreSQL let in no more, and still does not.
+
+        It takes a second at most.
+        """
         failed = {name: pool for name, pool in self._asdict().items() if pool.usage.away}
         await asyncio.gather(*map(_try, failed.values()))
         return [
@@ -70,8 +76,11 @@ class Pools(NamedTuple):
 
 
 async def _try(pool: Database) -> None:
-    with suppress(StoreError):
-        await pool.query("SELECT")
+    """Ask the pool for a connection. A success ends its fault, also on a connection that was open before."""
+    with suppress(StoreError, TimeoutError):
+        async with asyncio.timeout(_TRY_S):
+            await pool.query("SELECT")
+        pool.usage.away = ""
 
 
 def pools(at: Services, settings: Settings) -> Pools:

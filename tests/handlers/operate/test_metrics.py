@@ -298,6 +298,23 @@ async def test_capacity_disk_of_files_that_hangs_holds_up_no_other_look(
     await database.close()
 
 
+async def test_capacity_disk_is_watched_while_reports_keep_their_connection(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.postgres.pool._WAIT_S", 0.01)
+    reports, reads = Database(dsn, 1), Database(dsn, 1)
+    settings = settings_with(postgres={"max_bytes": 1}, data={"dir": str(tmp_path)})
+    watch = CapacityWatch(reads.with_everyone(reports), settings)
+    async with reports.connection():
+        await watch.check()
+    full, held = watch.state.full, watch.state.files_free_bytes
+    await reports.close()
+    await reads.close()
+    assert full is not None
+    assert "the limit is 1" in full
+    assert held is not None
+
+
 async def test_pool_counts_waits_and_failures(dsn: str) -> None:
     database = Serving(dsn, 1)
     first = await database.acquire()

@@ -27,7 +27,7 @@ from engine.operate.rows import KeyStatus, MasterRotation
 from engine.runtime.settings import Settings
 from engine.seal.master_keys import NONCE_BYTES, MasterKeyError, MasterKeys, missing_sentence
 from storage.postgres.pool import Database
-from storage.stores.keys.admin import PostgresKeyAdmin, TenantKey
+from storage.stores.keys.admin import PostgresKeyAdmin, RunningProcess, TenantKey, refuse_without_key
 from storage.stores.keys.wrapped import PostgresTenantKeys
 
 #: Servers read the file of master keys again every ten seconds.
@@ -120,16 +120,11 @@ class KeyAdmin:
     async def _wait_for_servers(self, master_key_id: str, watch: Watch) -> None:
         """Wait until every server process has a master key. Raises RefusedError."""
 
-        async def without() -> list[str]:
+        async def without() -> list[RunningProcess]:
             processes = await self._store.processes()
-            return [one.place for one in processes if master_key_id not in one.master_keys]
+            return [one for one in processes if master_key_id not in one.master_keys]
 
-        if left := await _until_empty(without, _READ_AGAIN_S, watch):
-            raise RefusedError(
-                f"{len(left)} server processes do not have the master key {master_key_id} yet, such as"
-                f" {left[0]}: give it to them (SIGHUP has servers read their settings again), and run this"
-                " again"
-            )
+        refuse_without_key(await _until_empty(without, _READ_AGAIN_S, watch), master_key_id)
 
     async def rotate_tenant(self, tenant: str) -> int:
         """Make a new key for a tenant."""
@@ -146,8 +141,7 @@ class KeyAdmin:
                 f"the domain {domain} names no pii fields in the settings: name them in [domains.{domain}]"
                 f" (those that do: {named})"
             )
-        await self._masters()
-        return await self._store.seal_domain(domain)
+        return await self._store.seal_domain(domain, (await self._masters()).active)
 
 
 def _unwritable(made: Path, error: OSError) -> RefusedError:
@@ -160,8 +154,8 @@ def _rewrapped(masters: MasterKeys, one: TenantKey) -> bytes:
 
 
 async def _until_empty(
-    read: Callable[[], Awaitable[list[str]]], patience_s: float, watch: Watch
-) -> list[str]:
+    read: Callable[[], Awaitable[list[RunningProcess]]], patience_s: float, watch: Watch
+) -> list[RunningProcess]:
     """Read again and again until nothing is left, or the patience is over; return what is left."""
     loop = asyncio.get_running_loop()
     give_up_s = loop.time() + patience_s

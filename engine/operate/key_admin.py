@@ -54,6 +54,6 @@ class KeyAdmin(Protocol):
             Since when it was on already; None if it was not.
 
         Raises:
-            RefusedError: The domain names no ``pii`` fields, a server of an older version runs, or there is
-                no master key.
+            RefusedError: The domain names no ``pii`` fields, there is no master key, or a server runs that
+                is of an older version or does not have it.
         """

@@ -118,8 +118,8 @@ async def rotate_tenant(deployment: Deployment, *, tenant: str, json_: bool) -> 
 async def seal_domain(deployment: Deployment, *, domain: str, json_: bool) -> None:
     """Seal a domain that names pii fields: new data at once, stored data by the job reseal.
 
-    It refuses while a server of an older version runs, which could not read sealed data. No such server can
-    start afterwards.
+    It refuses while a server of an older version runs, which could not read sealed data, or one without the
+    master key. No such server can start afterwards.
     """
     async with opened("sealing", deployment.sealing_keys()) as admin:
         since = await admin.seal_domain(domain)

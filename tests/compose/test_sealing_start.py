@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ _EVENT = (
 )
 _OLDER = (
     "INSERT INTO server_processes (process, place, slot, sealing) VALUES (gen_random_uuid(), 'db9', 'x', 0)"
+)
+_KEYLESS = (
+    "INSERT INTO server_processes (process, place, slot, sealing, master_keys)"
+    " VALUES (gen_random_uuid(), 'db9', 'x', 1, '{%s}')"
 )
 
 
@@ -94,14 +99,25 @@ async def test_start_new_database_with_a_master_key_seals_domains_with_personal_
     ]
 
 
+async def test_start_sealed_new_database_with_another_master_key_is_refused(dsn: str) -> None:
+    roles = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    await start_sealing(given(master_key=TEXT), *roles)
+    other = b64encode(TWO).decode()
+    with pytest.raises(MasterKeyError, match=f"{master_key_id(ONE)} is needed to open sealed data"):
+        await start_sealing(given(master_key=other), *roles)
+    await start_sealing(given(master_key=f"{other} {TEXT}"), *roles)
+
+
 @pytest.mark.parametrize(
     ("master_key", "statement", "remedy"),
     [
         (TEXT, _EVENT, "run `run.py keys seal-domain voice`"),
         (TEXT, _OLDER, "run `run.py keys seal-domain voice`"),
+        (TEXT, _KEYLESS % "", "run `run.py keys seal-domain voice`"),
+        (TEXT, _KEYLESS % master_key_id(TWO), "run `run.py keys seal-domain voice`"),
         ("", "SELECT", "set sealing.master_key_file, then run `run.py keys seal-domain voice`"),
     ],
-    ids=["stored", "older server", "no key"],
+    ids=["stored", "older server", "server without a key", "server with another key", "no key"],
 )
 async def test_start_leaves_domains_plain_and_says_so(
     dsn: str, monkeypatch: pytest.MonkeyPatch, master_key: str, statement: str, remedy: str

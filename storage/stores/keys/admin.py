@@ -16,7 +16,7 @@ from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.roles.hidden import hidden, hidden_error
 from storage.postgres.roles.named_tenants import EVERYONE
-from storage.postgres.server_processes import GONE_S, SEALING
+from storage.postgres.server_processes import GONE_S, SAID_S, SEALING
 from storage.stores.audit import by_account
 from storage.stores.keys.sealed_columns import SEALED_TABLES
 from storage.stores.keys.wrapped import use_master
@@ -83,6 +83,16 @@ class RunningProcess(NamedTuple):
     master_keys: frozenset[str]
 
 
+def refuse_without_key(processes: Collection[RunningProcess], master_key_id: str) -> None:
+    """See that server processes have a master key. Raises RefusedError."""
+    if left := [one.place for one in processes if master_key_id not in one.master_keys]:
+        raise RefusedError(
+            f"{len(left)} server processes do not have the master key {master_key_id} yet, such as {left[0]}:"
+            " give it to them (SIGHUP has servers read their settings again, and they tell which keys they"
+            f" have within {SAID_S:.0f} s), and run this again"
+        )
+
+
 class TenantKey(NamedTuple):
     """A wrapped key of a tenant; the uuid is 16 bytes."""
 
@@ -119,11 +129,7 @@ class PostgresKeyAdmin:
 
     async def processes(self) -> list[RunningProcess]:
         """List the server processes that use the database. Raises StoreError."""
-        rows = await self._database.query(_PROCESSES)
-        return [
-            RunningProcess(place, sealing, frozenset(filter(None, keys.split(","))))
-            for place, sealing, keys in rows
-        ]
+        return [_process(row) for row in await self._database.query(_PROCESSES)]
 
     async def wrapped_by_others(self, master_key_id: str) -> list[TenantKey]:
         """List keys that other master keys wrap, of some tenants; empty if none are. Raises StoreError."""
@@ -170,36 +176,46 @@ class PostgresKeyAdmin:
         """Find a tenant by its name. Raises NoTenantError, StoreError."""
         return await tenant_id_of(self._database, name)
 
-    async def seal_domain(self, domain: str) -> datetime | None:
+    async def seal_domain(self, domain: str, master_key_id: str) -> datetime | None:
         """Switch the sealing of a domain on; return since when it was on already, None if it was not.
 
-        No process of an older version can start afterwards.
+        No process of an older version, and none without the master key, can start afterwards.
 
         Raises:
-            RefusedError: A process of an older version uses the database.
+            RefusedError: A process of an older version, or without the master key, uses the database.
             StoreError: The database is away.
         """
         async with self._database.transaction() as transaction:
             # A process that starts now waits, and then meets the trigger of the table.
             await transaction.query("LOCK TABLE server_processes IN SHARE ROW EXCLUSIVE MODE")
-            for place, sealing, _ in await transaction.query(_PROCESSES):
-                if sealing < SEALING:
+            processes = [_process(row) for row in await transaction.query(_PROCESSES)]
+            for one in processes:
+                if one.sealing < SEALING:
                     raise RefusedError(
-                        f"a server of an older version uses this database ({place}), which cannot read sealed"
-                        f" data: update or stop it first (one that was killed counts for {GONE_S:.0f} s)"
+                        f"a server of an older version uses this database ({one.place}), which cannot read"
+                        " sealed data: update or stop it first (one that was killed counts for"
+                        f" {GONE_S:.0f} s)"
                     )
+            # It would refuse all that is to be sealed, or seal what the others cannot open.
+            refuse_without_key(processes, master_key_id)
             values = {"domain": domain}
             found = await transaction.query(
                 "SELECT since FROM sealed_domains WHERE domain = %(domain)s", values
             )
             if found:
                 return found[0][0]  # type: ignore[no-any-return]  # a timestamptz
+            await use_master(transaction, master_key_id)  # before any tenant has a key that it wraps
             await transaction.query("INSERT INTO sealed_domains (domain) VALUES (%(domain)s)", values)
             await transaction.note(by_account("domain_sealed", domain))
             await advance_generation(transaction)
         # The time of the first moment at which everybody sees it: a commit may wait for a standby.
         await self._database.execute(_SEEN, values)
         return None
+
+
+def _process(row: Row) -> RunningProcess:
+    place, sealing, keys = row
+    return RunningProcess(place, sealing, frozenset(filter(None, keys.split(","))))
 
 
 def _key_state(row: Row) -> TenantKeyState:

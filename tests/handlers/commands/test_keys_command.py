@@ -254,7 +254,7 @@ async def test_keys_seal_domain_refuses_servers_of_an_older_version_now_and_late
     keys: Run, dsn: str
 ) -> None:
     process(dsn, sealing=0, place="old1, port 8080")
-    process(dsn)
+    process(dsn, master=ID_1)
     refused = (await keys("seal-domain", "voice")).refusal()
     assert "a server of an older version uses this database (old1, port 8080)" in refused
     execute(dsn, "DELETE FROM server_processes WHERE sealing = 0")
@@ -268,6 +268,19 @@ async def test_keys_seal_domain_refuses_servers_of_an_older_version_now_and_late
             )
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize("others", ["", ID_2])
+async def test_keys_seal_domain_server_without_the_master_key_is_refused(
+    keys: Run, dsn: str, others: str
+) -> None:
+    process(dsn, master=ID_1)
+    process(dsn, master=others, place="db8, port 8080")
+    refused = (await keys("seal-domain", "voice")).refusal()
+    assert f"1 server processes do not have the master key {ID_1} yet, such as db8, port 8080" in refused
+    assert rows(dsn, "SELECT FROM sealed_domains") == []
+    execute(dsn, f"UPDATE server_processes SET master_keys = '{{{ID_2},{ID_1}}}'")
+    assert (await keys("seal-domain", "voice")).status == 0
 
 
 async def test_keys_seal_domain_waits_for_a_server_that_starts(keys: Run, dsn: str) -> None:

@@ -14,6 +14,7 @@ from compose.sealing.stores import FollowedSealing
 from engine.model.rows import ReadSet, RecordKey, WriteSet
 from engine.operate.figures.voice import Result, Verification
 from engine.runtime.ports import StoreError, StoreRetryError
+from engine.seal.master_keys import master_key_id
 from engine.seal.sealer import key_number
 from engine.uploads.ports import NewUpload, StoredFile
 from storage.postgres.pool import Database
@@ -35,6 +36,7 @@ SETTINGS = settings_with(
     domains={"patient": {"policy": "server_wins", "pii": ["name"]}},
     sealing={"master_key": b64encode(b"m" * 32).decode()},
 )
+MASTER = master_key_id(b"m" * 32)
 WANTED = ReadSet([1], [], [RecordKey(1, "patient", "r1")], [], [], [])
 SECOND = msgspec.structs.replace(RECORD, id="r2", seq=2)
 #: A standby becomes the primary that had received neither the key of the tenant nor what it sealed.
@@ -64,7 +66,7 @@ async def _process(database: Database) -> FollowedSealing:
 
 async def _seal(database: Database) -> None:
     for domain in ("patient", "voice"):
-        await PostgresKeyAdmin(database).seal_domain(domain)
+        await PostgresKeyAdmin(database).seal_domain(domain, MASTER)
 
 
 async def _records(database: Database, sealing: Sealing) -> list[str]:

@@ -14,6 +14,8 @@ import jwt
 import msgspec
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
+from tests.harness.schemas import answer_faults
+
 SECRET = b"a secret that the tests' servers and devices share"
 Json = dict[str, Any]
 #: How long a device waits for a message.
@@ -65,6 +67,7 @@ class Device:
             raise Closed(self.socket.close_code)
         assert (message.type is WSMsgType.BINARY) == self._binary
         decoded: Json = self._decode(message.data)
+        assert answer_faults(decoded) == [], decoded
         return decoded
 
     async def ask(self, kind: str, **fields: Any) -> Json:

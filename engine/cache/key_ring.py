@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from engine.cache.ports import KeyStore, StoredKeys
-from engine.runtime.ports import StoreError, StoreUnavailableError
+from engine.runtime.ports import StoreError, StoreUnavailableError, StoreUnreadableError
 from engine.seal.master_keys import NONCE_BYTES, MasterKeyError, MasterKeys, WrappedKey
 from engine.seal.ports import KeysMissingError
 from engine.seal.sealer import KEY_BYTES, TenantKeys
@@ -35,7 +35,7 @@ _OPENED_TENANTS: Final = 20
 _log = structlog.get_logger()
 
 
-class KeysUnavailableError(StoreError):
+class KeysUnavailableError(StoreUnreadableError):
     """The keys of a tenant cannot be opened: nothing of it is read or written. Other tenants go on."""
 
 

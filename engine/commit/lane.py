@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from engine.cache.key_ring import KeysUnavailableError
 from engine.commit.counters import Counters
 from engine.commit.planning import MESSAGE_S, TooLongError, run_plan
 from engine.commit.ports import Store, Transaction
@@ -30,6 +31,7 @@ from engine.runtime.ports import (
     StoreRetryError,
     StoreUnavailableError,
     StoreUnknownError,
+    StoreUnreadableError,
     WorkClock,
 )
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
@@ -100,7 +102,8 @@ class Lane:
     async def run(self, batch: list[QueuedWork]) -> int:
         """Commit a batch and answer its devices.
 
-        A batch that cannot be stored is halved until the message at fault stands alone.
+        A batch that cannot be stored is halved until the message at fault stands alone, or until all are of
+        the tenant whose keys are lost.
 
         Returns:
             The bytes of the messages that were put back into the queue.
@@ -117,6 +120,10 @@ class Lane:
         except Exception as error:
             if len(batch) == 1:
                 return await self._fail_alone(batch[0], error)
+            if isinstance(error, KeysUnavailableError) and len({one.work.tenant_id for one in batch}) == 1:
+                for queued in batch:
+                    self._fail_for_now(queued, error)
+                return 0
             middle = len(batch) // 2
             # If the store goes away during the first half, the second half is refused in its own batch.
             return self._requeue(batch[middle:]) + await self.run(batch[:middle])
@@ -201,7 +208,7 @@ class Lane:
     async def _fail_alone(self, queued: QueuedWork, error: Exception) -> int:
         """Quarantine the items of a message that the database refuses, so that it does not block its queue.
 
-        A message of a kind that has no items, or that fails for another reason, is refused as ``internal``.
+        A message of a kind without items, and a fault of this process, are refused as ``internal``.
         """
         work = queued.work
         if isinstance(error, StorePoisonError):
@@ -212,6 +219,9 @@ class Lane:
                 self._counters.poisoned += 1
                 _log.warning("message_poisoned", tenant_id=work.tenant_id, device_id=work.device_id)
                 return await self.run([msgspec.structs.replace(queued, work=rejected)])
+        elif isinstance(error, StoreError):
+            self._fail_for_now(queued, error)
+            return 0
         error_id = uuid.uuid4().hex
         self._counters.failed += 1
         _log.error(
@@ -224,6 +234,25 @@ class Lane:
         )
         _answer(queued, SyncError("internal", "the server failed on this message", error_id=error_id))
         return 0
+
+    def _fail_for_now(self, queued: QueuedWork, error: StoreError) -> None:
+        """Refuse a message until a person has mended what it needs, such as a key of its tenant.
+
+        Its tenant is isolated until the message comes again: to find it among others costs tries.
+        """
+        work = queued.work
+        wait_ms = retry_soon_ms()
+        self._counters.failed += 1
+        self._queue.isolate(work.tenant_id, self._clock.monotonic_s() + wait_ms / 1000)
+        _log.warning(
+            "store_failed",
+            tenant_id=work.tenant_id,
+            device_id=work.device_id,
+            reason=type(error).__name__,
+            detail=str(error) if isinstance(error, StoreUnreadableError) else None,
+        )
+        sentence = "the database cannot serve this message now; send the same message again"
+        _answer(queued, SyncError("unavailable", sentence, retry_after_ms=wait_ms))
 
     def _charge(self, queued: QueuedWork, spent_s: float, message_s: float = 0.0) -> None:
         """Charge a device (``Charge``), and have it rest if it is over its share."""

@@ -29,6 +29,13 @@ class StoreUnavailableError(StoreError):
     """No writable database can be reached now. Nothing was written."""
 
 
+class StoreUnreadableError(StoreError):
+    """Sealed data cannot be opened: a retry fails until a person restores a key or a value. Others go on.
+
+    Nothing was written. The sentence names the key or the value, and may be logged: it has no data.
+    """
+
+
 class Clock(Protocol):
     """The time, as an argument."""
 

@@ -691,8 +691,8 @@ async def test_committer_poisoned_resolve_is_an_internal_error() -> None:
         assert one.store.rows.conflicts[ref].outcome == "open"
 
 
-@pytest.mark.parametrize("error", [StoreError("wrong schema"), RuntimeError("a fault of ours")])
-async def test_committer_unexpected_error_fails_its_message_alone(error: Exception) -> None:
+async def test_committer_unexpected_error_fails_its_message_alone() -> None:
+    error = RuntimeError("a fault of ours")
     async with bench() as one:
         one.policies.pop(9)  # planning for this tenant raises
         one.store.gate.clear()

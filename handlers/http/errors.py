@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from engine.runtime.ports import StoreError, StoreFullError
+from engine.runtime.ports import StoreError, StoreFullError, StoreUnreadableError
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
 from engine.uploads.blobs import BlobsError, BlobsFullError
 from engine.wire.errors import SyncError
@@ -22,19 +22,22 @@ def as_sync_error(error: Exception, **context: object) -> SyncError:
     """Return the error that the device is told.
 
     Args:
-        error: The exception. A SyncError is returned as it is. A store that is away is ``unavailable``. Any
-            other exception is ``internal``: it is logged under an ``error_id``, which the device gets instead
-            of any detail.
+        error: The exception. A SyncError is returned as it is. A store that is away is ``unavailable``, as is
+            one whose sealed data cannot be opened: the log names them. Any other exception is ``internal``:
+            it is logged under an ``error_id``, which the device gets instead of any detail.
         **context: Fields of the log line.
     """
     if isinstance(error, SyncError):
         return error
     if isinstance(error, StoreError):
-        _log.warning("store_failed", reason=type(error).__name__, **context)
+        unreadable = isinstance(error, StoreUnreadableError)
+        detail = str(error) if unreadable else None  # the text of another error may have data
+        _log.warning("store_failed", reason=type(error).__name__, detail=detail, **context)
         if isinstance(error, StoreFullError):
             sentence = "the database's disk is full"
             return SyncError("insufficient_storage", sentence, retry_after_ms=retry_later_ms())
-        return SyncError("unavailable", "the database is away", retry_after_ms=retry_soon_ms())
+        sentence = "the stored data cannot be read now" if unreadable else "the database is away"
+        return SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms())
     if isinstance(error, BlobsError):
         full = isinstance(error, BlobsFullError)
         _log.warning("bytes_not_kept", reason=type(error).__name__, detail=str(error), **context)

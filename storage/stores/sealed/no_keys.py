@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from engine.runtime.ports import StoreError
+from engine.runtime.ports import StoreUnreadableError
 from engine.seal.ports import KeysMissingError
 from engine.seal.sealer import TenantKeys
 
@@ -19,8 +19,8 @@ class NoKeys:
     sealing_keys_of = keys_of
 
     async def load(self, _: Collection[int]) -> None:
-        """Raise StoreError, with the remedy."""
-        raise StoreError(
+        """Raise StoreUnreadableError, with the remedy."""
+        raise StoreUnreadableError(
             "the database has sealed data, and there is no master key: set sealing.master_key_file"
         )
 

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from engine.runtime.ports import StoreError, StoreRetryError
+from engine.runtime.ports import StoreRetryError, StoreUnreadableError
 from engine.seal.ports import KeyRing, KeysMissingError
 from engine.seal.sealer import (
     NONCE_BYTES,
@@ -68,7 +68,7 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(bytes).decode
 
 
-class UnreadableValueError(StoreError):
+class UnreadableValueError(StoreUnreadableError):
     """A sealed value that cannot be opened: it was changed, is of another place, or its key is lost."""
 
     def __init__(self, tenant_id: int, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""What the scenario ``cleanup`` writes is past its time, and the clean-up finds all of it."""
+"""What the scenarios of jobs write is what is due: the clean-up finds all of it, the aggregation one hour."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import asyncio
 import pytest
 
 from bench.harness.stage import add_tenants
+from bench.scenarios.aggregation import fill
 from bench.scenarios.cleanup import _EVENTS_D, _KINDS, TENANTS, _attach, _fill
 from engine.cluster.jobs import Counts
+from engine.operate.figures.aggregation import Aggregation
 from engine.operate.retention import KeptFor, Retention
 from storage.postgres.partitions.maintenance import maintain
 from storage.stores.jobs.retention import PostgresRetention
+from storage.stores.monitoring.aggregation import PostgresAggregation
+from storage.stores.monitoring.voice import PostgresVoice
+from storage.stores.sealed.sealing import Sealing
 from tests.harness.services import Serving, rows
 from tests.harness.uploads.upload_stack import job_run, now_us
 
@@ -38,3 +43,21 @@ def test_cleanup_scenario_rows_are_past_their_time(dsn: str, name: str) -> None:
         "events": [{"answer_days": 0, "event_days": 1}, {}],
         "conflicts": [{"answer_days": 0, "event_days": 0}, {"conflicts": 80}],
     }[name]
+
+
+async def _aggregated(dsn: str) -> object:
+    run, database = job_run(now_us()), Serving(dsn, 1)
+    await Aggregation(PostgresAggregation(database), PostgresVoice(database, Sealing()), 0)(run)
+    await database.close()
+    return run.counts
+
+
+def test_aggregation_scenario_leaves_one_hour_of_each_tenant_due(dsn: str) -> None:
+    add_tenants(dsn, ["a", "b"])
+    sizes = fill(dsn, 2)
+    assert (sizes[0].name, sizes[0].beside) == ("sync_analytics_snapshot", f"{2 * 2 * 24} rows")
+    assert asyncio.run(_aggregated(dsn)) == {"snapshots": 2}
+    latest = (
+        "SELECT succeeded, sync_requests, items FROM sync_analytics_snapshot ORDER BY hour_start DESC LIMIT 2"
+    )
+    assert rows(dsn, latest) == [(540, 540, 5400), (540, 540, 5400)]

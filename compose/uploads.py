@@ -73,7 +73,12 @@ class UploadComponents:
             clock,
             WriteLimiter(lambda: committer.counters.messages, clock),
             UploadLimits(
-                Quota(chosen.tenant_bytes, chosen.files_per_record, chosen.open_per_device),
+                Quota(
+                    chosen.tenant_bytes,
+                    chosen.files_per_record,
+                    chosen.open_per_device,
+                    chosen.begun_per_device,
+                ),
                 chosen.tenant_quotas,
                 expire_s,
             ),

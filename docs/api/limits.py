@@ -75,7 +75,7 @@ CREATE: Final[Costs] = (
     "files, unfinished uploads included",
     "unfinished uploads",
     "time of an unfinished upload",
-    "rows of uploads that ended",
+    "uploads begun in 24 hours, and rows of those that ended",
     "metadata of a file",
     "parts of a file",
     "requests on uploads under way",

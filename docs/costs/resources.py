@@ -283,11 +283,11 @@ RESOURCES: Final[dict[str, tuple[Cost, ...]]] = {
             "tidemark_uploads_expired_total",
         ),
         Cost(
-            "rows of uploads that ended",
+            "uploads begun in 24 hours, and rows of those that ended",
             "device",
-            ("limits.messages_per_minute", Fixed(ENDED_ROWS_DAYS, "days")),
+            ("uploads.begun_per_device", Fixed(ENDED_ROWS_DAYS, "days")),
             ("rate_limited", "expires"),
-            "tidemark_uploads_cancelled_total",
+            "tidemark_errors_total{code=rate_limited}",
         ),
         Cost(
             "parts of a file",

@@ -224,6 +224,7 @@ class Uploads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tenant_quotas: dict[str, QuotaBytes]
     files_per_record: Count
     open_per_device: Count
+    begun_per_device: Count
     expire_h: Annotated[float, Meta(gt=0, le=8760)]
     grace_h: Annotated[float, Meta(gt=0, le=87_600)]
     idle_s: Seconds

@@ -47,16 +47,20 @@ class OffsetUpdate(msgspec.Struct, frozen=True):
 
 
 class Quota(msgspec.Struct, frozen=True):
-    """The most a tenant may store, the most files of a record, and the most open uploads of a device."""
+    """The most a tenant may store, the most files of a record, and the most uploads of a device.
+
+    A device's uploads are bounded twice: those that are open, and those that it began in 24 hours.
+    """
 
     tenant_bytes: int
     files_per_record: int
     open_per_device: int
+    begun_per_device: int
 
 
 #: The outcome of a new upload: there may be no room for the tenant's bytes, the record's files or the
-#: device's open uploads.
-Created = Literal["created", "tenant_full", "record_full", "device_full"]
+#: device's open uploads, or the device may have begun too many, whatever became of them.
+Created = Literal["created", "tenant_full", "record_full", "device_full", "too_many_begun"]
 
 
 #: The outcome of a concatenation, whose parts may have been used before.

@@ -122,8 +122,8 @@ class UploadService:
         """Create an upload, if there is room for all its bytes.
 
         Raises:
-            SyncError: ``too_large``, ``quota_exceeded``, ``insufficient_storage``, ``unsupported_type``,
-                ``invalid_message``.
+            SyncError: ``too_large``, ``quota_exceeded``, ``insufficient_storage``, ``rate_limited``,
+                ``unsupported_type``, ``invalid_message``.
             StoreError: The store failed.
         """
         max_bytes = self._max_bytes(creation.described)
@@ -145,6 +145,12 @@ class UploadService:
             raise SyncError(
                 "insufficient_storage",
                 f"this device has {quota.open_per_device} uploads open: finish or cancel some",
+                retry_after_ms=retry_later_ms(),
+            )
+        if created == "too_many_begun":
+            raise SyncError(
+                "rate_limited",
+                f"this device began {quota.begun_per_device} uploads in 24 hours: try again later",
                 retry_after_ms=retry_later_ms(),
             )
         self.counters.created += 1

@@ -191,7 +191,8 @@ ERRORS: Final = _table(
         "rate_limited",
         429,
         True,
-        "The device or its tenant sends more messages than its rate allows.",
+        "The device or its tenant sends more messages, or the device begins more uploads, than its rate"
+        " allows.",
         "Wait retry_after_ms, then send the same message again.",
     ),
     ErrorKind(

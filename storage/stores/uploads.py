@@ -93,19 +93,30 @@ _RETURN: Final = Statement(
     " WHERE tenant_id = %(tenant)s::int"
 )
 _LOCK: Final = Statement("SELECT FROM tenant_storage WHERE tenant_id = %(tenant)s::int FOR NO KEY UPDATE")
+_FILES_OF_RECORD: Final = (
+    "(SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int AND domain = %(domain)s::text"
+    f" AND record_id = %(record)s::text AND state IN {COUNTS_FOR_QUOTA})"
+)
+_OPEN_OF_DEVICE: Final = (
+    "(SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    f" AND device_id = %(device)s::text AND state = {OPEN})"
+)
+_BEGUN_BY_DEVICE: Final = (
+    "(SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    " AND device_id = %(device)s::text AND created_at > now() - interval '24 hours')"
+)
 #: A statement of its own behind that lock: a statement that waits for a lock counts as of before its wait.
 _MAKE: Final = Statement(
-    f"{_INSERT} WHERE (SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    " AND domain = %(domain)s::text AND record_id = %(record)s::text"
-    f" AND state IN {COUNTS_FOR_QUOTA}) < %(files)s::bigint"
-    " AND (SELECT count(*) FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    f" AND device_id = %(device)s::text AND state = {OPEN}) < %(open)s::bigint RETURNING 1"
+    f"{_INSERT} WHERE {_FILES_OF_RECORD} < %(files)s::bigint"
+    f" AND {_OPEN_OF_DEVICE} < %(open)s::bigint AND {_BEGUN_BY_DEVICE} < %(begun)s::bigint RETURNING 1"
 )
-_OPEN: Final = Statement(
-    "SELECT count(*) >= %(open)s::bigint FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    f" AND device_id = %(device)s::text AND state = {OPEN}"
+#: Which bound it was. If it is none of the cheap ones it is that of a day, which is not counted again: 1.4 ms
+#: for a device that began 2,000.
+_BOUNDS: Final = Statement(
+    f"SELECT {_OPEN_OF_DEVICE} >= %(open)s::bigint, {_FILES_OF_RECORD} >= %(files)s::bigint"
 )
-#: A final upload takes the place of its parts, so that the bound on open uploads does not apply.
+#: A final upload takes the place of its parts, so that the bounds of a device do not apply. It counts as
+#: begun: of final uploads there are as many as of parts at most.
 _NO_BOUND: Final = str(2**62)
 _USE_PARTS: Final = Statement(
     "UPDATE upload_session SET joined_into = %(id)s::uuid, reserved_bytes = 0, updated_at = now()"
@@ -206,6 +217,7 @@ class PostgresUploads:
                 values = _insert_values(upload, expire_s, self._sealing) | {
                     "parts_used": hex_array(upload.upload.parts),
                     "open": _NO_BOUND,
+                    "begun": _NO_BOUND,
                 }
                 await transaction.run((_LOCK,), values)
                 if await transaction.run((_FIND,), values):
@@ -309,8 +321,10 @@ async def _create(transaction: Transaction, values: dict[str, object]) -> Create
     if await transaction.run((_MAKE,), values):
         return "created"
     await transaction.run((_RETURN,), values)
-    ((device_is_full,),) = await transaction.run((_OPEN,), values)
-    return "device_full" if device_is_full else "record_full"
+    ((device_is_full, record_is_full),) = await transaction.run((_BOUNDS,), values)
+    if device_is_full:
+        return "device_full"
+    return "record_full" if record_is_full else "too_many_begun"
 
 
 def _insert_values(new: NewUpload, expire_s: float, sealing: Sealing) -> dict[str, object]:
@@ -323,6 +337,7 @@ def _insert_values(new: NewUpload, expire_s: float, sealing: Sealing) -> dict[st
         "quota": str(quota.tenant_bytes),
         "files": str(quota.files_per_record),
         "open": str(quota.open_per_device),
+        "begun": str(quota.begun_per_device),
         "device": upload.device_id,
         "user": upload.user,
         "kind": KIND_TEXTS[upload.kind],

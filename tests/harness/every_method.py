@@ -151,13 +151,13 @@ class EveryMethod:
         await self._for_people()
 
     async def _uploads(self) -> None:
-        quota = Quota(1 << 30, 100, 100)
+        quota = Quota(1 << 30, 100, 100, 1000)
         single, part = _upload(), _upload(kind="partial", file_name=None, domain=None, record_id=None)
         uploads = self.uploads
         self.single, self.same = single, _upload()
         self.open = _upload(record_id="r2")
         await uploads.create([NewUpload(one, quota) for one in (single, self.same, self.open, part)], 60)
-        await uploads.create([NewUpload(_upload(), Quota(1 << 30, 1, 1))], 60)
+        await uploads.create([NewUpload(_upload(), Quota(1 << 30, 1, 1, 1000))], 60)
         final = _upload(kind="final", parts=(part.ref.upload_id,), record_id="r3")
         await uploads.concatenate(NewUpload(final, quota), 60)
         for one in (single, self.same):

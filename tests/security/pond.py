@@ -29,7 +29,7 @@ NARROW: Final[Json] = {
         "write_patience_s": 0.3,
     },
     "limits": {"messages_per_minute": 300, "open_requests": 8, "waiting_bytes": 16 << 20},
-    "uploads": {"open_per_device": 5, "files_per_record": 3},
+    "uploads": {"open_per_device": 5, "begun_per_device": 20, "files_per_record": 3},
     "tenant_limits": {
         "record_rows": 150,
         "conflict_rows": 20,

@@ -29,6 +29,18 @@ async def test_flood_of_unfinished_uploads_stops_at_the_bound_of_its_device(pond
             assert (await phone.cancel(path)).status == 204
 
 
+async def test_flood_of_cancelled_uploads_stops_at_the_bound_of_a_day(pond: Pond) -> None:
+    phone = uploader(pond.running, pond.name())
+    for _ in range(20):
+        path = await phone.begun(1000, upload_metadata=encoded(described(record_id=pond.name())))
+        assert (await phone.cancel(path)).status == 204
+    async with pond.calm():
+        for _ in range(10):
+            refused = await phone.create(1000)
+            assert refused.verdict == (429, "rate_limited")
+            assert int(refused.headers["Retry-After"]) >= 45
+
+
 async def test_flood_of_files_of_a_record_stops_at_its_bound(pond: Pond) -> None:
     record = pond.name()
     async with pond.arena.holds("upload_session"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.harness.in_process_server import Serve
-from tests.harness.services import rows
+from tests.harness.services import execute, rows
 from tests.harness.uploads.tus_uploader import described, encoded, photo, uploader
 from tests.harness.ws_device import item
 
@@ -64,6 +64,30 @@ async def test_quota_open_uploads_bounded_by_device(serve: Serve) -> None:
     assert (await phone.cancel(first)).status == 204
     await phone.uploaded(photo(4000))
     assert (await phone.create(1)).status == 201
+
+
+async def test_quota_begun_uploads_of_a_device_bounded_for_24_hours(serve: Serve) -> None:
+    server = await serve(uploads={"begun_per_device": 3})
+    phone = uploader(server)
+    for _ in range(2):
+        assert (await phone.cancel(await phone.begun(1000))).status == 204
+    kept = await phone.begun(1000)
+    refused = await phone.create(1)
+    assert refused.verdict == (429, "rate_limited")
+    assert "began 3 uploads in 24 hours" in refused.message["message"]
+    assert refused.message["retry_after_ms"] >= 45_000
+    assert (await phone.append(kept, 0, photo(1000))).status == 204
+    assert (await uploader(server, "tablet").create(1)).status == 201
+    execute(
+        server.dsn,
+        "UPDATE upload_session SET created_at = created_at - interval '24 hours' WHERE state = 'cancelled'",
+    )
+    assert [(await phone.create(1)).status for _ in range(3)] == [201, 201, 429]
+    reserved = rows(server.dsn, "SELECT reserved_bytes FROM tenant_storage")
+    assert reserved == rows(
+        server.dsn,
+        "SELECT sum(reserved_bytes)::bigint FROM upload_session WHERE state IN ('open', 'stored')",
+    )
 
 
 async def test_quota_open_uploads_bounded_over_two_workers(serve: Serve) -> None:

@@ -136,7 +136,10 @@ async def test_cleanup_parts_of_a_final_upload_expire_with_it(stack: UploadStack
         offset_bytes=20,
         reserved_bytes=600,
     )
-    assert await stack.store.concatenate(NewUpload(whole, Quota(1 << 30, 100, 1000)), EXPIRE_S) == "created"
+    assert (
+        await stack.store.concatenate(NewUpload(whole, Quota(1 << 30, 100, 1000, 1000)), EXPIRE_S)
+        == "created"
+    )
     assert (await stack.clean_rows()).expired == 0
     assert [stack.state(one) for one in (whole, *parts)] == ["open"] * 3
     execute(stack.dsn, "UPDATE upload_session SET expires_at = now() - interval '1 s' WHERE kind = 'joined'")

@@ -89,7 +89,7 @@ class Process:
         store = PostgresUploads(self.database, Sealing())
         self.locks = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)
         finisher = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
-        limits = UploadLimits(Quota(10_000_000, 1000, 1000), {}, EXPIRE_S)
+        limits = UploadLimits(Quota(10_000_000, 1000, 1000, 1000), {}, EXPIRE_S)
         limiter = WriteLimiter(lambda: 0, clock)
         self.minutes = counted_minutes()
         self.service = UploadService(

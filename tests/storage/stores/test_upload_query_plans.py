@@ -40,3 +40,4 @@ def test_upload_statements_never_scan_a_tenant(dsn: str, statement: Statement) -
         connection.close()
     by_record = "record_id = " in statement.text
     assert ("upload_session_by_record" in used) is by_record, used
+    assert ("upload_session_begun" in used) is ("created_at > " in statement.text), used

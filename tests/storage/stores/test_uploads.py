@@ -19,7 +19,7 @@ from storage.stores.uploads import PostgresUploads
 from tests.harness.admin import add_tenants
 from tests.harness.services import Serving, execute, rows
 
-ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000)
+ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000, begun_per_device=1000)
 EXPIRE_S = 60.0
 
 
@@ -213,6 +213,19 @@ async def test_concatenate_parts_used_once_with_their_reservation(store: Postgre
         assert found is not None
         assert (found.state, found.final_id) == ("concatenated", whole.ref.upload_id)
     assert reserve_ports(dsn) == 300
+
+
+async def test_concatenate_parts_of_a_device_that_began_too_many_counts(store: PostgresUploads) -> None:
+    quota = msgspec.structs.replace(ROOM, begun_per_device=1)
+    one = part()
+    assert await store.create([NewUpload(one, quota)], EXPIRE_S) == ["created"]
+    await held(store, one)
+    assert await store.save_offsets([advance(one, 100)], EXPIRE_S) == [True]
+    whole = new(kind="final", offset_bytes=100, parts=(one.ref.upload_id,))
+    assert await store.concatenate(NewUpload(whole, quota), EXPIRE_S) == "created"
+    assert await store.create([NewUpload(one, quota)], EXPIRE_S) == ["created"]  # its outcome was not known
+    two = msgspec.structs.replace(quota, begun_per_device=2)
+    assert await store.create([NewUpload(new(), two)], EXPIRE_S) == ["too_many_begun"]
 
 
 async def test_discard_ends_once_with_parts_and_reservation(store: PostgresUploads, dsn: str) -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bench", "compose", "engine", "handlers", "storage")
-PROGRAM = [ROOT / "run.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
+#: It runs in an environment of its own, with packages that the product's has not.
+PEER = ROOT / "bench" / "peers" / "channels_server.py"
+MODULES = [ROOT / "run.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
+PROGRAM = [path for path in MODULES if path != PEER]
 
 
 def _imported(path: Path) -> Iterator[str]:
@@ -47,6 +50,9 @@ def test_install_server_installs_run_time_packages_only() -> None:
     imported = {name for path in PROGRAM for name in _imported(path)}
     for name in imported:
         assert any(one.lower().replace("_", "-") in named for one in distributions[name]), name
+    peer = {"channels", "daphne", "django"}
+    assert peer <= set(_imported(PEER)), "it needs no environment of its own"
+    assert named & peer == set()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     development = {re.split(r"[<>=\[]", one)[0].lower() for one in project["optional-dependencies"]["dev"]}
     assert named & development == set()

@@ -96,6 +96,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     - ``saved_generation``: numbers the last moment at which a change of it may have been on its way to the
       store (``engine.cache.devices``).
     - ``known``: it has a row in the store, and its tenant counts it. ``refused``: there was no room for one.
+      ``refused_until_s``: until then the store is not asked again.
     - ``facts``: what its heartbeats to this process told; None before the first one. ``facts_due_us``: from
       when on they are stored again. ``has_new_facts``: they are to be stored with the next change.
     - ``clock``: None until the device sends the time that its own clock shows. It is never stored.
@@ -120,6 +121,7 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
     saved_generation: int = 0
     known: bool = False
     refused: bool = False
+    refused_until_s: float = 0.0
     facts: Facts | None = None
     facts_due_us: int = 0
     has_new_facts: bool = False
@@ -237,10 +239,17 @@ class Device(msgspec.Struct, kw_only=True, gc=False):
         self.app_version = _shared(said.app_version or stored.app_version)
         self.os_version = _shared(said.os_version or stored.os_version)
 
-    def refuse(self) -> None:
-        """Note that its tenant has no room for it. Nothing of it is stored until it comes again."""
-        self.refused = True
-        self.unsaved, self.seen, self.seen_at_s = None, False, None
+    def refuse(self, until_s: float) -> None:
+        """Note that its tenant has no room for it. Nothing of it is stored."""
+        self.refused, self.refused_until_s = True, until_s
+        self.unsaved, self.seen = None, False
+
+    def accept(self) -> None:
+        """Note that it has a row."""
+        self.known = True
+        if self.refused:
+            self.refused = False
+            self.note()
 
     def health_score(self, now_us: int) -> int:
         """Return the score, 0 to 100, at ``now_us``: the score of a silent device sinks."""

@@ -18,6 +18,7 @@ import structlog
 
 from engine.cache.device_health import Device, DeviceKey, Health
 from engine.cache.device_limits import DeviceCounters, DeviceLimits
+from engine.cache.new_devices import NewDevices
 from engine.cache.ports import DeviceStore, HealthUnknownError
 from engine.runtime.batching import write_last
 from engine.runtime.metrics import Metric, gauge
@@ -44,8 +45,9 @@ _DEVICES_PER_PASS: Final = 500
 _EVICTION_ATTEMPTS: Final = 8
 _BEING_SAVED: Final = sys.maxsize
 _NO_ROOM: Final = (
-    "the tenant has as many devices as it may (tenant_limits.device_rows), and this one is new:"
-    " have an operator raise it"
+    "the tenant has as many devices as it may (tenant_limits.device_rows), and this one is new: have an"
+    " operator raise the limit, since no device is ever removed, and give a device the same id again when its"
+    " app is installed anew"
 )
 
 _log = structlog.get_logger()
@@ -76,6 +78,7 @@ class DeviceCache:
         self._store = store
         self._clock = clock
         self._connected = connected
+        self._new = NewDevices(store, clock, limits.of_tenant)
         self._limits = limits
         self._messages_per_minute = messages_per_minute
         self._devices: OrderedDict[DeviceKey, Device] = OrderedDict()
@@ -125,7 +128,7 @@ class DeviceCache:
         """
         began_s = self._clock.monotonic_s()
         device = self.get(tenant_id, device_id, began_s)
-        if device.read_at_s is None:
+        if device.read_at_s is None and began_s >= device.refused_until_s:
             self.counters.reads += 1
             self._unread[device.key] = device
             self._has_unread.set()
@@ -133,6 +136,7 @@ class DeviceCache:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_READ_TIMEOUT_S):
                         await self._read_done.wait()
+                        await self._new.settled(device)
         self.counters.durations.add(self._clock.monotonic_s() - began_s)
         if device.refused:
             self.counters.refused += 1
@@ -192,6 +196,7 @@ class DeviceCache:
         """Read devices that connect, save counts, and evict devices that are gone, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read_unread())
+            group.create_task(self._new.run())
             group.create_task(self._run_flushes())
             group.create_task(self._run_sweeps())
 
@@ -228,25 +233,15 @@ class DeviceCache:
         for some in _chunks(devices):
             saved_generation, now_s = self._saved_generation, self._clock.monotonic_s()
             found = {health.key: health for health in await self._store.health([one.key for one in some])}
-            await self._introduce([one for one in some if one.key not in found and not one.known])
+            self._new.add(
+                [one for one in some if one.key not in found and not one.known], saved_generation, now_s
+            )
             for device in some:
-                if device.refused and not device.known:
-                    continue
                 # A save that ran during the read may be in it or not. The next sweep reads the device again.
-                if device.saved_generation <= saved_generation:
+                known = device.known or device.key in found
+                if known and device.saved_generation <= saved_generation:
                     device.read(found.get(device.key), now_s)
         self._reads_fail = False
-
-    async def _introduce(self, unknown: list[Device]) -> None:
-        """Give devices without a row one, as long as their tenants have room. Raises StoreError."""
-        if not unknown:
-            return
-        refused = await self._store.introduce(sorted({one.key for one in unknown}), self._limits.of_tenant)
-        for device in unknown:
-            if device.key in refused:
-                device.refuse()
-            else:
-                device.known, device.refused = True, False
 
     def _not_read(self, error: StoreError) -> None:
         if not self._reads_fail:
@@ -342,7 +337,7 @@ class DeviceCache:
 
         A handshake gives a device its row. One that was not read, since the store was away, has none yet.
         """
-        await self._introduce([device for device, _ in taken if not device.known])
+        await self._new.introduce([device for device, _ in taken if not device.known])
         self._advance_generation([one for one in taken if one[0].refused])
         return [one for one in taken if not one[0].refused]
 

@@ -113,7 +113,8 @@ class DeviceStore(Protocol):
     async def introduce(self, keys: list[DeviceKey], most: int) -> set[DeviceKey]:
         """Make a row for each device that has none, while its tenant has fewer than ``most`` devices.
 
-        Exact over all processes. A call may be repeated.
+        Exact over all processes. A call may be repeated. It writes and locks nothing if all have a row, or
+        there is no room for the others.
 
         Args:
             keys: Each device once, in ascending order.

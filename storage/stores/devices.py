@@ -113,6 +113,14 @@ _ADD_HOUR: Final = Statement(
     " queue_depth = coalesce(excluded.queue_depth, t.queue_depth),"
     " user_id = coalesce(excluded.user_id, t.user_id)"
 )
+#: Which devices have no row, and whether there is room for one. Nobody locks anything for it, so that devices
+#: past the bound of their tenant cost no write, however often they come.
+_ROOM: Final = Statement(
+    "SELECT w.t, w.d, coalesce(s.device_rows, 0) + row_number() OVER (PARTITION BY w.t ORDER BY w.n)"
+    " <= %(most)s::int FROM unnest(%(tenants)s::int[], %(devices)s::text[]) WITH ORDINALITY AS w(t, d, n)"
+    " LEFT JOIN tenant_storage AS s ON s.tenant_id = w.t LEFT JOIN LATERAL (SELECT true AS known FROM devices"
+    " WHERE tenant_id = w.t AND device_id = w.d LIMIT 1) AS k ON true WHERE k.known IS NULL ORDER BY w.n"
+)
 #: Makes the first rows of devices, as many as there is room for. The rows of ``tenant_storage`` are locked
 #: first, so that two processes do not fill the same room; a trigger counts.
 _STORAGE: Final = Statement(
@@ -150,7 +158,6 @@ _ALL: Final = _DEVICES.format(which="true")
 _OF_TENANT: Final = _DEVICES.format(which="tenant_id = %(tenant)s")
 _ONE: Final = _DEVICES.format(which="tenant_id = %(tenant)s AND device_id = %(device)s")
 
-
 #: The facts of a change without any.
 _UNTOLD: Final = Facts(0)
 
@@ -182,11 +189,16 @@ class PostgresDevices:
 
     async def introduce(self, keys: list[DeviceKey], most: int) -> set[DeviceKey]:
         """Make a row for each device that has none, while its tenant has fewer than ``most``."""
-        tenants, devices = zip(*keys, strict=True)
-        values = {"tenants": int_array(tenants), "devices": text_array(devices), "most": most}
-        async with self._database.transaction(_SETTINGS, set(tenants)) as transaction:
-            refused = await transaction.run([_STORAGE, _LOCK_STORAGE, _INTRODUCE, _NO_ROOM], values)
-        return {DeviceKey(tenant_id, device_id) for tenant_id, device_id in refused}
+        without = await self._database.query(_ROOM, _introduced(keys, most), {key.tenant_id for key in keys})
+        refused = {DeviceKey(tenant_id, device_id) for tenant_id, device_id, room in without if not room}
+        new = [DeviceKey(tenant_id, device_id) for tenant_id, device_id, room in without if room]
+        if not new:
+            return refused
+        async with self._database.transaction(_SETTINGS, {key.tenant_id for key in new}) as transaction:
+            rows = await transaction.run(
+                [_STORAGE, _LOCK_STORAGE, _INTRODUCE, _NO_ROOM], _introduced(new, most)
+            )
+        return refused | {DeviceKey(tenant_id, device_id) for tenant_id, device_id in rows}
 
     async def add(self, changes: list[Health]) -> None:
         """Add to the stored counts; see the port for what it raises."""
@@ -367,3 +379,8 @@ def _summary(
 
 def _us(at: datetime) -> int:
     return round(at.timestamp() * 1_000_000)
+
+
+def _introduced(keys: list[DeviceKey], most: int) -> dict[str, str | int]:
+    tenants, devices = zip(*keys, strict=True)
+    return {"tenants": int_array(tenants), "devices": text_array(devices), "most": most}

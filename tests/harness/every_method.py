@@ -275,7 +275,7 @@ class EveryMethod:
         await devices.add(
             [Health(key, Counts(1), self.now_us, seen=True, facts=Facts(1, queue_depth=1), user_id="ann")]
         )
-        await devices.introduce([key], 10)
+        await devices.introduce([key, DeviceKey(OWN, "phone of tomorrow")], 10)
         await devices.health([key])
         await devices.latest(10)
         await devices.revoked()

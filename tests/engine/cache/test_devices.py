@@ -49,6 +49,9 @@ class Stored:
         self.poison: DeviceKey | None = None
         self.receipts: dict[str, bool | None] = {}
         self.gate: asyncio.Event | None = None
+        self.introductions = 0
+        self.locked = False
+        self.introducing: asyncio.Event | None = None
         self.asked = asyncio.Event()
         self.answered = asyncio.Event()
 
@@ -78,8 +81,13 @@ class Stored:
     async def introduce(self, keys: list[DeviceKey], most: int) -> set[DeviceKey]:
         """Count, or fail as told."""
         assert keys == sorted(set(keys))
+        self.introductions += 1
+        if self.introducing is not None:
+            await self.introducing.wait()
         if self.away:
             raise StoreUnavailableError("away")
+        if self.locked:
+            raise StoreRetryError("an upload of the tenant has the lock")
         for key in keys:
             if len(self.introduced | {key}) <= most:
                 self.introduced.add(key)
@@ -375,6 +383,7 @@ async def test_device_cache_stale_devices_are_reread_together(
     process: Process, store: Stored, clock: Clock
 ) -> None:
     names = [f"d{number}" for number in range(5)]
+    store.rows = {DeviceKey(1, name): Counts(1, 0, 0, 0) for name in names}
     for name in names:
         process.connected.add(process.seen(name).key)
     await process.devices.sweep()
@@ -464,7 +473,9 @@ async def test_device_cache_new_device_past_the_bound_is_refused(store: Stored, 
         for name in ("first", "second", "known"):
             await process.devices.load(1, name)
         for _ in range(2):
-            with pytest.raises(SyncError, match=r"tenant_limits\.device_rows") as refused:
+            with pytest.raises(
+                SyncError, match=r"tenant_limits\.device_rows.* no device is ever removed"
+            ) as refused:
                 await process.devices.load(1, "third")
             assert refused.value.code == "insufficient_storage"
         await process.devices.load(1, "first")
@@ -472,7 +483,60 @@ async def test_device_cache_new_device_past_the_bound_is_refused(store: Stored, 
         await process.devices.flush()
         assert set(store.rows) == {DeviceKey(1, name) for name in ("first", "second", "known")}
         store.introduced.remove(DeviceKey(1, "second"))
+        clock.now_s += 10
         await process.devices.load(1, "third")
+        await process.devices.flush()
+        assert DeviceKey(1, "third") in store.rows, "that it was seen is stored"
+
+
+async def test_device_cache_refused_device_asks_the_store_no_more_for_ten_seconds(
+    store: Stored, clock: Clock
+) -> None:
+    process = Process(store, clock, of_tenant=0)
+    async with process.running():
+        for _ in range(3):
+            with pytest.raises(SyncError):
+                await process.devices.load(1, "new")
+            await process.devices.flush()
+        assert (len(store.reads), store.introductions) == (1, 1)
+        clock.now_s += 10
+        with pytest.raises(SyncError):
+            await process.devices.load(1, "new")
+    assert (len(store.reads), store.introductions) == (2, 2)
+
+
+async def test_device_cache_known_devices_do_not_wait_for_new_ones(
+    process: Process, store: Stored, clock: Clock
+) -> None:
+    store.rows = {DeviceKey(2, "known"): Counts(9, 0, 0, 0)}
+    store.introducing = asyncio.Event()
+    async with process.running():
+        new = asyncio.create_task(process.devices.load(1, "new"))
+        async with asyncio.timeout(10):
+            for name in ("known", "other"):
+                store.rows[DeviceKey(2, name)] = Counts(9, 0, 0, 0)
+                await process.devices.load(2, name)
+                assert process.seen(name, tenant_id=2).counts.syncs == 9
+        assert not new.done()
+        store.introducing.set()
+        await new
+        assert process.seen("new").read_at_s == clock.now_s
+
+
+async def test_device_cache_new_devices_that_get_no_row_fail_nobody(
+    process: Process, store: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.cache.new_devices._RETRY_S", 0.01)
+    store.rows = {DeviceKey(2, "known"): Counts(9, 0, 0, 0)}
+    store.locked = True
+    async with process.running(), asyncio.timeout(10):
+        await asyncio.gather(process.devices.load(1, "new"), process.devices.load(2, "known"))
+        assert process.seen("known", tenant_id=2).counts.syncs == 9
+        assert process.seen("new").read_at_s is None
+        store.locked = False
+        while process.seen("new").read_at_s is None:
+            await process.devices.load(1, "new")
+    assert DeviceKey(1, "new") in store.introduced
 
 
 async def test_device_cache_device_past_the_bound_in_an_outage_gets_no_row(

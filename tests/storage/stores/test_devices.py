@@ -85,6 +85,22 @@ async def test_devices_are_counted_whoever_writes(store: PostgresDevices, tenant
     assert await store.introduce([PHONE, TABLET, OTHER], 1) == {TABLET, OTHER}
 
 
+async def test_devices_introduce_without_room_or_need_locks_and_writes_nothing(
+    store: PostgresDevices, tenants: str
+) -> None:
+    assert await store.introduce([PHONE, OTHER], 1) == set()
+    upload = Serving(tenants, 1)
+    try:
+        async with upload.transaction(tenants=[1, 2]) as transaction:
+            await transaction.query("SELECT FROM tenant_storage FOR UPDATE")
+            assert await store.introduce([PHONE, TABLET, OTHER], 1) == {TABLET}
+            with pytest.raises(StoreRetryError):
+                await store.introduce([PHONE, TABLET, OTHER], 2)
+    finally:
+        await upload.close()
+    assert rows(tenants, COUNTED) == [(1, 1), (2, 1)]
+
+
 async def test_devices_add_keeps_versions_and_first_sight(store: PostgresDevices, tenants: str) -> None:
     await store.add([Health(PHONE, Counts(), None, "4g", "1.0", "14", seen=True)])
     first = rows(tenants, "SELECT first_seen_at FROM devices")

@@ -14,8 +14,8 @@ from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.stores.sealed.same_file import may_be_same
 from storage.stores.sealed.sealing import Sealing
+from storage.stores.upload_rows import COLUMNS, decode_upload
 from storage.stores.upload_states import DUPLICATE, IN_ENTRY, IS_FILE, STORED
-from storage.stores.uploads import COLUMNS, decode_upload
 
 _NOBODY: Final = "0" * 32
 #: Steps from one tenant to the next by the index, so that the cost does not grow with files.

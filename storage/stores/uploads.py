@@ -7,7 +7,6 @@ stays after the release, so that an owner who repeats a statement of unknown out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Final, Literal
 
@@ -27,7 +26,8 @@ from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.transactions import Transaction, transaction_settings
-from storage.stores.sealed.checked import checked_transaction
+from storage.stores.sealed.checked import NUMBERED, Look, write_checked
+from storage.stores.sealed.followed import ANY_SEALED_SQL
 from storage.stores.sealed.sealing import (
     FILE_METADATA,
     FILE_NAME,
@@ -35,30 +35,17 @@ from storage.stores.sealed.sealing import (
     FILE_WANTED_SHA256,
     Sealing,
 )
+from storage.stores.upload_rows import COLUMNS, decode_upload
 from storage.stores.upload_states import (
     CONCATENATED,
     COUNTS_FOR_QUOTA,
     IS_FINISHED,
     KIND_TEXTS,
-    KINDS_BY_TEXT,
     OPEN,
     PARTIAL,
     STATE_TEXTS,
-    STATES_BY_TEXT,
     STORED,
 )
-
-#: The columns of ``decode_upload``; ``{0}`` is the name of the table in the statement.
-COLUMNS: Final = (
-    "{0}.tenant_id, {0}.upload_id::text, {0}.device_id, {0}.user_id, {0}.kind, {0}.file_name,"
-    " {0}.content_type, {0}.domain, {0}.record_id, {0}.metadata, {0}.size_bytes, {0}.reserved_bytes,"
-    " {0}.offset_bytes, {0}.parts, {0}.joined_into::text, {0}.pieces, {0}.generation,"
-    " {0}.holder, {0}.held_until IS NOT NULL, coalesce({0}.held_until < now(), false),"
-    " {0}.wanted_sha256, {0}.sha256, {0}.state,"
-    " (extract(epoch FROM {0}.created_at) * 1000000)::bigint,"
-    " (extract(epoch FROM {0}.expires_at) * 1000000)::bigint"
-)
-
 
 #: A claim does not wait for the disk: after a crash nobody has a lock.
 _CLAIM_SETTINGS: Final = transaction_settings(synchronous_commit="off")
@@ -108,7 +95,8 @@ _BEGUN_BY_DEVICE: Final = (
 #: A statement of its own behind that lock: a statement that waits for a lock counts as of before its wait.
 _MAKE: Final = Statement(
     f"{_INSERT} WHERE {_FILES_OF_RECORD} < %(files)s::bigint"
-    f" AND {_OPEN_OF_DEVICE} < %(open)s::bigint AND {_BEGUN_BY_DEVICE} < %(begun)s::bigint RETURNING 1"
+    f" AND {_OPEN_OF_DEVICE} < %(open)s::bigint AND {_BEGUN_BY_DEVICE} < %(begun)s::bigint"
+    f" RETURNING {ANY_SEALED_SQL}"
 )
 #: Which bound it was. If it is none of the cheap ones it is that of a day, which is not counted again: 1.4 ms
 #: for a device that began 2,000.
@@ -169,8 +157,9 @@ _MARK_STORED: Final = Statement(
     " freed AS (UPDATE tenant_storage AS s"
     " SET reserved_bytes = greatest(0, s.reserved_bytes - stored.surplus) FROM stored"
     " WHERE s.tenant_id = stored.tenant_id AND stored.surplus <> 0)"
-    " SELECT 1 FROM stored UNION ALL SELECT 1 FROM upload_session WHERE tenant_id = %(tenant)s::int"
-    f" AND upload_id = %(id)s::uuid AND state IN {IS_FINISHED}"
+    f" SELECT {ANY_SEALED_SQL} FROM stored UNION ALL SELECT NULL FROM upload_session"
+    " WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid"
+    f" AND state IN {IS_FINISHED}"
 )
 _DISCARD: Final = Statement(
     "WITH ended AS (UPDATE upload_session AS u SET state = %(state)s::text, held_until = NULL, pieces = '',"
@@ -202,33 +191,40 @@ class PostgresUploads:
         order = sorted(range(len(uploads)), key=lambda index: uploads[index].upload.ref.tenant_id)
         outcomes: dict[int, Created] = {}
         tenants = {one.upload.ref.tenant_id for one in uploads}
-        async with checked_transaction(self._database, self._sealing, tenants) as transaction:
-            sealed = {index: _insert_values(uploads[index], expire_s, self._sealing) for index in order}
-            for index, values in sealed.items():
-                outcomes[index] = await _create(transaction, values)
+
+        async def write(transaction: Transaction, look: Look) -> None:
+            sealed = [(index, _insert_values(uploads[index], expire_s, self._sealing)) for index in order]
+            for index, values in sealed:
+                outcomes[index] = await _create(transaction, values, look)
+
+        await write_checked(self._database, self._sealing, tenants, write)
         return [outcomes[index] for index in range(len(uploads))]
 
     async def concatenate(self, upload: NewUpload, expire_s: float) -> Concatenated:
         """Insert a final upload and mark its parts as used."""
+
+        async def write(transaction: Transaction, look: Look) -> None:
+            values = _insert_values(upload, expire_s, self._sealing) | {
+                "parts_used": hex_array(upload.upload.parts),
+                "open": _NO_BOUND,
+                "begun": _NO_BOUND,
+            }
+            await transaction.run((NUMBERED, _LOCK), values)
+            if await transaction.run((_FIND,), values):
+                return
+            made = await transaction.run((_MAKE,), values)
+            if not made:
+                raise _UndoneError("record_full")
+            look(made)
+            used = await transaction.run((_USE_PARTS,), values)
+            if len(used) != len(upload.upload.parts):
+                raise _UndoneError("part_used")
+
         outcome: Concatenated = "created"
-        with suppress(_UndoneError):
-            tenants = [upload.upload.ref.tenant_id]
-            async with checked_transaction(self._database, self._sealing, tenants) as transaction:
-                values = _insert_values(upload, expire_s, self._sealing) | {
-                    "parts_used": hex_array(upload.upload.parts),
-                    "open": _NO_BOUND,
-                    "begun": _NO_BOUND,
-                }
-                await transaction.run((_LOCK,), values)
-                if await transaction.run((_FIND,), values):
-                    return "created"
-                if not await transaction.run((_MAKE,), values):
-                    outcome = "record_full"
-                    raise _UndoneError
-                used = await transaction.run((_USE_PARTS,), values)
-                if len(used) != len(upload.upload.parts):
-                    outcome = "part_used"
-                    raise _UndoneError
+        try:
+            await write_checked(self._database, self._sealing, [upload.upload.ref.tenant_id], write)
+        except _UndoneError as undone:
+            (outcome,) = undone.args
         return outcome
 
     async def find(self, ref: UploadRef) -> Upload | None:
@@ -286,14 +282,17 @@ class PostgresUploads:
     async def mark_stored(self, files: Sequence[StoredFile]) -> list[bool]:
         """Record that uploads are files."""
         done = {}
+        order = sorted(files, key=lambda one: one.ref.tenant_id)
         tenants = {one.ref.tenant_id for one in files}
-        async with checked_transaction(self._database, self._sealing, tenants) as transaction:
-            stored = [
-                (one, _stored_values(one, self._sealing))
-                for one in sorted(files, key=lambda one: one.ref.tenant_id)
-            ]
+
+        async def write(transaction: Transaction, look: Look) -> None:
+            stored = [(one, _stored_values(one, self._sealing)) for one in order]
             for one, values in stored:
-                done[one.ref] = bool(await transaction.run((_MARK_STORED,), values))
+                marked = await transaction.run((NUMBERED, _MARK_STORED), values)
+                look(marked)
+                done[one.ref] = bool(marked)
+
+        await write_checked(self._database, self._sealing, tenants, write)
         return [done[one.ref] for one in files]
 
     async def discard(
@@ -305,20 +304,21 @@ class PostgresUploads:
 
 
 class _UndoneError(Exception):
-    """The transaction is rolled back."""
+    """The transaction is rolled back; its argument is the outcome."""
 
 
 def _named(ref: UploadRef) -> dict[str, object]:
     return {"tenant": str(ref.tenant_id), "id": ref.upload_id}
 
 
-async def _create(transaction: Transaction, values: dict[str, object]) -> Created:
+async def _create(transaction: Transaction, values: dict[str, object], look: Look) -> Created:
     ((mine, reserved),) = await transaction.run((_RESERVE,), values)
     if mine:
         return "created"
     if not reserved:
         return "tenant_full"
-    if await transaction.run((_MAKE,), values):
+    if made := await transaction.run((_MAKE,), values):
+        look(made)
         return "created"
     await transaction.run((_RETURN,), values)
     ((device_is_full, record_is_full),) = await transaction.run((_BOUNDS,), values)
@@ -359,42 +359,3 @@ def _stored_values(file: StoredFile, sealing: Sealing) -> dict[str, object]:
     ref = file.ref
     sha256 = sealing.seal_text(FILE_SHA256, ref.tenant_id, file.domain, ref.upload_id, 0, file.sha256)
     return _named(ref) | {"sha256": sha256, "type": file.content_type}
-
-
-def decode_upload(sealing: Sealing, row: Row) -> Upload:
-    """Make an upload of a row of ``COLUMNS``. Raises as ``Sealing.open``."""
-    ref = UploadRef(row[0], row[1].replace("-", ""))
-
-    def opened(place: str, text: str | None) -> str | None:
-        return sealing.open_text(place, ref.tenant_id, row[7], ref.upload_id, 0, text)
-
-    return Upload(
-        ref=ref,
-        device_id=row[2],
-        user=row[3],
-        kind=KINDS_BY_TEXT[row[4]],
-        file_name=opened(FILE_NAME, row[5]),
-        content_type=row[6],
-        domain=row[7],
-        record_id=row[8],
-        metadata=opened(FILE_METADATA, row[9]) or "",
-        size_bytes=row[10],
-        reserved_bytes=row[11],
-        offset_bytes=row[12],
-        parts=_names(row[13]),
-        final_id=None if row[14] is None else row[14].replace("-", ""),
-        pieces=_names(row[15]),
-        generation=row[16],
-        lock_owner=row[17],
-        locked=row[18],
-        lock_expired=row[19],
-        expected_sha256=opened(FILE_WANTED_SHA256, row[20]),
-        sha256=opened(FILE_SHA256, row[21]),
-        state=STATES_BY_TEXT[row[22]],
-        created_at_us=row[23],
-        expires_at_us=row[24],
-    )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(",")) if text else ()

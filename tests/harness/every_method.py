@@ -59,6 +59,7 @@ from storage.stores.monitoring.telemetry import PostgresTelemetry
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.policies import PostgresPolicies
 from storage.stores.quarantine import PostgresQuarantine
+from storage.stores.sealed.checked import checked_transaction
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
 from storage.stores.upload_reads import PostgresFiles, PostgresPending
@@ -321,6 +322,8 @@ class EveryMethod:
         await keys.replace(OWN, before, WrappedKey(2, "m1", b"k", retired=False), reseal=True)
         await keys.lease({OWN: (await keys.read([OWN]))[OWN].keys[1].key_id}, 10)
         await PostgresStore(database, 720, Sealing())._name_keys([OWN])
+        async with checked_transaction(database, Sealing(), [OWN]):
+            pass
         admin = PostgresKeyAdmin(database)
         await admin.tenants()
         await admin.master_keys_in_use()

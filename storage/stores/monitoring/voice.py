@@ -10,12 +10,15 @@ import msgspec
 from engine.model.commit_counts import HOUR_US
 from engine.operate.figures.voice import VOICE, LoggedResult, Result, Verification, VoiceEvent
 from storage.postgres.arrays import int_array, text_array, text_array_or_null
+from storage.postgres.connection import Statement
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
+from storage.postgres.transactions import Transaction
 from storage.stores.monitoring.hours import span
 from storage.stores.monitoring.minutes import BEFORE
-from storage.stores.sealed.checked import checked_transaction
+from storage.stores.sealed.checked import NUMBERED, Look, write_checked
+from storage.stores.sealed.followed import ANY_SEALED_SQL
 from storage.stores.sealed.sealing import EVENT_DATA, VOICE_ID, VOICE_RESULT, Sealing
 from storage.stores.tenant_rows import tenant_id_of
 
@@ -42,15 +45,15 @@ _EVENTS: Final = (
     f" UNION ALL SELECT {_COLUMNS} FROM events_later {_OF_HOUR}) AS e"
     " ORDER BY received_at, id, sent_at_us LIMIT %(limit)s"
 )
-_PUT: Final = (
+_PUT: Final = Statement(
     "INSERT INTO voice_verification_log (tenant_id, verification_id, device_id, user_id, occurred_at, result)"
-    " SELECT %(tenant)s, w.i, w.d, w.u, 'epoch'::timestamptz + w.o * interval '1 microsecond', w.r::json"
+    " SELECT %(tenant)s::int, w.i, w.d, w.u, 'epoch'::timestamptz + w.o * interval '1 microsecond', w.r::json"
     " FROM unnest(%(ids)s::text[], %(devices)s::text[], %(users)s::text[], %(times)s::bigint[],"
     " %(results)s::text[], %(formers)s::text[]) AS w(i, d, u, o, r, f)"
-    " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = %(tenant)s)"
-    " AND NOT EXISTS (SELECT FROM voice_verification_log AS v WHERE v.tenant_id = %(tenant)s"
+    " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = %(tenant)s::int)"
+    " AND NOT EXISTS (SELECT FROM voice_verification_log AS v WHERE v.tenant_id = %(tenant)s::int"
     " AND v.verification_id = ANY(w.f::text[]))"
-    " ON CONFLICT DO NOTHING RETURNING 1"
+    f" ON CONFLICT DO NOTHING RETURNING {ANY_SEALED_SQL}"
 )
 _DELETE: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL"
@@ -121,10 +124,11 @@ class PostgresVoice:
         """Add to the log."""
         if not rows:
             return 0
-        async with checked_transaction(self._database, self._sealing, [tenant_id]) as transaction:
+
+        async def write(transaction: Transaction, look: Look) -> int:
             stored = [self._stored(tenant_id, row) for row in rows]
             values = {
-                "tenant": tenant_id,
+                "tenant": str(tenant_id),
                 "ids": text_array(row.verification_id for row in stored),
                 "devices": text_array(row.device_id for row in rows),
                 "users": text_array_or_null(row.user_id for row in stored),
@@ -132,7 +136,11 @@ class PostgresVoice:
                 "results": text_array(row.result for row in stored),
                 "formers": text_array(text_array(row.former_ids) for row in stored),
             }
-            return len(await transaction.query(_PUT, values))
+            put = await transaction.run((NUMBERED, _PUT), values)
+            look(put)
+            return len(put)
+
+        return await write_checked(self._database, self._sealing, [tenant_id], write)
 
     def _stored(self, tenant_id: int, row: Verification) -> _Stored:
         """Return the columns of a row. If it is sealed, the person and the id are in the result, too."""

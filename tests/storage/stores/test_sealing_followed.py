@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import msgspec
@@ -275,3 +275,26 @@ async def test_voice_log_of_a_process_that_does_not_follow_is_sealed(dsn: str, d
     await _seal(database)
     assert await store.put(1, [VERIFICATION]) == 1
     assert SECRET not in _dump(dsn, "voice_verification_log")
+
+
+async def test_uploads_and_voice_while_nothing_is_sealed_take_no_round_trip_to_look(
+    dsn: str, database: Database
+) -> None:
+    sealing = await _process(database)
+    store, voice = PostgresUploads(database, sealing), PostgresVoice(database, sealing)
+    upload, part = new(), new(kind="partial")
+    whole = new(kind="final", parts=(part.ref.upload_id,))
+    trips: list[int] = []
+
+    async def counted(done: Awaitable[object], expected: object) -> None:
+        before = database.usage.round_trips
+        assert await done == expected
+        trips.append(database.usage.round_trips - before)
+
+    await counted(store.create([NewUpload(upload, ROOM)], 60.0), ["created"])
+    await store.create([NewUpload(part, ROOM)], 60.0)
+    await counted(store.concatenate(NewUpload(whole, ROOM), 60.0), "created")
+    execute(dsn, "UPDATE upload_session SET offset_bytes = size_bytes")
+    await counted(store.mark_stored([StoredFile(upload.ref, None, HASH, "a/b")]), [True])
+    await counted(voice.put(1, [VERIFICATION]), 1)
+    assert trips == [3, 5, 2, 2], "begin with the first statement, the others, commit"

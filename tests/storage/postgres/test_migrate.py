@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -342,3 +344,26 @@ def test_migration_tenant_usage_fills_what_tenants_hold(empty_dsn: str) -> None:
         " quarantine_rows::int, quarantine_bytes::int, event_rows::int, event_bytes::int, answer_rows::int,"
         " answer_bytes::int, future_event_rows::int, counted_at FROM tenant_counters ORDER BY tenant_id",
     ) == [(3, 2, 14, 1, 9, 1, 8, 2, 14, 1, 2, 1, None), (3, *[0] * 11, None)]
+
+
+def test_migration_tenant_devices_keeps_no_upload_waiting_while_devices_are_busy(dsn: str) -> None:
+    before = _ALL.index("0055.tenant_devices")
+    migrate(dsn, before, down=True)
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
+        "INSERT INTO tenant_storage (tenant_id, reserved_bytes) VALUES (1, 7)",
+        "INSERT INTO devices (tenant_id, device_id) VALUES (1, 'a'), (1, 'b'), (2, 'c')",
+    )
+    with ThreadPoolExecutor() as others, closing(psycopg2.connect(dsn)) as busy:
+        with busy, busy.cursor() as cursor:
+            cursor.execute("INSERT INTO devices (tenant_id, device_id) VALUES (2, 'd')")
+            migrating = others.submit(migrate, dsn, before + 1)
+            while not (migrating.done() or rows(dsn, _WAITING)):
+                pass
+            execute(dsn, "SET lock_timeout = '1ms'; UPDATE tenant_storage SET reserved_bytes = 8")
+        assert migrating.result(30) == ["0055.tenant_devices"]
+    assert rows(dsn, "SELECT tenant_id, reserved_bytes::int, device_rows FROM tenant_storage ORDER BY 1") == [
+        (1, 8, 2),
+        (2, 0, 2),
+    ]

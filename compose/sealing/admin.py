@@ -79,21 +79,28 @@ class KeyAdmin:
             return await self._rotate_master(watch)
 
     async def _rotate_master(self, watch: Watch) -> MasterRotation:
-        in_use = await self._store.master_keys_in_use()
         masters = await self._masters()
+        unused = await self._store.retire_unused(masters.ids)
+        in_use = await self._store.master_keys_in_use()
         if missing := set(in_use) - set(masters.ids):
             raise RefusedError(missing_sentence(missing, masters.ids))
-        if in_use == [masters.active] or (not in_use and made_master_key(self._settings)):
+        is_last = in_use == [masters.active] or (not in_use and made_master_key(self._settings))
+        if is_last and not unused:
             masters = await self._with_new_key(masters)
         await self._wait_for_servers(masters.active, watch)
+        try:
+            keys, retired = await self._rewrap(masters, watch)
+        except MasterKeyError as error:
+            raise RefusedError(str(error)) from None
+        return MasterRotation(masters.active, sorted({*unused, *retired}), keys)
+
+    async def _rewrap(self, masters: MasterKeys, watch: Watch) -> tuple[int, list[str]]:
+        """Wrap keys anew; return how many, and the master keys that wrap nothing now."""
         keys = 0
         while found := await self._store.wrapped_by_others(masters.active):
-            keys += await self._store.rewrap(
-                masters.active, [(one, _rewrapped(masters, one)) for one in found]
-            )
+            keys += await self._store.rewrap(masters.ids, [(one, _rewrapped(masters, one)) for one in found])
             watch(f"{keys:,} keys")
-        retired = await self._store.end_rotation(masters.active, keys)
-        return MasterRotation(masters.active, retired, keys)
+        return keys, await self._store.end_rotation(masters.ids, keys)
 
     async def _with_new_key(self, masters: MasterKeys) -> MasterKeys:
         """Put a new key into the file of the embedded default. Raises RefusedError for any other source."""
@@ -141,7 +148,10 @@ class KeyAdmin:
                 f"the domain {domain} names no pii fields in the settings: name them in [domains.{domain}]"
                 f" (those that do: {named})"
             )
-        return await self._store.seal_domain(domain, (await self._masters()).active)
+        try:
+            return await self._store.seal_domain(domain, (await self._masters()).ids)
+        except MasterKeyError as error:
+            raise RefusedError(str(error)) from None
 
 
 def _unwritable(made: Path, error: OSError) -> RefusedError:

@@ -41,10 +41,10 @@ async def start_sealing(settings: Settings, dsn: str, jobs_dsn: str) -> None:
         store = PostgresKeyAdmin(database)
         unsealed = unsealed_domains(settings, await store.sealed_domains())
         if unsealed and has_master_key(settings) and await store.nothing_is_stored():
-            active = master_keys(settings).active
+            given = master_keys(settings).ids
             with suppress(RefusedError):  # a server of an older version runs, or one without this key
                 for domain in unsealed:
-                    await store.seal_domain(domain, active)
+                    await store.seal_domain(domain, given)
             unsealed = unsealed_domains(settings, await store.sealed_domains())
     if unsealed:
         _log.warning("personal_data_unsealed", domains=unsealed, remedy=seal_remedy(settings, unsealed))

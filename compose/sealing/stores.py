@@ -11,7 +11,7 @@ from compose.sealing.master_key import MasterKeySource, master_keys
 from engine.cache.key_ring import COMMAND_SEALS, SERVER_SEALS, TenantKeyRing
 from engine.operate.ports import RefusedError
 from engine.runtime.settings import Settings
-from engine.seal.master_keys import MasterKeyError
+from engine.seal.master_keys import MasterKeyError, missing_sentence
 from storage.postgres.pool import Database
 from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.wrapped import PostgresTenantKeys
@@ -64,13 +64,16 @@ class TenantsWithKeys(PostgresTenants):
         self._settings = settings
 
     async def add(self, name: str) -> None:
-        """Create a tenant, its counter and its key. Raises RefusedError without a master key."""
+        """Create a tenant, its counter and its key. Raises RefusedError if a master key is missing."""
         sealing = await open_sealing(self._settings, self._database)
         if sealing.on:
             try:
-                await anyio.to_thread.run_sync(master_keys, self._settings)
+                given = (await anyio.to_thread.run_sync(master_keys, self._settings)).ids
             except MasterKeyError as error:
                 raise RefusedError(str(error)) from None
+            in_use = await PostgresKeyAdmin(self._database).master_keys_in_use()
+            if missing := set(in_use) - set(given):
+                raise RefusedError(missing_sentence(missing, given))
         await super().add(name)
         number = await self.number(name)
         if sealing.on and number is not None:

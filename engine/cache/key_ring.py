@@ -243,7 +243,12 @@ class TenantKeyRing:
         before = _active(stored) if stored.keys else None
         data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(NONCE_BYTES)
         wrapped = masters.wrap(stored.tenant_uuid, number, data_key, nonce)
-        stored_now = await self._store.replace(stored.tenant_id, before, wrapped, reseal=reseal)
+        try:
+            stored_now = await self._store.replace(
+                stored.tenant_id, before, wrapped, masters.ids, reseal=reseal
+            )
+        except MasterKeyError as error:
+            raise self._unavailable(error) from None
         return number if stored_now else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -55,7 +55,13 @@ class KeyStore(Protocol):
         """Read the keys of tenants in one round trip; removed tenants are left out."""
 
     async def replace(
-        self, tenant_id: int, before: WrappedKey | None, key: WrappedKey, *, reseal: bool = False
+        self,
+        tenant_id: int,
+        before: WrappedKey | None,
+        key: WrappedKey,
+        given: Collection[str],
+        *,
+        reseal: bool = False,
     ) -> bool:
         """Store a new key that seals, and retire the one that did. Servers notice within a second.
 
@@ -63,10 +69,14 @@ class KeyStore(Protocol):
             tenant_id: The tenant.
             before: The key that seals until now; None for the first key.
             key: The new key.
+            given: The ids of all master keys that the process has.
             reseal: Whether the job is to seal again what the tenant has stored.
 
         Returns:
             False, and nothing is stored, if another key seals by now or the tenant was removed.
+
+        Raises:
+            MasterKeyError: The master key of ``key`` is not in use yet, and one that is in use is not given.
         """
 
     async def lease(self, keys: Mapping[int, str], seals: int) -> set[int]:

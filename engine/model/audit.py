@@ -107,7 +107,7 @@ EVENTS: Final[Mapping[EventName, EventRule]] = {
     "master_key_rotated": EventRule(
         "the id of the new master key",
         "`before`: the ids of those that wrapped keys until then; `keys`: how many were wrapped anew",
-        "The keys of all tenants were wrapped by another master key",
+        "The keys of all tenants were wrapped by another master key, or unused ones were retired",
     ),
     "tenant_key_rotated": EventRule(
         "the number of the new key",

@@ -133,7 +133,8 @@ def missing_sentence(missing: Iterable[str], given: Iterable[str]) -> str:
     return (
         f"the master key {', '.join(sorted(missing))} is needed to open sealed data, and given is {here}: set"
         " sealing.master_key_file (or master_key, or master_key_command) to the key that this database was"
-        " sealed with; without it sealed data cannot be read"
+        " sealed with; without it sealed data cannot be read. If it wraps no key of a tenant,"
+        " `run.py keys rotate-master` retires it"
     )
 
 

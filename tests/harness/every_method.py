@@ -317,9 +317,9 @@ class EveryMethod:
         await tenants.revoke_token("t1", "acme")
         await tenants.revoke_token("t1", None)
         keys = PostgresTenantKeys(database)
-        await keys.replace(OWN, None, WrappedKey(1, "m1", b"k", retired=False))
+        await keys.replace(OWN, None, WrappedKey(1, "m1", b"k", retired=False), ["m1"])
         before = (await keys.read([OWN]))[OWN].keys[0]
-        await keys.replace(OWN, before, WrappedKey(2, "m1", b"k", retired=False), reseal=True)
+        await keys.replace(OWN, before, WrappedKey(2, "m1", b"k", retired=False), ["m1"], reseal=True)
         await keys.lease({OWN: (await keys.read([OWN]))[OWN].keys[1].key_id}, 10)
         await PostgresStore(database, 720, Sealing())._name_keys([OWN])
         async with checked_transaction(database, Sealing(), [OWN]):
@@ -329,8 +329,9 @@ class EveryMethod:
         await admin.master_keys_in_use()
         await admin.nothing_is_stored()
         others = await admin.wrapped_by_others("m2")
-        await admin.rewrap("m2", [(one, b"k") for one in others])
-        await admin.end_rotation("m2", 2)
+        await admin.retire_unused(["m1"])
+        await admin.rewrap(["m2", "m1"], [(one, b"k") for one in others])
+        await admin.end_rotation(["m2", "m1"], 2)
         await devices.device("acme", "phone")
         for name in ("acme", None):
             await devices.devices(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -17,9 +17,10 @@ from storage.postgres.pool import Database
 from storage.postgres.roles.hidden import hidden, hidden_error
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.server_processes import GONE_S, SAID_S, SEALING
+from storage.postgres.transactions import Transaction
 from storage.stores.audit import by_account
 from storage.stores.keys.sealed_columns import SEALED_TABLES
-from storage.stores.keys.wrapped import use_master
+from storage.stores.keys.wrapped import lock_masters, use_master
 from storage.stores.tenant_rows import advance_generation, tenant_id_of
 
 #: Tenants whose keys are wrapped anew in one transaction.
@@ -56,12 +57,9 @@ _IN_USE: Final = (
     " UNION SELECT master_key_id FROM master_keys WHERE retired_at IS NULL) AS u ON true"
     " LEFT JOIN master_keys AS m USING (master_key_id) ORDER BY m.since DESC NULLS LAST, u.master_key_id"
 )
-#: A process that wraps a key holds its master key (``use_master``): its key of a tenant is seen once it has
-#: ended, by a later statement, whose snapshot is newer.
-_LOCK_MASTERS: Final = "SELECT 1 FROM master_keys ORDER BY master_key_id FOR UPDATE"
 #: A master key that wraps hidden keys of tenants would look as if it wrapped none.
 _RETIRE: Final = (
-    "UPDATE master_keys AS m SET retired_at = now() WHERE m.master_key_id <> %(master)s"
+    "UPDATE master_keys AS m SET retired_at = now() WHERE m.master_key_id <> ALL(%(keep)s::text[])"
     " AND m.retired_at IS NULL AND NOT EXISTS (SELECT FROM tenant_keys AS k"
     f" WHERE k.master_key_id = m.master_key_id) RETURNING m.master_key_id, {hidden(_TENANT_KEYS)}"
 )
@@ -108,7 +106,11 @@ class PostgresKeyAdmin:
         self._database = database
 
     async def master_keys_in_use(self) -> list[str]:
-        """List the ids of the master keys that wrap keys of tenants, the newest first. Raises StoreError."""
+        """List the ids of the master keys that wrap keys of tenants or may, the newest first.
+
+        Raises:
+            StoreError: The database is away, or the role may not see the keys of all tenants.
+        """
         rows = await self._database.query(_IN_USE, tenants=EVERYONE)
         if rows[0][0]:
             raise hidden_error("tenant_keys")
@@ -141,13 +143,21 @@ class PostgresKeyAdmin:
             for row in await self._database.query(_OTHERS, values, EVERYONE)
         ]
 
-    async def rewrap(self, master_key_id: str, keys: Collection[tuple[TenantKey, bytes]]) -> int:
+    async def rewrap(self, given: Sequence[str], keys: Collection[tuple[TenantKey, bytes]]) -> int:
         """Store keys as another master key wraps them, all or none; return how many were changed.
 
-        A key that another command changed is left alone. Raises StoreError.
+        A key that another command changed is left alone.
+
+        Args:
+            given: The ids of all master keys of the process, the one that wraps them first.
+            keys: The keys, and how they are wrapped anew.
+
+        Raises:
+            MasterKeyError: A master key in use is not given.
+            StoreError: The database is away.
         """
         values = {
-            "master": master_key_id,
+            "master": given[0],
             "tenants": int_array(one.tenant_id for one, _ in keys),
             "ids": hex_array(one.key.key_id for one, _ in keys),
             "before": hex_array(one.key.master_key_id for one, _ in keys),
@@ -155,33 +165,61 @@ class PostgresKeyAdmin:
         }
         tenants = {one.tenant_id for one, _ in keys}
         async with self._database.transaction(tenants=tenants) as transaction:
-            await use_master(transaction, master_key_id)
+            await use_master(transaction, given[0], given)
             return len(await transaction.query(_REWRAP, values))
 
-    async def end_rotation(self, master_key_id: str, keys: int) -> list[str]:
-        """Retire master keys that wrap nothing now; return their ids. Raises StoreError."""
+    async def retire_unused(self, given: Sequence[str]) -> list[str]:
+        """Retire master keys that wrap nothing and are not given; return their ids.
+
+        A server needs every master key in use, so one that was lost before it wrapped anything would keep
+        servers from starting.
+
+        Args:
+            given: The ids of all master keys of the process, the one that wraps first.
+
+        Raises:
+            StoreError: The database is away, or the role may not see the keys of all tenants.
+        """
         async with self._database.transaction(tenants=EVERYONE) as transaction:
-            await transaction.query(_LOCK_MASTERS)
-            await use_master(transaction, master_key_id)
-            rows = await transaction.query(_RETIRE, {"master": master_key_id})
-            if any(is_hidden for _, is_hidden in rows):
-                raise hidden_error("tenant_keys")
-            before = sorted(str(one) for one, _ in rows)
-            details: Mapping[str, object] = {"before": before, "keys": keys}
-            await transaction.note(by_account("master_key_rotated", master_key_id, details=details))
-            await advance_generation(transaction)
+            await lock_masters(transaction)
+            retired = await _retired(transaction, given)
+            if retired:
+                await _note_rotation(transaction, given[0], retired, 0)
+        return retired
+
+    async def end_rotation(self, given: Sequence[str], keys: int) -> list[str]:
+        """Retire master keys that wrap nothing now; return their ids.
+
+        Args:
+            given: The ids of all master keys of the process, the one that wraps first, which stays.
+            keys: How many keys it wrapped anew.
+
+        Raises:
+            MasterKeyError: A master key in use is not given.
+            StoreError: The database is away, or the role may not see the keys of all tenants.
+        """
+        async with self._database.transaction(tenants=EVERYONE) as transaction:
+            await lock_masters(transaction)
+            await use_master(transaction, given[0], given)
+            before = await _retired(transaction, given[:1])
+            await _note_rotation(transaction, given[0], before, keys)
         return before
 
     async def tenant_id(self, name: str) -> int:
         """Find a tenant by its name. Raises NoTenantError, StoreError."""
         return await tenant_id_of(self._database, name)
 
-    async def seal_domain(self, domain: str, master_key_id: str) -> datetime | None:
+    async def seal_domain(self, domain: str, given: Sequence[str]) -> datetime | None:
         """Switch the sealing of a domain on; return since when it was on already, None if it was not.
 
         No process of an older version, and none without the master key, can start afterwards.
 
+        Args:
+            domain: The domain.
+            given: The ids of all master keys of the process, the one that wraps first.
+
         Raises:
+            MasterKeyError: A master key in use is not given.
             RefusedError: A process of an older version, or without the master key, uses the database.
             StoreError: The database is away.
         """
@@ -197,20 +235,36 @@ class PostgresKeyAdmin:
                         f" {GONE_S:.0f} s)"
                     )
             # It would refuse all that is to be sealed, or seal what the others cannot open.
-            refuse_without_key(processes, master_key_id)
+            refuse_without_key(processes, given[0])
             values = {"domain": domain}
             found = await transaction.query(
                 "SELECT since FROM sealed_domains WHERE domain = %(domain)s", values
             )
             if found:
                 return found[0][0]  # type: ignore[no-any-return]  # a timestamptz
-            await use_master(transaction, master_key_id)  # before any tenant has a key that it wraps
+            await use_master(transaction, given[0], given)  # before any tenant has a key that it wraps
             await transaction.query("INSERT INTO sealed_domains (domain) VALUES (%(domain)s)", values)
             await transaction.note(by_account("domain_sealed", domain))
             await advance_generation(transaction)
         # The time of the first moment at which everybody sees it: a commit may wait for a standby.
         await self._database.execute(_SEEN, values)
         return None
+
+
+async def _retired(transaction: Transaction, keep: Collection[str]) -> list[str]:
+    """Retire master keys that wrap nothing, but some."""
+    rows = await transaction.query(_RETIRE, {"keep": hex_array(keep)})
+    if any(is_hidden for _, is_hidden in rows):
+        raise hidden_error("tenant_keys")
+    return sorted(str(one) for one, _ in rows)
+
+
+async def _note_rotation(
+    transaction: Transaction, master_key_id: str, before: Sequence[str], keys: int
+) -> None:
+    details: Mapping[str, object] = {"before": before, "keys": keys}
+    await transaction.note(by_account("master_key_rotated", master_key_id, details=details))
+    await advance_generation(transaction)
 
 
 def _process(row: Row) -> RunningProcess:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from engine.cache.ports import StoredKeys
 from engine.model.audit import AuditRow
-from engine.seal.master_keys import WrappedKey
+from engine.seal.master_keys import MasterKeyError, WrappedKey, missing_sentence
 from engine.seal.sealer import MOST_SEALS
 from storage.postgres.arrays import hex_array, int_array
 from storage.postgres.pool import Database
@@ -38,6 +38,14 @@ _RETIRE: Final = (
 _HOLD_MASTER: Final = (
     "SELECT 1 FROM master_keys WHERE master_key_id = %(master)s AND retired_at IS NULL FOR SHARE"
 )
+#: An advisory lock: which master keys are in use changes in one transaction at a time.
+_CHANGING: Final = 0x74696B6D
+_LOCK_CHANGE: Final = f"SELECT pg_advisory_xact_lock({_CHANGING})"
+_MISSING: Final = (
+    "SELECT master_key_id FROM master_keys WHERE retired_at IS NULL"
+    " AND master_key_id <> ALL(%(given)s::text[])"
+)
+_LOCK_MASTERS: Final = "SELECT 1 FROM master_keys ORDER BY master_key_id FOR UPDATE"
 _USE_MASTER: Final = (
     "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
     " DO UPDATE SET retired_at = NULL, since = now() WHERE m.retired_at IS NOT NULL"
@@ -82,12 +90,18 @@ class PostgresTenantKeys:
         return found
 
     async def replace(
-        self, tenant_id: int, before: WrappedKey | None, key: WrappedKey, *, reseal: bool = False
+        self,
+        tenant_id: int,
+        before: WrappedKey | None,
+        key: WrappedKey,
+        given: Collection[str],
+        *,
+        reseal: bool = False,
     ) -> bool:
         """Store a new key that seals."""
         transaction = await self._database.begin(tenants=[tenant_id])
         try:
-            if not await _replaced(transaction, tenant_id, before, key):
+            if not await _replaced(transaction, tenant_id, before, key, given):
                 return False
             if reseal:
                 await transaction.query(_WANT, {"tenant": tenant_id})
@@ -103,18 +117,46 @@ class PostgresTenantKeys:
         return {int(tenant_id) for (tenant_id,) in rows}
 
 
-async def use_master(transaction: Transaction, master_key_id: str) -> None:
+async def use_master(transaction: Transaction, master_key_id: str, given: Collection[str]) -> None:
     """Have a master key in use, and keep it from being retired until the transaction ends.
 
     It comes before any other row of the transaction, so that no two wait for each other in a circle.
+
+    Args:
+        transaction: The transaction that wraps a key.
+        master_key_id: The master key that wraps it.
+        given: The ids of all master keys that the process has.
+
+    Raises:
+        MasterKeyError: The master key is not in use yet, and one that is in use is not given: with a wrong
+            key beside the right one in use no server could start.
+        StoreError: The database is away.
     """
-    values = {"master": master_key_id}
-    if not await transaction.query(_HOLD_MASTER, values):
-        await transaction.query(_USE_MASTER, values)
+    values = {"master": master_key_id, "given": hex_array(given)}
+    if await transaction.query(_HOLD_MASTER, values):
+        return
+    await transaction.query(_LOCK_CHANGE)
+    if missing := await transaction.query(_MISSING, values):
+        raise MasterKeyError(missing_sentence((str(one) for (one,) in missing), given))
+    await transaction.query(_USE_MASTER, values)
+
+
+async def lock_masters(transaction: Transaction) -> None:
+    """Wait for all who wrap a key, and have others wait, until the transaction ends.
+
+    A process that wraps a key holds its master key (``use_master``): its key of a tenant is seen once it has
+    ended, by a later statement, whose snapshot is newer.
+    """
+    await transaction.query(_LOCK_CHANGE)
+    await transaction.query(_LOCK_MASTERS)
 
 
 async def _replaced(
-    transaction: Transaction, tenant_id: int, before: WrappedKey | None, key: WrappedKey
+    transaction: Transaction,
+    tenant_id: int,
+    before: WrappedKey | None,
+    key: WrappedKey,
+    given: Collection[str],
 ) -> bool:
     values = {
         "tenant": tenant_id,
@@ -123,7 +165,7 @@ async def _replaced(
         "wrapped": key.wrapped.hex(),
         "master": key.master_key_id,
     }
-    await use_master(transaction, key.master_key_id)
+    await use_master(transaction, key.master_key_id, given)
     await transaction.query(_LOCK_COUNTER, values)
     if not await transaction.query(_TAKE_NUMBER, values):
         return False

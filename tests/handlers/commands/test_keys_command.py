@@ -154,6 +154,16 @@ async def test_keys_rotate_master_without_the_old_key_is_refused_and_changes_not
     assert {row[1] for row in rows(dsn, KEYS)} == {ID_1}
 
 
+async def test_keys_rotate_master_retires_a_missing_key_that_wraps_nothing(keys: Run, dsn: str) -> None:
+    await sealed(dsn, ONE)
+    execute(dsn, f"INSERT INTO master_keys VALUES ('{ID_2}')")  # as an older version left it
+    assert f"MISSING: {ID_2}" in (await keys("status")).out
+    done = json.loads((await keys("rotate-master", "--json")).out)
+    assert done == {"master_key": ID_1, "retired": [ID_2], "keys": 0}
+    assert "MISSING" not in (await keys("status")).out
+    assert {row[1] for row in rows(dsn, KEYS)} == {ID_1}
+
+
 async def test_keys_rotate_master_while_a_server_lacks_the_new_key_is_refused(keys: Run, dsn: str) -> None:
     await sealed(dsn, ONE)
     process(dsn, master=ID_1)
@@ -242,6 +252,9 @@ async def test_tenant_add_once_anything_is_sealed_makes_its_key_or_refuses(
     await command("tenant", "add", "after", **at)
     assert rows(dsn, KEYS) == [(1, ID_1, False)]
     assert "there is no master key" in (await command("tenant", "add", "other")).refusal()
+    file.write_bytes(b64encode(TWO))
+    assert f"{ID_1} is needed to open" in (await command("tenant", "add", "other", **at)).refusal()
+    assert rows(dsn, KEYS) == [(1, ID_1, False)]
     assert rows(dsn, "SELECT name FROM tenants ORDER BY name") == [("after",), ("before",)]
 
 

@@ -209,10 +209,10 @@ async def test_load_to_seal_with_an_unknown_master_key_is_refused_until_it_is_gi
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(key_ring._log, "error", lambda event, **_: said.append(event), raising=False)
-    await ring(Source(TWO)).load_to_seal([ids["acme"]])
     source = Source(ONE)
     one = ring(source)
     await one.load_to_seal([ids["globex"]])
+    await ring(Source(TWO, ONE)).load_to_seal([ids["acme"]])
     for _ in range(2):
         with pytest.raises(KeysUnavailableError, match=f"{master_key_id(TWO)} is needed"):
             await one.load_to_seal([ids["acme"]])
@@ -251,8 +251,8 @@ async def test_end_rotation_waits_for_a_key_that_is_being_wrapped(
     execute(dsn, "UPDATE tenant_keys SET master_key_id = 'another'")  # as rotate-master leaves it
     wrapping = await database.begin(tenants=[ids["acme"]])
     key = masters.wrap(b"u" * 16, 1, b"k" * 32, b"n" * 12)
-    assert await wrapped._replaced(wrapping, ids["acme"], None, key)
-    ending = asyncio.create_task(admin.end_rotation("another", 0))
+    assert await wrapped._replaced(wrapping, ids["acme"], None, key, masters.ids)
+    ending = asyncio.create_task(admin.end_rotation(["another", master_key_id(ONE)], 0))
     await backend(dsn, WAITS_FOR_LOCK)
     await wrapping.commit()
     assert await ending == []
@@ -333,5 +333,30 @@ async def test_end_rotation_keys_that_the_role_may_not_see_retires_nothing(
     await ring().load_to_seal([ids["acme"]])
     execute(dsn, "ALTER POLICY jobs ON tenant_keys TO tidemark_serving")
     with pytest.raises(StoreError, match="may not see the rows of the table tenant_keys"):
-        await PostgresKeyAdmin(database).end_rotation("another", 0)
+        await PostgresKeyAdmin(database).end_rotation(["another", master_key_id(ONE)], 0)
     assert rows(dsn, "SELECT master_key_id, retired_at FROM master_keys") == [(master_key_id(ONE), None)]
+
+
+async def test_wrapping_with_a_new_master_key_while_one_in_use_is_missing_is_refused(
+    ring: Made, ids: dict[str, int], dsn: str
+) -> None:
+    await ring().load_to_seal([ids["globex"]])
+    for wrong in (ring(Source(TWO)).load_to_seal([ids["acme"]]), ring(Source(TWO)).rotate(ids["acme"])):
+        with pytest.raises(KeysUnavailableError, match=f"{master_key_id(ONE)} is needed to open sealed data"):
+            await wrong
+    assert rows(dsn, "SELECT master_key_id FROM master_keys") == [(master_key_id(ONE),)]
+    assert keys_in(dsn) == []
+    await ring(Source(TWO, ONE)).load_to_seal([ids["acme"]])
+    assert {row[0] for row in rows(dsn, "SELECT master_key_id FROM master_keys")} == {
+        master_key_id(ONE),
+        master_key_id(TWO),
+    }
+
+
+async def test_wrapping_with_two_master_keys_at_once_takes_one_of_them(
+    ring: Made, ids: dict[str, int], dsn: str
+) -> None:
+    both = (ring(Source(one)).load_to_seal([ids[name]]) for one, name in ((ONE, "acme"), (TWO, "globex")))
+    done = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(type(one).__name__ for one in done) == ["KeysUnavailableError", "NoneType"]
+    assert len(rows(dsn, "SELECT FROM master_keys")) == 1

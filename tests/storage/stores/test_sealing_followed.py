@@ -66,7 +66,7 @@ async def _process(database: Database) -> FollowedSealing:
 
 async def _seal(database: Database) -> None:
     for domain in ("patient", "voice"):
-        await PostgresKeyAdmin(database).seal_domain(domain, MASTER)
+        await PostgresKeyAdmin(database).seal_domain(domain, [MASTER])
 
 
 async def _records(database: Database, sealing: Sealing) -> list[str]:

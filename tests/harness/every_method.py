@@ -308,14 +308,8 @@ class EveryMethod:
         for delete in (retention.drop_last_data, retention.delete_conflicts, retention.delete_quarantined):
             await delete(1, Position(0, 0), 10)
 
-    async def _for_people(self) -> None:
+    async def _keys(self) -> None:
         database = self.database
-        tenants, devices = PostgresTenants(database), PostgresDevices(database)
-        await tenants.find("acme")
-        await tenants.reread([OWN])
-        await tenants.tenants()
-        await tenants.revoke_token("t1", "acme")
-        await tenants.revoke_token("t1", None)
         keys = PostgresTenantKeys(database)
         await keys.replace(OWN, None, WrappedKey(1, "m1", b"k", retired=False), ["m1"])
         before = (await keys.read([OWN]))[OWN].keys[0]
@@ -332,6 +326,16 @@ class EveryMethod:
         await admin.retire_unused(["m1"])
         await admin.rewrap(["m2", "m1"], [(one, b"k") for one in others])
         await admin.end_rotation(["m2", "m1"], 2)
+
+    async def _for_people(self) -> None:
+        database = self.database
+        tenants, devices = PostgresTenants(database), PostgresDevices(database)
+        await tenants.find("acme")
+        await tenants.reread([OWN])
+        await tenants.tenants()
+        await tenants.revoke_token("t1", "acme")
+        await tenants.revoke_token("t1", None)
+        await self._keys()
         await devices.device("acme", "phone")
         for name in ("acme", None):
             await devices.devices(name)

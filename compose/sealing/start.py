@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Final
 
 import structlog
 
 from compose.sealing.master_key import is_set, made_master_key, make_master_key, master_keys
-from engine.operate.key_admin import unreadable_values
+from engine.operate.key_admin import missing_keys, unreadable_values
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult, SealedDomain, TenantKeyState
 from engine.runtime.ports import StoreError
@@ -17,6 +18,7 @@ from engine.seal.master_keys import MasterKeyError, missing_sentence
 from storage.postgres.commands import command_database
 from storage.stores.keys.admin import PostgresKeyAdmin
 
+_RESTORE_KEYS: Final = "restore its rows of the table tenant_keys from a backup"
 _log = structlog.get_logger()
 
 
@@ -161,8 +163,10 @@ def _tenant_findings(tenants: Sequence[TenantKeyState]) -> Iterator[CheckResult]
                 "fault",
                 "sealing",
                 f"the keys of tenant {one.tenant} are lost: what is sealed of it cannot be read",
-                "restore its rows of the table tenant_keys from a backup",
+                _RESTORE_KEYS,
             )
+        elif one.missing_keys:
+            yield CheckResult("fault", "sealing", f"tenant {one.tenant}: {missing_keys(one)}", _RESTORE_KEYS)
         if one.unreadable_values:
             yield CheckResult(
                 "fault",

@@ -197,10 +197,10 @@ class TenantKeyRing:
         if before is not None and _same(before.stored, stored):
             before.stored = stored  # perhaps wrapped by another master key
             return
-        if max((key.number for key in stored.keys if not key.retired), default=0) < stored.newest:
+        active = _active(stored)
+        if active is None or active.number < stored.newest:
             raise self._unavailable(MasterKeyError(_lost(stored)))
         opened = {key.number: await self._open(stored.tenant_uuid, key) for key in stored.keys}
-        active = _active(stored)
         keys = TenantKeys(stored.tenant_uuid, opened, active.number, self._random_bytes, active.key_id)
         self._rings[stored.tenant_id] = _Ring(stored, keys)
 
@@ -240,7 +240,7 @@ class TenantKeyRing:
         """Store a new key that seals; return its number, None if another process was faster."""
         masters = await self._given()
         number = max(stored.newest, *(key.number for key in stored.keys), 0) + 1
-        before = _active(stored) if stored.keys else None
+        before = _active(stored)
         data_key, nonce = self._random_bytes(KEY_BYTES), self._random_bytes(NONCE_BYTES)
         wrapped = masters.wrap(stored.tenant_uuid, number, data_key, nonce)
         try:
@@ -257,15 +257,17 @@ def _had_keys(stored: StoredKeys) -> bool:
 
 
 def _lost(stored: StoredKeys) -> str:
+    known = max((key.number for key in stored.keys), default=0)
+    number = f"the number {stored.newest}" if known < stored.newest else f"a number above {known}"
     return (
-        f"tenant {stored.tenant_id} has lost its newest key, which has the number {stored.newest}:"
+        f"tenant {stored.tenant_id} has lost its newest key, which has {number}:"
         " restore its rows of tenant_keys from a backup; without them what is sealed cannot be read, and the"
         " tenant gets no new key"
     )
 
 
-def _active(stored: StoredKeys) -> WrappedKey:
-    return next(key for key in stored.keys if not key.retired)
+def _active(stored: StoredKeys) -> WrappedKey | None:
+    return next((key for key in stored.keys if not key.retired), None)
 
 
 def _same(one: StoredKeys, other: StoredKeys) -> bool:

@@ -11,6 +11,12 @@ from engine.operate.rows import KeyStatus, MasterRotation, TenantKeyState
 Watch = Callable[[str], None]
 
 
+def missing_keys(one: TenantKeyState) -> str:
+    """Return the sentence on the keys of a tenant that are missing from the database."""
+    named = ", ".join(map(str, one.missing_keys))
+    return f"keys missing from tenant_keys, without which what they sealed cannot be read: {named}"
+
+
 def unreadable_values(one: TenantKeyState) -> str:
     """Return the sentence on the values of a tenant that cannot be opened."""
     named = ", ".join(f"{value.table} {value.domain or '-'} {value.id}" for value in one.unreadable)

@@ -307,6 +307,7 @@ class TenantKeyState(msgspec.Struct, frozen=True):
         resealed_at: When the last whole pass began.
         waits: Whether values wait to be sealed, or sealed again.
         lost: Whether its newest key is missing from the database: it is refused until that is restored.
+        missing_keys: The numbers of keys that are missing from the database, the newest or old ones.
         unreadable_values: The values that the last pass of the job could not open.
         unreadable: The first hundred of them.
     """
@@ -322,6 +323,7 @@ class TenantKeyState(msgspec.Struct, frozen=True):
     resealed_at: datetime | None
     waits: bool | None
     lost: bool = False
+    missing_keys: list[int] = []
     unreadable_values: int = 0
     unreadable: list[UnreadableValue] = []
 

@@ -7,7 +7,7 @@ from datetime import datetime
 import click
 import msgspec
 
-from engine.operate.key_admin import unreadable_values
+from engine.operate.key_admin import missing_keys, unreadable_values
 from engine.operate.rows import KeyStatus, TenantKeyState
 from engine.seal.sealer import MOST_SEALS
 from handlers.commands.deployment import Deployment, as_json, opened, with_deployment
@@ -63,6 +63,8 @@ async def status(deployment: Deployment, *, json_: bool) -> None:
         ("TENANT", "KEY", "SINCE", "MASTER KEY", "SEALED", "OLD KEYS", "RE-SEALING"),
     )
     for one in found.tenants:
+        if one.missing_keys:
+            say(f"{one.tenant}: {missing_keys(one)}", err=True)
         if one.unreadable_values:
             say(f"{one.tenant}: {unreadable_values(one)}", err=True)
 

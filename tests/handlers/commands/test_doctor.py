@@ -414,14 +414,18 @@ async def test_doctor_personal_data_in_plain_lost_keys_and_unreadable_values_are
     assert plain["remedy"] == "set sealing.master_key_file, then run `run.py keys seal-domain voice`"
     with_key = found(await examined(TIDEMARK__SEALING__MASTER_KEY=b64encode(b"1" * 32).decode()), "sealing")
     assert with_key["remedy"] == "run `run.py keys seal-domain voice`"
-    add_tenants(dsn, "acme")
+    add_tenants(dsn, "acme", "globex")
     execute(
         dsn,
         "INSERT INTO master_keys VALUES ('m1')",
         "INSERT INTO sealed_domains VALUES ('voice')",
-        "UPDATE tenants SET newest_key = 1",
+        "UPDATE tenants SET newest_key = 1 WHERE name = 'acme'",
+        "UPDATE tenants SET newest_key = 2 WHERE name = 'globex'",
+        "INSERT INTO tenant_keys (tenant_id, key_number, wrapped, master_key_id)"
+        " SELECT tenant_id, 2, '', 'm1' FROM tenants WHERE name = 'globex'",
         "INSERT INTO reseal_passes (tenant_id, unreadable_values, unreadable)"
-        ' SELECT tenant_id, 2, \'[{"table":"events","domain":"voice","id":"e1"}]\' FROM tenants',
+        ' SELECT tenant_id, 2, \'[{"table":"events","domain":"voice","id":"e1"}]\' FROM tenants'
+        " WHERE name = 'acme'",
     )
     ended = await examined()
     said = [one["found"] for one in json.loads(ended.out) if one["subject"] == "sealing"]
@@ -431,4 +435,5 @@ async def test_doctor_personal_data_in_plain_lost_keys_and_unreadable_values_are
         "sealed domains: voice",
         "the keys of tenant acme are lost: what is sealed of it cannot be read",
         "tenant acme: sealed values that cannot be opened: 2 (events voice e1 and 1 more)",
+        "tenant globex: keys missing from tenant_keys, without which what they sealed cannot be read: 1",
     ]

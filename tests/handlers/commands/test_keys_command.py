@@ -340,4 +340,8 @@ async def test_keys_status_and_job_name_what_is_plain_lost_or_cannot_be_opened(
     status = await keys("status")
     assert "acme: sealed values that cannot be opened: 1 (events voice e1)" in status.err
     assert status.out.splitlines()[-1].split()[:2] == ["globex", "LOST"]
+    assert (
+        "globex: keys missing from tenant_keys, without which what they sealed cannot be read: 1"
+        in status.err
+    )
     assert "not sealed" not in status.out

@@ -327,6 +327,39 @@ async def test_load_without_the_newest_key_is_refused(ring: Made, ids: dict[str,
         await ring().load([ids["acme"]])
 
 
+async def test_refresh_where_only_retired_keys_are_left_drops_that_tenant_alone(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    one = ring()
+    await one.load_to_seal(list(ids.values()))
+    execute(
+        dsn,
+        "UPDATE tenant_keys SET retired_at = now() WHERE tenant_id = 1",
+        "UPDATE tenants SET newest_key = 0",  # as a restore of some tables may leave it
+    )
+    await one.refresh()
+    assert len(one) == 1
+    for refused in (one.load([1]), one.load_to_seal([1]), ring().rotate(1)):
+        with pytest.raises(KeysUnavailableError, match="has lost its newest key, which has a number above 1"):
+            await refused
+    assert [state.lost for state in await PostgresKeyAdmin(database).tenants()] == [True, False]
+
+
+async def test_tenants_name_every_key_that_is_missing(
+    ring: Made, ids: dict[str, int], database: Database, dsn: str
+) -> None:
+    one = ring()
+    await one.load_to_seal(list(ids.values()))
+    for _ in range(3):
+        await one.rotate(ids["acme"])
+    execute(dsn, "DELETE FROM tenant_keys WHERE tenant_id = 1 AND key_number IN (1, 3)")
+    acme, globex = await PostgresKeyAdmin(database).tenants()
+    assert (acme.lost, acme.missing_keys, globex.missing_keys) == (False, [1, 3], [])
+    execute(dsn, "DELETE FROM tenant_keys WHERE tenant_id = 1")
+    acme, _ = await PostgresKeyAdmin(database).tenants()
+    assert (acme.lost, acme.missing_keys) == (True, [1, 2, 3, 4])
+
+
 async def test_end_rotation_keys_that_the_role_may_not_see_retires_nothing(
     ring: Made, ids: dict[str, int], database: Database, dsn: str
 ) -> None:

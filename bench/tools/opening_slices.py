@@ -99,7 +99,7 @@ def kinds(sealing: Sealing) -> list[Kind]:
         Kind("20 largest records, as a batch reads", page(20, _RECORD_BYTES)),
         Kind(
             "largest open conflict",
-            lambda: sealing.opened_in_steps([conflict], lambda text: conflict_in_steps(text, sealing)),
+            lambda: sealing.opened([conflict], lambda text: conflict_in_steps(text, sealing)),
         ),
         Kind(
             "largest kept answer",

@@ -108,7 +108,7 @@ class PostgresConflicts:
             "bytes": max_bytes,
         }
         rows = await self._database.query(statement, values, [tenant_id])
-        found = await self._sealing.opened_in_steps(rows, lambda row: self._with_record(row[0], row[1:-1]))
+        found = await self._sealing.opened(rows, lambda row: self._with_record(row[0], row[1:-1]))
         return ConflictPage([ConflictWithRecord(*one) for one in found], bool(rows) and rows[-1][-1])
 
     async def conflict(self, tenant_id: int, conflict_id: str) -> Conflict | None:
@@ -119,9 +119,7 @@ class PostgresConflicts:
             {"tenant": tenant_id, "conflict": conflict_id},
             [tenant_id],
         )
-        found = await self._sealing.opened_in_steps(
-            rows, lambda row: conflict_in_steps(row[0], self._sealing)
-        )
+        found = await self._sealing.opened(rows, lambda row: conflict_in_steps(row[0], self._sealing))
         return found[0] if found else None
 
     async def list_open(self, tenant: str | None) -> list[ConflictSummary]:
@@ -137,7 +135,7 @@ class PostgresConflicts:
     async def find(self, conflict_id: str, tenant: str | None) -> ConflictCase:
         """Find a conflict, settled or not, with its record as it stands now."""
         row = await find_one(self._database, _CONFLICT, conflict_id, tenant, "conflict")
-        (found,) = await self._sealing.opened_in_steps([row], lambda row: self._with_record(row[1], row[2:]))
+        (found,) = await self._sealing.opened([row], lambda row: self._with_record(row[1], row[2:]))
         return ConflictCase(row[0], *found)
 
     def _with_record(

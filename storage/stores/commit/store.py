@@ -8,7 +8,7 @@ the order of commits, without gaps, over all processes.
 from __future__ import annotations
 
 from engine.model.rows import ReadSet, Snapshot, WriteSet
-from engine.runtime.ports import StoreError, StoreRetryError
+from engine.runtime.ports import StoreRetryError
 from engine.seal.ports import KeysMissingError
 from storage.postgres.arrays import int_array
 from storage.postgres.connection import Statement
@@ -18,7 +18,7 @@ from storage.stores.commit.reads import LOCK, ReadKinds, kinds_of, reading, valu
 from storage.stores.commit.rows import StoredSnapshot, snapshot_steps
 from storage.stores.commit.writes import Stored, finish
 from storage.stores.sealed.followed import BEHIND_TRIES, SealingChangedError
-from storage.stores.sealed.sealing import RESTORE, Sealing, UnreadableValueError, in_steps
+from storage.stores.sealed.sealing import Sealing, UnreadableValueError, in_steps
 
 
 class PostgresStore:
@@ -51,16 +51,8 @@ class PostgresStore:
                 await sealing.load_missing(read_set.tenants)
             try:
                 return await self._begin(read_set)
-            except KeysMissingError as missing:
-                if missing.tenant_id in asked:
-                    raise StoreError(f"{missing}: {RESTORE}") from None
-                asked.add(missing.tenant_id)
-                await sealing.load_again(missing)
-            except UnreadableValueError as unreadable:
-                if unreadable.tenant_id in asked:
-                    raise
-                asked.add(unreadable.tenant_id)
-                await sealing.load_again(unreadable)
+            except (KeysMissingError, UnreadableValueError) as error:
+                await sealing.load_again(error, asked)
             except SealingChangedError:
                 behind += 1
                 if behind > BEHIND_TRIES:

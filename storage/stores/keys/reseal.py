@@ -203,7 +203,7 @@ class PostgresReseal:
         due = [row for row in rows if any(_flags(table, row))]
         unreadable: list[Row] = []
         before = self._sealing.seals_as(tenant_id)
-        changed = await self._sealing.opened_in_steps(
+        changed = await self._sealing.opened(
             due, lambda row: _changed(self._sealing, table, tenant_id, row), unreadable.append
         )
         due = [row for row in due if row not in unreadable]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from typing import Final, TypeVar
+from types import GeneratorType
+from typing import Final, TypeVar, overload
 
 import msgspec
 
@@ -47,8 +48,6 @@ FILE_SHA256: Final = "upload_session.sha256"
 VOICE_RESULT: Final = "voice_verification_log.result"
 VOICE_ID: Final = "voice_verification_log.verification_id"
 
-#: The remedy where a key stays missing.
-RESTORE: Final = "restore the master key that sealed its data"
 #: In place of a domain for values that hold items of several.
 ANY_DOMAIN: Final = ""
 #: ``request_sha256`` if the hash is sealed with the results: an empty text would be no element of an array.
@@ -155,9 +154,29 @@ class Sealing:
         """Return the bytes with which a tenant's values begin that are sealed now. Raises as ``seal``."""
         return head_of(self._keys_to_write(tenant_id).active)
 
-    async def load_again(self, missing: KeysMissingError | UnreadableValueError) -> None:
-        """Read a tenant's keys again, to open values: nothing is written. Raises StoreError."""
-        await self._ring.load([missing.tenant_id])
+    async def load_again(self, missing: KeysMissingError | UnreadableValueError, asked: set[int]) -> None:
+        """Read a tenant's keys again, once, to open values: nothing is written.
+
+        Args:
+            missing: What could not be opened.
+            asked: The tenants whose keys were read again for these rows. This one is added.
+
+        Raises:
+            UnreadableValueError: They were read already.
+            StoreError: Keys could not be read.
+        """
+        tenant_id = missing.tenant_id
+        if tenant_id not in asked:
+            asked.add(tenant_id)
+            await self._ring.load([tenant_id])
+        elif isinstance(missing, KeysMissingError):
+            raise UnreadableValueError(
+                tenant_id,
+                "the key that sealed a value is not in the database: restore the rows of tenant"
+                f" {tenant_id} in tenant_keys from a backup",
+            )
+        else:
+            raise missing
 
     def seal(
         self, place: str, tenant_id: int, domain: str, value_id: str, version: int, plain: bytes | None
@@ -300,78 +319,58 @@ class Sealing:
         self._room_chars = SLICE_CHARS
         return True
 
-    async def opened(self, rows: Iterable[_Row], make: Callable[[_Row], _Result]) -> list[_Result]:
+    @overload
+    async def opened(
+        self,
+        rows: Iterable[_Row],
+        make: Callable[[_Row], Generator[None, None, _Result]],
+        unreadable: Callable[[_Row], None] | None = None,
+    ) -> list[_Result]: ...
+
+    @overload
+    async def opened(self, rows: Iterable[_Row], make: Callable[[_Row], _Result]) -> list[_Result]: ...
+
+    async def opened(
+        self,
+        rows: Iterable[_Row],
+        make: Callable[[_Row], object],
+        unreadable: Callable[[_Row], None] | None = None,
+    ) -> Sequence[object]:
         """Return what ``make`` makes of each row, opening its values. The loop is given back between slices.
 
         Keys that are missing, or may be others, are read, and the row is made again.
+
+        Args:
+            rows: The rows.
+            make: Makes one of a row. For rows of several large values it does so in steps, and yields when
+                ``slice_is_full``.
+            unreadable: Is told of a row with a value that cannot be opened, which is left out then; None if
+                that is an error.
 
         Raises:
             UnreadableValueError: A value cannot be opened.
             StoreError: Keys could not be read.
         """
-        made: list[_Result] = []
+        made: list[object] = []
         asked: set[int] = set()
         for row in rows:
             while True:
                 try:
-                    made.append(make(row))
+                    one = make(row)
+                    made.append(await in_steps(one) if isinstance(one, GeneratorType) else one)
                 except (KeysMissingError, UnreadableValueError) as error:
-                    await self._load_once(error, asked)
+                    try:
+                        await self.load_again(error, asked)
+                    except UnreadableValueError:
+                        if unreadable is None:
+                            raise
+                        unreadable(row)
+                        break
                 else:
                     break
             if self.slice_is_full():
                 await asyncio.sleep(0)
         return made
-
-    async def opened_in_steps(
-        self,
-        rows: Iterable[_Row],
-        steps: Callable[[_Row], Generator[None, None, _Result]],
-        unreadable: Callable[[_Row], None] | None = None,
-    ) -> list[_Result]:
-        """Do as ``opened`` for rows of several large values: the loop is given back within a row, too.
-
-        Args:
-            rows: The rows.
-            steps: Make one of a row, and yield when ``slice_is_full``.
-            unreadable: Is told of a row with a value that cannot be opened, which is left out then; None if
-                that is an error.
-
-        Raises:
-            UnreadableValueError: As ``opened``.
-            StoreError: As ``opened``.
-        """
-        made: list[_Result] = []
-        asked: set[int] = set()
-        for row in rows:
-            try:
-                made.append(await self._made_in_steps(row, steps, asked))
-            except UnreadableValueError:
-                if unreadable is None:
-                    raise
-                unreadable(row)
-            if self.slice_is_full():
-                await asyncio.sleep(0)
-        return made
-
-    async def _made_in_steps(
-        self, row: _Row, steps: Callable[[_Row], Generator[None, None, _Result]], asked: set[int]
-    ) -> _Result:
-        while True:
-            try:
-                return await in_steps(steps(row))
-            except (KeysMissingError, UnreadableValueError) as error:
-                await self._load_once(error, asked)
-
-    async def _load_once(self, error: KeysMissingError | UnreadableValueError, asked: set[int]) -> None:
-        """Read the keys of a tenant again; raise the error if they were."""
-        if error.tenant_id not in asked:
-            asked.add(error.tenant_id)
-            await self.load_again(error)
-        elif isinstance(error, KeysMissingError):
-            raise UnreadableValueError(error.tenant_id, f"{error}: {RESTORE}")
-        else:
-            raise error
 
     def _can_seal(self, tenant_id: int) -> bool:
         try:

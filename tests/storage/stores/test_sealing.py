@@ -23,7 +23,7 @@ from engine.model.rows import (
     RecordKey,
     WriteSet,
 )
-from engine.runtime.ports import StoreError
+from engine.runtime.ports import StoreError, StoreUnreadableError
 from storage.postgres.pool import Database
 from storage.stores.commit.sealed_values import changes, side
 from storage.stores.commit.store import PostgresStore
@@ -236,7 +236,7 @@ async def test_bare_answers_are_known_again_after_a_rotation(database: Database)
     assert newer == keyed != stored
     assert newer[:10] == "0100000002"
     assert behind.loads == [{1}, {1}]
-    with pytest.raises(StoreError, match="master key"):
+    with pytest.raises(StoreError, match="tenant_keys"):
         await read(MadeUpRing(newest=1))  # a lost key is no other request
 
 
@@ -250,15 +250,21 @@ async def test_reads_of_sealed_rows_load_keys_without_a_write(database: Database
     assert [(ring.loads, ring.loads_to_seal) for ring in rings] == [([{1}], [])] * 3
 
 
-@pytest.mark.parametrize("ring", [None, MadeUpRing(newest=1)])
-async def test_open_without_the_key_is_an_error_and_no_empty_read(
-    database: Database, ring: MadeUpRing | None
+@pytest.mark.parametrize(
+    ("ring", "remedy"),
+    [
+        (None, "set sealing.master_key_file"),
+        (MadeUpRing(newest=1), "restore the rows of tenant 1 in tenant_keys"),
+    ],
+)
+async def test_open_without_the_key_is_an_error_that_names_the_remedy_and_no_empty_read(
+    database: Database, ring: MadeUpRing | None, remedy: str
 ) -> None:
     await _write(database, _sealing(MadeUpRing(newest=2)))
     sealing = Sealing() if ring is None else _sealing(ring)
-    with pytest.raises(StoreError, match="master key"):
+    with pytest.raises(StoreUnreadableError, match=remedy):
         await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
-    with pytest.raises(StoreError, match="master key"):
+    with pytest.raises(StoreUnreadableError, match=remedy):
         await PostgresStore(database, 24, sealing).begin(WANTED)
 
 
@@ -294,7 +300,7 @@ async def test_conflict_of_large_sides_and_changes_gives_the_loop_back_between_v
         given_back += 1
 
     monkeypatch.setattr("storage.stores.sealed.sealing.asyncio.sleep", count)
-    assert await sealing.opened_in_steps([text], lambda one: conflict_in_steps(one, sealing)) == [large]
+    assert await sealing.opened([text], lambda one: conflict_in_steps(one, sealing)) == [large]
     assert given_back == 5
 
 

@@ -193,7 +193,10 @@ class Server:
             lambda: uuid.uuid4().hex,
             by_tenant.begin if settings.metrics.tenants else lambda _: None,
         )
-        files = self._files = UploadComponents(settings, databases, sealing, committer, bus, clock, minutes)
+        files = self._files = UploadComponents(
+            *(settings, databases, sealing, committer, bus, clock, minutes),
+            lambda: room.full,
+        )
         self._devices = DeviceCache(
             device_store,
             clock,

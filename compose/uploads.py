@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from aiohttp import web
@@ -53,6 +53,7 @@ class UploadComponents:
         bus: Bus,
         clock: Clock,
         minutes: Minutes,
+        full: Callable[[], str | None],
     ) -> None:
         self._settings = settings
         self._reads = databases.reads
@@ -81,6 +82,7 @@ class UploadComponents:
                 ),
                 chosen.tenant_quotas,
                 expire_s,
+                full,
             ),
             minutes,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -67,11 +67,16 @@ class Creation(msgspec.Struct, frozen=True):
 
 
 class UploadLimits(msgspec.Struct, frozen=True):
-    """Limits from the settings. ``quotas`` has the bytes of tenants, by name, that have their own quota."""
+    """Limits from the settings, and of the disk.
+
+    ``quotas`` has the bytes of tenants, by name, that have their own quota. ``full`` returns the reason why
+    the database has no room, None if it has. Without room no upload begins.
+    """
 
     quota: Quota
     quotas: dict[str, int]
     expire_s: float
+    full: Callable[[], str | None]
 
 
 class UploadService:
@@ -91,6 +96,7 @@ class UploadService:
     ) -> None:
         self.counters = UploadCounters()
         self._minutes = minutes
+        self._full = limits.full
         self._store = store
         self._blobs = blobs
         self._locks = locks
@@ -126,6 +132,8 @@ class UploadService:
                 ``unsupported_type``, ``invalid_message``.
             StoreError: The store failed.
         """
+        if reason := self._full():
+            raise SyncError("insufficient_storage", reason, retry_after_ms=retry_later_ms())
         max_bytes = self._max_bytes(creation.described)
         size_bytes = creation.size_bytes
         if size_bytes is not None and size_bytes > max_bytes:

@@ -78,7 +78,9 @@ class CapacityState(msgspec.Struct):
             self.open_conflicts,
         )
         yield gauge(
-            "tidemark_database_full", "Whether pushes are refused for want of room", self.full is not None
+            "tidemark_database_full",
+            "Whether pushes and new uploads are refused for want of room",
+            self.full is not None,
         )
         for name, text, size_bytes in (
             ("tidemark_database_free_bytes", "Room on the database's disk", self.free_bytes),

@@ -36,7 +36,7 @@ from storage.stores.sealed.sealing import Sealing
 from storage.stores.uploads import PostgresUploads
 from tests.engine.cache.test_minutes import counted_minutes
 from tests.harness.admin import add_tenants
-from tests.harness.services import Serving, execute
+from tests.harness.services import Serving, execute, rows
 
 TYPES = FileTypes(open_deployment(None, {}).settings.uploads)
 SESSION = Session(tenant=Tenant(1, "acme"), device_id="d1", session_id="")
@@ -89,7 +89,8 @@ class Process:
         store = PostgresUploads(self.database, Sealing())
         self.locks = UploadLocks(store, self.blobs, wire, clock, EXPIRE_S)
         finisher = UploadFinisher(store, self.blobs, TYPES, NoRecords(), clock)
-        limits = UploadLimits(Quota(10_000_000, 1000, 1000, 1000), {}, EXPIRE_S)
+        self.full: str | None = None
+        limits = UploadLimits(Quota(10_000_000, 1000, 1000, 1000), {}, EXPIRE_S, lambda: self.full)
         limiter = WriteLimiter(lambda: 0, clock)
         self.minutes = counted_minutes()
         self.service = UploadService(
@@ -299,6 +300,22 @@ async def test_finish_wrong_content_refused(site: Site) -> None:
         with pytest.raises(SyncError) as refused:
             await second.service.find(SESSION, upload.ref.upload_id)
         assert refused.value.code == "upload_gone"
+
+
+async def test_create_on_a_full_database_refused_while_uploads_go_on(site: Site, dsn: str) -> None:
+    (first, _), _ = site
+    content = text(7, 100)
+    upload = await begun(first, content)
+    first.full = "the disk has no room"
+    with pytest.raises(SyncError, match="the disk has no room") as refused:
+        await begun(first, content)
+    assert refused.value.code == "insufficient_storage"
+    assert "retry_after_ms" in refused.value.details
+    assert rows(dsn, "SELECT count(*) FROM upload_session") == [(1,)]
+    done = await first.service.append(SESSION, upload.ref.upload_id, Append(0, 100), FakeBody(content))
+    assert done.state == "stored"
+    first.full = None
+    assert (await begun(first, content)).offset_bytes == 0
 
 
 async def test_find_finishes_an_upload_whose_last_request_died(site: Site, dsn: str) -> None:

@@ -99,7 +99,7 @@ class UploadStack:
         finisher = UploadFinisher(self.store, self.blobs, types, self.committer, clock)
         limiter = WriteLimiter(lambda: 0, clock)
         self.minutes = counted_minutes()
-        limits = UploadLimits(Quota(1 << 30, 100, 1000, 1000), {}, EXPIRE_S)
+        limits = UploadLimits(Quota(1 << 30, 100, 1000, 1000), {}, EXPIRE_S, lambda: None)
         self.service = UploadService(
             self.store, self.blobs, self.locks, finisher, types, clock, limiter, limits, self.minutes
         )

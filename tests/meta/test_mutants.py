@@ -21,7 +21,7 @@ from tests.harness.scratch import scratch
 from tests.harness.services import Databases, execute
 
 _ROOT = Path(__file__).parents[2]
-_COPIED = ("compose", "bench", "engine", "handlers", "storage", "tests")
+_COPIED = ("compose", "bench", "docs", "engine", "handlers", "storage", "tests")
 _COPIED_FILES = ("run.py", "config.toml", "pyproject.toml")
 #: A run of a mutant's few tests may take this long on a busy machine, and each further test this much more.
 _RUN_S, _TEST_S = 120, 5

@@ -46,7 +46,7 @@ class ResealStore(Protocol):
         """Return how long a rotation or a sealed domain is too young for all servers to follow it."""
 
     async def next_tenant(self, after: int) -> int | None:
-        """Begin or resume a pass over a tenant with values that are not as they should be.
+        """Find a tenant with values that are not as they should be.
 
         Args:
             after: A tenant; the next one by number is returned.
@@ -54,6 +54,9 @@ class ResealStore(Protocol):
         Returns:
             The tenant; None if no further one has any.
         """
+
+    async def begin(self, tenant_id: int) -> None:
+        """Begin or resume a pass over a tenant. It waits for transactions that may have missed the reason."""
 
     async def step(self, tenant_id: int) -> Resealed | None:
         """Seal some rows again, and note how far the pass is, in one transaction. It may be repeated.
@@ -96,6 +99,7 @@ class Reseal:
             raise UnreadableValuesError(int(unreadable))
 
     async def _pass(self, run: JobRun, tenant_id: int) -> None:
+        await with_retries(partial(self._store.begin, tenant_id))
         while (step := await with_retries(partial(self._store.step, tenant_id))) is not None:
             run.count("rows", step.rows)
             run.count("values", step.values)

@@ -41,10 +41,15 @@ _WAIT: Final = (
     " (SELECT max(since) AS at FROM sealed_domains UNION ALL SELECT max(wanted_at) FROM reseal_passes) AS w"
 )
 _NEXT: Final = (
-    f"SELECT t.tenant_id, p.began_at IS NOT NULL AND p.began_at >= {_NEEDED} FROM tenants AS t"
-    " LEFT JOIN reseal_passes AS p ON p.tenant_id = t.tenant_id"
+    "SELECT t.tenant_id FROM tenants AS t LEFT JOIN reseal_passes AS p ON p.tenant_id = t.tenant_id"
     f" WHERE t.tenant_id > %(after)s::int AND {_NEEDED} > coalesce(p.done_at, '-infinity')"
     f" AND {_NEEDED} <= now() ORDER BY t.tenant_id LIMIT 1"
+)
+#: Whether a pass goes on, and whether the number that this process took is new enough to begin one.
+_DUE: Final = (
+    f"SELECT p.began_at IS NOT NULL AND p.began_at >= {_NEEDED}, %(began)s::timestamptz >= {_NEEDED}"
+    " FROM tenants AS t LEFT JOIN reseal_passes AS p ON p.tenant_id = t.tenant_id"
+    " WHERE t.tenant_id = %(tenant)s::int"
 )
 _BEGIN: Final = (
     "INSERT INTO reseal_passes AS p (tenant_id, began_at) VALUES (%(tenant)s::int, %(began)s::timestamptz)"
@@ -53,6 +58,7 @@ _BEGIN: Final = (
 )
 #: A transaction that did not see a domain or a key, and seals without it, has a number of before it
 #: (storage/stores/sealed/checked.py), and so below that of a pass for it. A pass begins when they have ended.
+#: One number serves all tenants of a run: each wait lasts as long as the longest batch.
 _NUMBER: Final = "SELECT pg_current_xact_id()::text, now()::text"
 _OLDER_ENDED: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot()) > %(number)s::xid8"
 #: Servers and commands end an open transaction long before. A run is held for a minute.
@@ -90,6 +96,14 @@ class _Where(NamedTuple):
     after: list[str] | None
 
 
+class _Started(NamedTuple):
+    """The number of a transaction, the time of the database at that moment, and until when to wait."""
+
+    number: str
+    began: str
+    give_up_s: float
+
+
 class PostgresReseal:
     """``engine.operate.reseal.ResealStore``.
 
@@ -111,6 +125,7 @@ class PostgresReseal:
         self._sealing = sealing
         self._refresh = refresh
         self._page_rows = page_rows
+        self._started = _Started("0", "-infinity", 0.0)
 
     async def wait_s(self) -> float:
         """Return how long to wait for servers."""
@@ -118,29 +133,37 @@ class PostgresReseal:
         return float(wait_s or 0)
 
     async def next_tenant(self, after: int) -> int | None:
-        """Begin or resume a pass."""
+        """Find a tenant that needs a pass."""
         found = await self._database.query(_NEXT, {"after": after}, EVERYONE)
+        return int(found[0][0]) if found else None
+
+    async def begin(self, tenant_id: int) -> None:
+        """Begin or resume a pass."""
+        known = {"tenant": tenant_id, "began": self._started.began}
+        found = await self._database.query(_DUE, known, [tenant_id])
         if not found:
-            return None
-        tenant_id, resumes = found[0]
+            return  # the tenant was removed
+        ((resumes, is_new_enough),) = found
         if resumes:
             await self._refresh()
-            return int(tenant_id)
-        ((number, began),) = await self._database.execute(_NUMBER)
-        await self._refresh()
-        await self._wait_for_older(number)
-        await self._database.execute(_BEGIN, {"tenant": tenant_id, "began": began}, tenants=[tenant_id])
-        return int(tenant_id)
+            return
+        if not is_new_enough:
+            ((number, began),) = await self._database.execute(_NUMBER)
+            await self._refresh()
+            self._started = _Started(number, began, asyncio.get_running_loop().time() + _OLDER_S)
+        await self._wait_for_older(self._started)
+        values = {"tenant": tenant_id, "began": self._started.began}
+        await self._database.execute(_BEGIN, values, tenants=[tenant_id])
 
-    async def _wait_for_older(self, number: str) -> None:
+    async def _wait_for_older(self, started: _Started) -> None:
         """Wait until every transaction with a lower number has ended. Raises StoreError."""
         loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + _OLDER_S
-        while await self._database.query(_OLDER_ENDED, {"number": number}) != [(True,)]:
-            if loop.time() > give_up_s:
+        while await self._database.query(_OLDER_ENDED, {"number": started.number}) != [(True,)]:
+            if loop.time() > started.give_up_s:
                 raise StoreError(
-                    f"transactions that began before this pass are still open after {_OLDER_S:.0f} s: look at"
-                    " those of pg_stat_activity with a backend_xid, and end them; the next run goes on"
+                    f"transactions that began before this pass are still open after {_OLDER_S:.0f} s, in this"
+                    " or another database of the server: see those of pg_stat_activity with a backend_xid,"
+                    " and pg_prepared_xacts, and end them; the next run goes on"
                 )
             await asyncio.sleep(_LOOK_S)
 

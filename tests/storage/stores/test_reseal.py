@@ -272,7 +272,7 @@ async def test_reseal_leaves_tenants_that_came_after_the_sealing(world: World) -
 
 async def test_reseal_wanted_again_during_a_pass_begins_another(world: World) -> None:
     store = PostgresReseal(world.database, world.sealing, _no_rest, 1)
-    assert await store.next_tenant(0) == 1
+    await store.begin(1)
     await store.step(1)
     world.ring.newest = 2
     await world.ring.load([1])
@@ -283,6 +283,50 @@ async def test_reseal_wanted_again_during_a_pass_begins_another(world: World) ->
     )
     await world.run()
     assert world.key_numbers() == {2}
+
+
+async def test_reseal_of_many_tenants_waits_once_for_older_transactions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(
+        world.dsn,
+        "INSERT INTO tenants (name, created_at) SELECT 'more' || n, now() - interval '1 day'"
+        " FROM generate_series(1, 3) AS n",
+    )
+    numbers: list[object] = []
+    run = Database.execute
+
+    async def counted(database: Database, statement: Any, *arguments: Any, **named: Any) -> Any:
+        if statement == reseal._NUMBER:
+            numbers.append(statement)
+        return await run(database, statement, *arguments, **named)
+
+    monkeypatch.setattr(Database, "execute", counted)
+    assert (await world.run())["tenants"] == 4
+    assert len(numbers) == 1
+    assert len(rows(world.dsn, "SELECT FROM reseal_passes WHERE done_at IS NOT NULL")) == 4
+
+
+async def test_reseal_tenant_that_cannot_begin_leaves_the_passes_of_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(
+        world.dsn,
+        "INSERT INTO tenants (name, created_at) VALUES ('more', now() - interval '1 day')",
+        "INSERT INTO reseal_passes (tenant_id, began_at) SELECT tenant_id, now() FROM tenants"
+        " WHERE name = 'more'",
+    )
+    monkeypatch.setattr(reseal, "_OLDER_S", 0.0)
+    open_one = await world.database.begin()
+    await open_one.query("SELECT pg_current_xact_id()")
+    try:
+        with pytest.raises(StoreError, match="pg_prepared_xacts"):
+            await world.run()
+    finally:
+        await open_one.rollback()
+    done = "SELECT name FROM reseal_passes JOIN tenants USING (tenant_id) WHERE done_at IS NOT NULL"
+    assert rows(world.dsn, done) == [("more",)]
+    assert (await world.run())["tenants"] == 1
 
 
 async def test_voice_put_again_before_the_pass_logs_nothing_twice(world: World) -> None:

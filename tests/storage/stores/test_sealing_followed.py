@@ -202,10 +202,10 @@ async def test_reseal_pass_begins_when_transactions_that_missed_the_domain_have_
     store = PostgresReseal(database, sealing, sealing.refresh)
     monkeypatch.setattr(reseal, "_OLDER_S", 0.0)
     with pytest.raises(StoreError, match="transactions that began before this pass are still open"):
-        await store.next_tenant(0)
+        await store.begin(1)
     await behind.commit(WriteSet({1: 2}, [RECORD], [], [], [], []))
     assert SECRET in _dump(dsn, "records")
-    assert await store.next_tenant(0) == 1
+    await store.begin(1)
     while await store.step(1) is not None:
         pass
     assert SECRET not in _dump(dsn, "records")
@@ -224,7 +224,7 @@ async def test_reseal_page_with_a_key_that_a_failover_lost_is_sealed_with_anothe
     )
     sealing = await _process(database)
     store = PostgresReseal(database, sealing, sealing.refresh)
-    assert await store.next_tenant(0) == 1
+    await store.begin(1)
     lost, changed = FAILOVER[1:3], reseal._changed
 
     def fail_over(*arguments: Any) -> object:

@@ -1,8 +1,8 @@
 -- How many devices a tenant has, so that the limit tenant_limits.device_rows is checked without counting them. The triggers
 -- keep it for every writer: servers, commands, and servers of the version before.
--- On a large installation: devices cannot be added while they are counted, about a second for a million. Uploads, and pushes that
--- name one, go on during that time: tenant_storage is changed last, when the devices are counted. Then they wait for this migration
--- while it waits for their transactions before it, 5 s at most, and for one row a tenant.
+-- On a large installation: nothing is written to devices while they are counted, about a second for a million. Uploads, and pushes
+-- that name one, go on during that time: tenant_storage is changed last. They wait while this migration waits for transactions that
+-- began before, 5 s at most, and while it writes a row for each tenant.
 
 -- What it calls is found in PostgreSQL's own schema, whatever the session of the caller has in its search_path.
 CREATE FUNCTION devices_are_counted() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

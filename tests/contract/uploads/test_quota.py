@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.harness.in_process_server import Serve
 from tests.harness.services import execute, rows
 from tests.harness.uploads.tus_uploader import described, encoded, photo, uploader
@@ -90,10 +92,13 @@ async def test_quota_begun_uploads_of_a_device_bounded_for_24_hours(serve: Serve
     )
 
 
-async def test_quota_open_uploads_bounded_over_two_workers(serve: Serve) -> None:
-    one, two = [await serve(uploads={"open_per_device": 5}) for _ in range(2)]
+@pytest.mark.parametrize(("bound", "status"), [("open_per_device", 507), ("begun_per_device", 429)])
+async def test_quota_uploads_of_a_device_bounded_over_two_workers(
+    serve: Serve, bound: str, status: int
+) -> None:
+    one, two = [await serve(uploads={bound: 5}) for _ in range(2)]
     await (await one.device()).push(item("put", "task", "pump-3", data={}))
     phones = [uploader(one), uploader(two)]
     answers = await asyncio.gather(*(phone.create(None) for phone in phones for _ in range(10)))
-    assert sorted(answer.status for answer in answers) == [201] * 5 + [507] * 15
+    assert sorted(answer.status for answer in answers) == [201] * 5 + [status] * 15
     assert rows(one.dsn, "SELECT count(*)::int FROM upload_session WHERE state = 'open'") == [(5,)]

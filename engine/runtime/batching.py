@@ -80,7 +80,7 @@ class Batcher(Generic[Request, Result]):
         """Run a batch.
 
         A store that is away or full fails the whole batch. Any other error, such as a refused value or the
-        lost key of a tenant, may be of one request: each runs alone, so that only that one fails.
+        lost key of a tenant, may be of one request: the batch is halved, until that one fails alone.
         """
         try:
             results = await with_retries(partial(self._call, [request for request, _ in batch]))
@@ -90,8 +90,9 @@ class Batcher(Generic[Request, Result]):
             if len(batch) == 1:
                 _fail(batch, error)
                 return
-            for one in batch:
-                await self._run_batch([one])
+            middle = len(batch) // 2
+            await self._run_batch(batch[:middle])
+            await self._run_batch(batch[middle:])
         else:
             for (_, result), value in zip(batch, results, strict=True):
                 if not result.done():

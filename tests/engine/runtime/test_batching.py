@@ -82,6 +82,14 @@ async def test_batcher_refused_request_fails_alone(refusal: Exception) -> None:
         assert await asyncio.gather(*asked, return_exceptions=True) == [2, refusal, 4]
 
 
+async def test_batcher_one_refused_request_of_many_is_found_in_few_rounds() -> None:
+    oracle = Oracle()
+    async with batching(oracle) as batcher:
+        asked = [batcher.submit(-1 if number == 77 else number) for number in range(128)]
+        await asyncio.gather(*asked, return_exceptions=True)
+    assert len(oracle.rounds) == 15
+
+
 async def test_batcher_store_that_fails_for_all_is_not_asked_for_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import pytest
 
+from engine.feed.gap_reader import GapReader
+from engine.feed.ports import Page
 from engine.model.rows import (
     KEYED_CHARS,
     Conflict,
@@ -274,6 +277,29 @@ async def test_open_a_value_moved_to_another_row_is_an_error(dsn: str, database:
     execute(dsn, "UPDATE records SET data = (SELECT data FROM records WHERE id = 'r1') WHERE id = 'r2'")
     with pytest.raises(StoreError, match="another row"):
         await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
+
+
+async def test_live_feed_of_another_tenant_passes_a_value_that_cannot_be_opened(
+    dsn: str, database: Database
+) -> None:
+    sealing = _sealing()
+    await _write(database, sealing)
+    execute(
+        dsn,
+        "UPDATE records SET data = (SELECT data FROM records WHERE id = 'r1') WHERE id = 'r2'",
+        "INSERT INTO tenants (name) VALUES ('two')",
+        "INSERT INTO tenant_counters (tenant_id, seq) VALUES (2, 3)",
+    )
+    reader = GapReader(PostgresFeed(database, sealing), 1 << 20)
+    running = asyncio.create_task(reader.run())
+    broken, whole = await asyncio.gather(
+        reader.page_after(1, 0), reader.page_after(2, 0), return_exceptions=True
+    )
+    running.cancel()
+    await asyncio.wait([running])
+    assert "another row" in str(broken)
+    assert isinstance(whole, Page)
+    assert whole.high_seq == 3
 
 
 async def test_conflict_of_large_sides_and_changes_gives_the_loop_back_between_values(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,7 +19,7 @@ from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.transactions import transaction_settings
 from storage.stores.held_changes import StoredChange, changes_in_steps, encode_changes
-from storage.stores.keys.reseal_statements import MOVE, Statements, statements_of
+from storage.stores.keys.reseal_statements import HERE, MOVE, Statements, statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
 from storage.stores.sealed.answers import open_answer
 from storage.stores.sealed.checked import checked_transaction
@@ -70,7 +70,7 @@ _STATE: Final = (
 )
 _END: Final = (
     "UPDATE reseal_passes SET done_at = began_at, began_at = NULL, place = NULL, position = NULL"
-    " WHERE tenant_id = %(tenant)s::int"
+    f" WHERE tenant_id = %(tenant)s::int AND {HERE} RETURNING 1"
 )
 _DEAD: Final = (
     "SELECT coalesce(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables"
@@ -90,10 +90,14 @@ _STATEMENTS: Final[tuple[tuple[SealedTable, Statements], ...]] = tuple(
 
 
 class _Where(NamedTuple):
-    """How far a pass is: the index of the table, and the key of the last row that was looked at."""
+    """How far a pass is: the index of the table, and the key of the last row that was looked at.
+
+    ``stored`` is how the pass has it, of which a page of a later table may be the next one.
+    """
 
     table: int
     after: list[str] | None
+    stored: Mapping[str, object]
 
 
 class _Started(NamedTuple):
@@ -176,12 +180,14 @@ class PostgresReseal:
         await self._sealing.load_keys(tenant_id)
         where = _where(place, position)
         for table in range(where.table, len(_STATEMENTS)):
-            after = where.after if table == where.table else None
-            done = await self._page(tenant_id, _Where(table, after), followed_s or 0.0)
+            at = where if table == where.table else _Where(table, None, where.stored)
+            done = await self._page(tenant_id, at, followed_s or 0.0)
             if done is not None:
                 return done
-        await self._database.execute(_END, {"tenant": tenant_id}, tenants=[tenant_id])
-        return None
+        values = {"tenant": tenant_id, **where.stored}
+        if await self._database.execute(_END, values, tenants=[tenant_id]):
+            return None
+        return Resealed(0, 0, 0)  # the pass is elsewhere: the next step reads where
 
     async def _page(self, tenant_id: int, where: _Where, followed_s: float) -> Resealed | None:
         """Do a page of one table; None if no row of it is left."""
@@ -241,6 +247,7 @@ class PostgresReseal:
             "place": table.name,
             "position": _encode(last).decode(),
             "values": values,
+            **where.stored,
         }
         if not due:
             await self._database.execute(MOVE, moved, _SETTINGS, [tenant_id])
@@ -265,10 +272,11 @@ class PostgresReseal:
 
 
 def _where(place: str | None, position: str | None) -> _Where:
+    stored = {"from_place": place, "from_position": position}
     for at, (table, _) in enumerate(_STATEMENTS):
         if table.name == place and position is not None:
-            return _Where(at, _decode_position(position))
-    return _Where(0, None)
+            return _Where(at, _decode_position(position), stored)
+    return _Where(0, None, stored)
 
 
 def _flags(table: SealedTable, row: Row) -> list[bool]:

@@ -29,12 +29,16 @@ _DROP_TWINS: Final = (
 
 #: As batches do: the counter before any other row, so that neither waits for the other in a circle.
 _LOCK: Final = "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s::int FOR UPDATE; "
+#: That a pass is where the step read it. After a failover it may be behind, for its pages do not wait for a
+#: standby: a position that went over the lost ones would leave their rows as they are.
+HERE: Final = "(place, position::text) IS NOT DISTINCT FROM (%(from_place)s::text, %(from_position)s::text)"
 MOVE: Final = (
     "UPDATE reseal_passes SET place = %(place)s, position = %(position)s::json,"
     " resealed = resealed + %(values)s::int,"
     " unreadable_values = unreadable_values + %(unreadable_values)s::int,"
     f" unreadable = CASE WHEN jsonb_array_length(unreadable) < {LISTED}"
-    " THEN unreadable || %(unreadable)s::jsonb ELSE unreadable END WHERE tenant_id = %(tenant)s::int"
+    " THEN unreadable || %(unreadable)s::jsonb ELSE unreadable END"
+    f" WHERE tenant_id = %(tenant)s::int AND {HERE}"
 )
 
 

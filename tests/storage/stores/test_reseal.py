@@ -215,6 +215,47 @@ async def test_reseal_that_fails_midway_goes_on_where_it_was(
     ]
 
 
+#: A failover loses the page of the first record and its position, which had not waited for a standby.
+_LOST_PAGE = f"UPDATE records SET data = '{{\"name\":\"{SECRET}\"}}' WHERE id = 'r1'"
+_LOST_POSITION = "UPDATE reseal_passes SET place = NULL, position = NULL, resealed = 0"
+
+
+async def test_reseal_failover_between_read_and_write_does_lost_pages_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = reseal._changed
+    calls: list[object] = []
+
+    def third(*arguments: Any) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            execute(world.dsn, _LOST_PAGE, _LOST_POSITION)
+        return changed(*arguments)
+
+    monkeypatch.setattr(reseal, "_changed", third)
+    await world.run(1)
+    assert SECRET not in str(world.dump()["records"])
+
+
+async def test_reseal_failover_before_the_end_does_lost_pages_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, lost = PostgresReseal._page, [_LOST_PAGE, _LOST_POSITION]
+
+    async def last(*arguments: Any) -> object:
+        done = await page(*arguments)
+        if arguments[2].table == len(SEALED_TABLES) - 1 and done is None and lost:
+            execute(world.dsn, *lost)
+            lost.clear()
+        return done
+
+    monkeypatch.setattr(PostgresReseal, "_page", last)
+    await world.run(1)
+    assert lost == []
+    assert SECRET not in str(world.dump()["records"])
+    assert rows(world.dsn, "SELECT done_at IS NOT NULL FROM reseal_passes") == [(True,)]
+
+
 async def test_reseal_goes_on_behind_values_that_cannot_be_opened_and_names_them(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,14 +20,17 @@ from compose.sealing.master_key import (
     put_in_front,
 )
 from compose.sealing.start import unsealed_domains
+from compose.sealing.stores import open_sealing
 from engine.cache.key_ring import COMMAND_SEALS, TenantKeyRing
 from engine.operate.key_admin import Watch
 from engine.operate.ports import RefusedError
-from engine.operate.rows import KeyStatus, MasterRotation
+from engine.operate.rows import KeyStatus, MasterRotation, TenantVerification
+from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.settings import Settings
 from engine.seal.master_keys import NONCE_BYTES, MasterKeyError, MasterKeys, missing_sentence
 from storage.postgres.pool import Database
 from storage.stores.keys.admin import PostgresKeyAdmin, RunningProcess, TenantKey, refuse_without_key
+from storage.stores.keys.verify import PostgresVerify
 from storage.stores.keys.wrapped import PostgresTenantKeys
 
 #: Servers read the file of master keys again every ten seconds.
@@ -45,6 +48,7 @@ class KeyAdmin:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
+        self._database = database
         self._store = PostgresKeyAdmin(database)
         self._source = MasterKeySource(settings)
         self._ring = TenantKeyRing(PostgresTenantKeys(database), self._source, os.urandom, COMMAND_SEALS)
@@ -59,6 +63,20 @@ class KeyAdmin:
             unsealed_domains(self._settings, sealed),
             await self._store.tenants(),
         )
+
+    async def verify(self, tenant: str | None, watch: Watch) -> list[TenantVerification]:
+        """Open every sealed value of a tenant, or of all."""
+        store = PostgresVerify(self._database, await open_sealing(self._settings, self._database))
+        found: list[TenantVerification] = []
+        for tenant_id, name in await store.tenants(tenant):
+            try:
+                verified = await store.verify(tenant_id, lambda rows: watch(f"{name}, {rows:,} rows"))  # noqa: B023  # called at once
+                found.append(TenantVerification(name, *verified))
+            except StoreUnavailableError:
+                raise
+            except StoreError as error:  # its keys: other tenants go on
+                found.append(TenantVerification(name, 0, error=str(error)))
+        return found
 
     async def rotate_master(self, watch: Watch) -> MasterRotation:
         """Wrap the keys of all tenants by a new master key."""

@@ -172,6 +172,6 @@ def _tenant_findings(tenants: Sequence[TenantKeyState]) -> Iterator[CheckResult]
                 "fault",
                 "sealing",
                 f"tenant {one.tenant}: {unreadable_values(one)}",
-                "restore these rows from a backup, or delete them, then run `run.py keys rotate-tenant"
-                f" --tenant {one.tenant}`, which has the job reseal look at all again",
+                'restore these rows from a backup, or delete them (docs/operations.md, "Values that cannot be'
+                f' opened"), then run `run.py keys verify --tenant {one.tenant}`, which ends this',
             )

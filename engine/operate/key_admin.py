@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
-from engine.operate.rows import KeyStatus, MasterRotation, TenantKeyState
+from engine.operate.rows import KeyStatus, MasterRotation, TenantKeyState, TenantVerification
 
 Watch = Callable[[str], None]
 
@@ -17,7 +17,7 @@ def missing_keys(one: TenantKeyState) -> str:
     return f"keys missing from tenant_keys, without which what they sealed cannot be read: {named}"
 
 
-def unreadable_values(one: TenantKeyState) -> str:
+def unreadable_values(one: TenantKeyState | TenantVerification) -> str:
     """Return the sentence on the values of a tenant that cannot be opened."""
     named = ", ".join(f"{value.table} {value.domain or '-'} {value.id}" for value in one.unreadable)
     more = one.unreadable_values - len(one.unreadable)
@@ -30,6 +30,17 @@ class KeyAdmin(Protocol):
 
     async def status(self) -> KeyStatus:
         """Return master keys, sealed domains, and the keys of tenants."""
+
+    async def verify(self, tenant: str | None, watch: Watch) -> list[TenantVerification]:
+        """Open every sealed value of a tenant, or of all for None. What cannot be opened is noted.
+
+        Args:
+            tenant: Its name.
+            watch: Is told how far it is.
+
+        Raises:
+            RefusedError: There is no such tenant, or no master key can be read.
+        """
 
     async def rotate_master(self, watch: Watch) -> MasterRotation:
         """Wrap the keys of all tenants by the first master key of the settings.

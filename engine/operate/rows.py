@@ -328,6 +328,24 @@ class TenantKeyState(msgspec.Struct, frozen=True):
     unreadable: list[UnreadableValue] = []
 
 
+class TenantVerification(msgspec.Struct, frozen=True):
+    """What ``keys verify`` found of a tenant.
+
+    Attributes:
+        tenant: Its name.
+        rows: Its rows with sealed values, each of which was opened or tried.
+        unreadable_values: Those that cannot be opened.
+        unreadable: The first hundred of them.
+        error: Why none could be tried, as if its keys are lost.
+    """
+
+    tenant: str
+    rows: int
+    unreadable_values: int = 0
+    unreadable: list[UnreadableValue] = []
+    error: str | None = None
+
+
 class SealedDomain(msgspec.Struct, frozen=True):
     """A domain that is sealed, and since when."""
 

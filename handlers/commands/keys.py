@@ -10,7 +10,7 @@ import msgspec
 from engine.operate.key_admin import missing_keys, unreadable_values
 from engine.operate.rows import KeyStatus, TenantKeyState
 from engine.seal.sealer import MOST_SEALS
-from handlers.commands.deployment import Deployment, as_json, opened, with_deployment
+from handlers.commands.deployment import Deployment, as_json, of_tenant, opened, with_deployment
 from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
@@ -67,6 +67,35 @@ async def status(deployment: Deployment, *, json_: bool) -> None:
             say(f"{one.tenant}: {missing_keys(one)}", err=True)
         if one.unreadable_values:
             say(f"{one.tenant}: {unreadable_values(one)}", err=True)
+
+
+@keys.command(
+    "verify", short_help="Open every sealed value.", epilog="Example: run.py keys verify --tenant acme --json"
+)
+@of_tenant
+@_json
+@with_deployment(changes=True)
+async def verify(deployment: Deployment, *, tenant: str | None, json_: bool) -> None:
+    """Open every sealed value of all tenants, or of one, and name what cannot be opened.
+
+    Such a value was changed, is of another row, or its key is lost. Servers may run. Nothing but the figures
+    of `keys status` and doctor is written. The exit status is 1 if any value cannot be opened.
+    """
+    with progress("verifying") as tell:
+        async with deployment.sealing_keys() as admin:
+            found = await admin.verify(tenant, tell)
+    if json_:
+        as_json(found)
+    else:
+        table(
+            [(one.tenant, f"{one.rows:,}", one.error or f"{one.unreadable_values:,}") for one in found],
+            ("TENANT", "SEALED ROWS", "CANNOT BE OPENED"),
+        )
+        for one in found:
+            if one.unreadable_values:
+                say(f"{one.tenant}: {unreadable_values(one)}", err=True)
+    if any(one.error or one.unreadable_values for one in found):
+        raise SystemExit(1)
 
 
 @keys.command(

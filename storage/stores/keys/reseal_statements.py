@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from storage.postgres.plain_bytes import TEXT_MARK_SQL
@@ -54,9 +55,20 @@ class Statements(NamedTuple):
     changed: tuple[str, ...]
 
 
+class SealedPages(NamedTuple):
+    """The statements that read all sealed values of a table. ``page`` begins as that of ``Statements``."""
+
+    first_page: str
+    page: str
+
+
+def sealed_pages_of(table: SealedTable) -> SealedPages:
+    """Return the statements that read all sealed values of a table, as ``keys verify`` opens them."""
+    return SealedPages(_page(table, "", _sealed), _page(table, _after(table), _sealed))
+
+
 def statements_of(table: SealedTable) -> Statements:
     """Return the statements of a table."""
-    after = ", ".join(f"%(a{at})s::{column.kind}" for at, column in enumerate(table.key))
     changed = (
         *(f"k{at}" for at in range(len(table.key))),
         "x",
@@ -64,24 +76,29 @@ def statements_of(table: SealedTable) -> Statements:
         *(f"m{at}" for at in range(len(table.more))),
     )
     return Statements(
-        _page(table, ""),
-        _page(table, f" AND ({_names(table)}) > ({after})"),
+        _page(table, "", partial(_due, table)),
+        _page(table, _after(table), partial(_due, table)),
         _update(table, changed),
         changed,
     )
 
 
-def _page(table: SealedTable, after: str) -> str:
-    """Return the rows of a page that are not as they should be, and its last row in any case.
+def _after(table: SealedTable) -> str:
+    after = ", ".join(f"%(a{at})s::{column.kind}" for at, column in enumerate(table.key))
+    return f" AND ({_names(table)}) > ({after})"
+
+
+def _page(table: SealedTable, after: str, asked: Callable[[SealedColumn], str]) -> str:
+    """Return the rows of a page with values that are asked for, and its last row in any case.
 
     The columns: the number of rows of the page, the key, xmin, domain, id, version, then of each column
-    whether it is to be changed and its value, and the further columns.
+    whether it is asked for and its value, and the further columns.
     """
     keys = [f"{column.name}::text AS k{at}" for at, column in enumerate(table.key)]
     values = [
         text
         for at, column in enumerate(table.columns)
-        for text in (f"{_due(table, column)} AS d{at}", f"{column.name}::text AS c{at}")
+        for text in (f"{asked(column)} AS d{at}", f"{column.name}::text AS c{at}")
     ]
     more = [f"{_read(name)} AS m{at}" for at, name in enumerate(table.more)]
     columns = ", ".join(
@@ -151,6 +168,19 @@ def _due(table: SealedTable, column: SealedColumn) -> str:
     }.get(column.form, covered)
     mark = TEXT_MARK_SQL if column.form == "text" else _JSON_MARK
     return f"({column.name} IS NOT NULL AND {_judged(text, mark, covered, plain)})"
+
+
+def _sealed(column: SealedColumn) -> str:
+    """Return the condition that a value is sealed, or that it holds sealed ones."""
+    if column.form == "changes":
+        # A damaged one may be no list any longer: it is read, and cannot be opened.
+        each = f"json_array_elements({column.name}) AS e WHERE left((e->'data')::text, 1) = {_JSON_MARK}"
+        return (
+            f"CASE json_typeof({column.name}) WHEN 'array' THEN EXISTS (SELECT FROM {each})"
+            f" ELSE {column.name} IS NOT NULL END"
+        )
+    mark = TEXT_MARK_SQL if column.form == "text" else _JSON_MARK
+    return f"coalesce(left({column.name}::text, 1) = {mark}, false)"
 
 
 def _judged(text: str, mark: str, covered: str, plain: str) -> str:

@@ -72,6 +72,7 @@ NO_EVENT = {
     "policy list": "settings",
     "conflicts list": "names of records, no data of one",
     "quarantine list": "names of records and why they were rejected, no data of one",
+    "keys verify": "names of rows, no data of one",
     "keys status": "numbers and ids of keys, no key",
     "job list": "runs of jobs",
     "monitor": "counts; the alerts that it sends are rows of a table of their own",

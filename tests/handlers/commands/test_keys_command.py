@@ -337,6 +337,14 @@ async def test_keys_status_and_job_name_what_is_plain_lost_or_cannot_be_opened(
         dsn,
         "DELETE FROM tenant_keys WHERE tenant_id = (SELECT tenant_id FROM tenants WHERE name = 'globex')",
     )
+    verified = await keys("verify")
+    assert verified.status == 1
+    assert [line.split(maxsplit=2) for line in verified.out.splitlines()[1:]] == [
+        ["acme", "1", "1"],
+        ["globex", "0", "0"],
+    ]
+    assert "acme: sealed values that cannot be opened: 1 (events voice e1)" in verified.err
+    assert "there is no tenant nobody" in (await keys("verify", "--tenant", "nobody")).refusal()
     status = await keys("status")
     assert "acme: sealed values that cannot be opened: 1 (events voice e1)" in status.err
     assert status.out.splitlines()[-1].split()[:2] == ["globex", "LOST"]
@@ -345,3 +353,7 @@ async def test_keys_status_and_job_name_what_is_plain_lost_or_cannot_be_opened(
         in status.err
     )
     assert "not sealed" not in status.out
+    execute(dsn, "DELETE FROM events")
+    (healed,) = json.loads((await keys("verify", "--tenant", "acme", "--json")).out)
+    assert healed["unreadable_values"] == 0
+    assert "cannot be opened" not in (await keys("status")).err

@@ -36,6 +36,7 @@ TABLES: dict[str, list[str]] = {
     "conflicts show": ["CONFLICT"],
     "quarantine list": [],
     "keys status": [],
+    "keys verify": [],
     "job list": [],
     "job cleanup": [],
     "monitor": [],
@@ -54,6 +55,7 @@ _SENTENCES = (
     "settings file: ",
     "no room for ",
     "sealed domains: ",
+    "not sealed, ",
     "  ",
 )
 #: Commands that do not say that they go on, and why.

@@ -39,6 +39,7 @@ CHANGING: dict[str, list[str]] = {
     "keys rotate-master": [],
     "keys rotate-tenant": ["--tenant", "acme"],
     "keys seal-domain": ["voice"],
+    "keys verify": ["--tenant", "acme"],
     "conflicts resolve": [SOME_ID, "--choice", "server"],
     "quarantine retry": [SOME_ID],
     "quarantine drop": [SOME_ID, "--yes"],

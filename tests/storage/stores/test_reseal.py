@@ -22,6 +22,7 @@ from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.reseal import PostgresReseal
 from storage.stores.keys.reseal_statements import statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedTable
+from storage.stores.keys.verify import PostgresVerify
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed import sealing as places
 from storage.stores.sealed.sealing import Sealing
@@ -294,6 +295,41 @@ async def test_reseal_goes_on_behind_values_that_cannot_be_opened_and_names_them
     execute(world.dsn, "DELETE FROM voice_verification_log WHERE octet_length(result::text) < 220", WANTED)
     assert "unreadable" not in await world.run()
     assert world.key_numbers() == {2}
+
+
+async def test_verify_finds_damage_to_values_of_the_current_key_that_a_pass_skips(world: World) -> None:
+    await world.run()
+    verify = PostgresVerify(world.database, world.sealing, 2)
+    looked: list[int] = []
+    whole = await verify.verify(1, looked.append)
+    assert whole == (11, 0, [])
+    assert looked == sorted(looked)
+    execute(
+        world.dsn,
+        "UPDATE records SET data = (SELECT last_data FROM records WHERE id = 'r2') WHERE id = 'r1'",
+        # One character behind the head is another one.
+        "UPDATE quarantine SET item = overlay(item PLACING"
+        " CASE substr(item, 60, 1) WHEN 'A' THEN 'B' ELSE 'A' END FROM 60 FOR 1)",
+        WANTED,
+    )
+    assert "unreadable" not in await world.run()
+    execute(
+        world.dsn,
+        "UPDATE conflict_resolution_log SET client_changes = '\"no list\"' WHERE client_changes IS NOT NULL",
+    )
+    found = await verify.verify(1, looked.append)
+    assert [(one.table, one.domain) for one in found.unreadable] == [
+        ("records", "patient"),
+        ("conflict_resolution_log", "patient"),
+        ("quarantine", "patiant"),
+    ]
+    (state,) = await PostgresKeyAdmin(world.database).tenants()
+    assert (state.unreadable_values, state.unreadable) == (3, found.unreadable)
+    execute(world.dsn, "DELETE FROM records WHERE id = 'r1'", "DELETE FROM quarantine")
+    execute(world.dsn, "DELETE FROM conflict_resolution_log")
+    assert (await verify.verify(1, looked.append)).unreadable_values == 0
+    (state,) = await PostgresKeyAdmin(world.database).tenants()
+    assert state.unreadable_values == 0
 
 
 async def test_reseal_waits_until_servers_follow(world: World) -> None:

@@ -1,17 +1,19 @@
 ALTER FUNCTION audit_log_only_grows() RESET search_path;
 
 -- Also the policies of the role of jobs, which no migration made. Without policies a role with rights sees the rows of
--- every tenant: `run.py migrate` takes them from the roles of its settings, and this from those that the policies name.
+-- every tenant: so all but the owner lose theirs with the policies, in one transaction.
 DO $$
 DECLARE
     found record;
 BEGIN
     FOR found IN
-        SELECT DISTINCT pg_get_userbyid(role) AS name FROM pg_policy AS p
-        JOIN pg_class AS c ON c.oid = p.polrelid, unnest(p.polroles) AS role
-        WHERE c.relnamespace = current_schema()::regnamespace AND p.polname = 'jobs' AND role <> 0
+        SELECT DISTINCT grantee FROM pg_class AS c, aclexplode(c.relacl)
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relrowsecurity AND grantee <> c.relowner
     LOOP
-        EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA %I FROM %I', current_schema(), found.name);
+        EXECUTE format(
+            'REVOKE ALL ON ALL TABLES IN SCHEMA %I FROM %s CASCADE', current_schema(),
+            CASE found.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(found.grantee)) END
+        );
     END LOOP;
     FOR found IN
         SELECT polrelid::regclass::text AS growing, polname FROM pg_policy

@@ -31,7 +31,6 @@ from engine.runtime.ports import (
     StoreRetryError,
     StoreUnavailableError,
     StoreUnknownError,
-    StoreUnreadableError,
     WorkClock,
 )
 from engine.runtime.rate_limit import retry_later_ms, retry_soon_ms
@@ -249,7 +248,7 @@ class Lane:
             tenant_id=work.tenant_id,
             device_id=work.device_id,
             reason=type(error).__name__,
-            detail=str(error) if isinstance(error, StoreUnreadableError) else None,
+            detail=error.detail,
         )
         sentence = "the database cannot serve this message now; send the same message again"
         _answer(queued, SyncError("unavailable", sentence, retry_after_ms=wait_ms))

@@ -340,7 +340,7 @@ class Feed:
                     subscription.reader, subscription.scope, subscription.position, subscription.limit
                 )
             except StoreError as error:
-                _log.warning("catch_up_delayed", reason=type(error).__name__)
+                _note_failure("catch_up_delayed", hub, error)
                 await asyncio.sleep(_RETRY_S)
                 continue
             except SyncError as error:
@@ -376,8 +376,12 @@ class Feed:
                 self._schedule(hub)
                 await asyncio.sleep(self._limits.page_interval_s)
         except StoreError as error:
-            _log.warning("gap_remains", reason=type(error).__name__)
+            _note_failure("gap_remains", hub, error)
             hub.note_missed()
             await asyncio.sleep(_RETRY_S)
         hub.end_reread()
         self._schedule(hub)
+
+
+def _note_failure(event: str, hub: Hub, error: StoreError) -> None:
+    _log.warning(event, tenant_id=hub.tenant_id, reason=type(error).__name__, detail=error.detail)

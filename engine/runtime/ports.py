@@ -8,6 +8,11 @@ from typing import Protocol
 class StoreError(Exception):
     """The store failed. The subclass tells what is certain."""
 
+    @property
+    def detail(self) -> str | None:
+        """What may be logged besides the class; None, since the sentence may have data of a device."""
+        return None
+
 
 class StoreRetryError(StoreError):
     """Nothing was written (deadlock, lock timeout, connection lost before COMMIT). A retry may succeed."""
@@ -32,8 +37,13 @@ class StoreUnavailableError(StoreError):
 class StoreUnreadableError(StoreError):
     """Sealed data cannot be opened: a retry fails until a person restores a key or a value. Others go on.
 
-    Nothing was written. The sentence names the key or the value, and may be logged: it has no data.
+    Nothing was written. The sentence names the key or the value, and has no data.
     """
+
+    @property
+    def detail(self) -> str:
+        """The sentence."""
+        return str(self)
 
 
 class Clock(Protocol):

@@ -30,12 +30,11 @@ def as_sync_error(error: Exception, **context: object) -> SyncError:
     if isinstance(error, SyncError):
         return error
     if isinstance(error, StoreError):
-        unreadable = isinstance(error, StoreUnreadableError)
-        detail = str(error) if unreadable else None  # the text of another error may have data
-        _log.warning("store_failed", reason=type(error).__name__, detail=detail, **context)
+        _log.warning("store_failed", reason=type(error).__name__, detail=error.detail, **context)
         if isinstance(error, StoreFullError):
             sentence = "the database's disk is full"
             return SyncError("insufficient_storage", sentence, retry_after_ms=retry_later_ms())
+        unreadable = isinstance(error, StoreUnreadableError)
         sentence = "the stored data cannot be read now" if unreadable else "the database is away"
         return SyncError("unavailable", sentence, retry_after_ms=retry_soon_ms())
     if isinstance(error, BlobsError):

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from engine.feed import feed as feed_module
 from engine.feed import gap_reader
@@ -24,7 +25,7 @@ from engine.feed.hub import FeedLimits
 from engine.feed.ports import Page
 from engine.feed.subscription import Subscription
 from engine.model.rows import Record, RecordKey
-from engine.runtime.ports import StoreUnavailableError
+from engine.runtime.ports import StoreError, StoreUnavailableError, StoreUnreadableError
 from engine.runtime.read_limiter import Reader as Device
 from engine.runtime.read_limiter import ReadLimiter
 from engine.wire.errors import SyncError
@@ -53,13 +54,17 @@ class StillClock:
 
 
 class Source(MemoryStore):
-    """A store that others write to. ``reads`` counts pages read, ``failures`` how many of the next fail."""
+    """A store that others write to. ``reads`` counts pages read, ``failures`` how many of the next fail.
+
+    They fail with ``failure``, else because the store is away.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.news = asyncio.Event()
         self.reads = 0
         self.failures = 0
+        self.failure: StoreError | None = None
         self.open = asyncio.Event()
         self.open.set()
 
@@ -84,7 +89,7 @@ class Source(MemoryStore):
         await self.open.wait()
         if self.failures:
             self.failures -= 1
-            raise StoreUnavailableError("away")
+            raise self.failure or StoreUnavailableError("away")
         return await super().page(tenant_id, after_seq, domains, limit, max_bytes)
 
 
@@ -642,6 +647,34 @@ async def test_gap_store_unavailable_is_closed_later() -> None:
         one.source.commit("lost", {})
         one.publish(one.source.commit("late", {}))
         await one.until(lambda: reader.ids == ["lost", "late"])
+
+
+async def test_gap_with_a_value_that_cannot_be_opened_is_logged_with_its_place() -> None:
+    async with running_feed() as one:
+        reader = await one.subscribed()
+        one.source.failures, one.source.failure = 1, StoreUnreadableError("records.data of task r1")
+        with capture_logs() as logs:
+            one.source.commit("lost", {})
+            one.publish(one.source.commit("late", {}))
+            await one.until(lambda: reader.ids == ["lost", "late"])
+        (line,) = [line for line in logs if line["event"] == "gap_remains"]
+        assert (line["tenant_id"], line["detail"]) == (1, "records.data of task r1")
+
+
+async def test_catch_up_at_a_value_that_cannot_be_opened_is_logged_with_its_place() -> None:
+    limits = FeedLimits(page_bytes=1 << 20, tail_changes=3, tail_bytes=1 << 20, page_interval_s=0.0)
+    async with running_feed(limits) as one:
+        slow = await one.subscribed()
+        slow.room = 0
+        for number in range(9):
+            one.publish(one.source.commit(f"r{number}", {}))
+            await turns()
+        one.source.failures, one.source.failure = 1, StoreUnreadableError("records.data of task r2")
+        with capture_logs() as logs:
+            slow.resume()
+            await one.until(lambda: slow.ids == [f"r{number}" for number in range(9)])
+        (line,) = [line for line in logs if line["event"] == "catch_up_delayed"]
+        assert (line["tenant_id"], line["detail"]) == (1, "records.data of task r2")
 
 
 async def test_gap_too_wide_to_fill_sends_subscribers_to_the_store() -> None:

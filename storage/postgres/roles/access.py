@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 from engine.operate.rows import CheckResult
 from storage.postgres.roles.hidden import MIGRATE, hidden
-from storage.postgres.roles.tables import BY_TENANTS, OPENS_TO_JOBS, USED, WHOLE, search_path_remedy, values
+from storage.postgres.roles.tables import (
+    BY_TENANTS,
+    NOT_INSERTED,
+    OPENS_TO_JOBS,
+    USED,
+    WHOLE,
+    quoted,
+    search_path_remedy,
+    values,
+)
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -20,7 +29,7 @@ _LACKS: Final = (
     "SELECT current_user::text, current_database()::text, current_setting('search_path'),"
     f" (SELECT c.relname::text FROM pg_class AS c WHERE {USED}"
     " AND NOT (has_schema_privilege(c.relnamespace, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')"
-    f" AND (c.relname = 'events_later' OR has_table_privilege(c.oid, 'INSERT'))) ORDER BY 1 LIMIT 1)"
+    f" AND (c.relname = ANY(%(not_inserted)s) OR has_table_privilege(c.oid, 'INSERT'))) ORDER BY 1 LIMIT 1)"
 )
 #: A table that is not found by its name, and the schema of the one that is found instead.
 _NOT_FOUND: Final = (
@@ -35,6 +44,13 @@ _OTHER: Final = (
     f" WHERE {WHOLE} AND (NOT c.relrowsecurity OR NOT {BY_TENANTS} OR NOT {OPENS_TO_JOBS} AND EXISTS"
     " (SELECT FROM pg_policy AS p WHERE p.polrelid = c.oid AND p.polname = 'jobs')) ORDER BY 2, 1 LIMIT 1"
 )
+#: Also a role that this one could become by SET ROLE counts.
+_MORE: Final = (
+    "SELECT p.polname::text, c.relname::text, current_user::text FROM pg_class AS c"
+    f" JOIN pg_policy AS p ON p.polrelid = c.oid WHERE {WHOLE} AND p.polpermissive"
+    " AND p.polname NOT IN ('tenants', 'jobs') AND EXISTS (SELECT FROM unnest(p.polroles) AS r"
+    " WHERE r = 0 OR pg_has_role(current_user, r, 'MEMBER')) ORDER BY 2, 1"
+)
 
 
 def access_finding(connection: Connection, schema: str, setting: str, *, sees_all: bool) -> CheckResult:
@@ -47,7 +63,7 @@ def access_finding(connection: Connection, schema: str, setting: str, *, sees_al
         sees_all: Whether it has to see the rows of all tenants.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_LACKS, values(schema))
+        cursor.execute(_LACKS, {**values(schema), "not_inserted": list(NOT_INSERTED)})
         role, database, path, lacks = cursor.fetchall()[0]
         cursor.execute(_NOT_FOUND, values(schema))
         not_found = cursor.fetchall()
@@ -81,3 +97,21 @@ def policy_finding(connection: Connection, schema: str) -> Iterator[CheckResult]
                 else f"the table {table} has no policy"
             )
             yield CheckResult("fault", "row security", found, "run `run.py migrate`, which makes it anew")
+
+
+def opening_findings(connection: Connection, schema: str) -> Iterator[CheckResult]:
+    """Yield a fault for each policy beside those of migrations that shows rows to the role of serving.
+
+    Args:
+        connection: The database, as the role of serving.
+        schema: The schema of the tables, as their owner finds them.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_MORE, values(schema))
+        for policy, table, role in cursor.fetchall():
+            found = (
+                f"the policy {policy} of the table {table} shows the role {role} rows of tenants that a"
+                " transaction does not name"
+            )
+            remedy = f"as the owner: DROP POLICY {quoted(policy)} ON {quoted(table)}"
+            yield CheckResult("fault", "row security", found, remedy)

@@ -25,12 +25,20 @@ if TYPE_CHECKING:
 _READ: Final = frozenset({"SELECT"})
 _WRITE: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE"})
 _CHANGE: Final = frozenset({"SELECT", "UPDATE", "DELETE"})
+_KEEP: Final = frozenset({"SELECT", "INSERT", "UPDATE"})
+_KEEP_ROWS: Final = frozenset({"SELECT", "UPDATE"})
 #: Where a role may do less than write. The audit log is appended to; the job of retention deletes from it.
+#: A row less of ``KEPT`` would unseal a domain, hide a lost master key, let old tokens in or stop servers;
+#: commands seal a domain as the role of jobs.
 #: ``events_later`` is used by its name while it is detached (storage/postgres/partitions/maintenance.py).
 _OTHERWISE: Final = {
     "audit_log": (frozenset({"SELECT", "INSERT"}), frozenset({"SELECT", "INSERT", "DELETE"})),
     "events_later": (_CHANGE, _CHANGE),
     "_yoyo_migration": (_READ, _READ),
+    "sealed_domains": (_READ, _KEEP),
+    "master_keys": (_KEEP, _KEEP),
+    "removed_tenants": (_KEEP, _KEEP),
+    "cluster_state": (_KEEP_ROWS, _KEEP_ROWS),
 }
 _LOCK_TIMEOUT_MS: Final = 5000
 _SELF: Final = "SELECT current_user::text, current_database()::text"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
-from storage.postgres.roles.access import access_finding, policy_finding
+from storage.postgres.roles.access import access_finding, opening_findings, policy_finding
 from storage.postgres.roles.named_tenants import SETTING
-from storage.postgres.roles.tables import BY_TENANTS, PARTS, WHOLE, schema_of_tables, values
+from storage.postgres.roles.tables import BY_TENANTS, OWNED, PARTS, WHOLE, schema_of_tables, values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -28,7 +28,7 @@ class _Way(NamedTuple):
     Attributes:
         query: Returns what opens it; nothing if it is closed.
         found: What is said of it. ``§`` stands for the role, ``{}`` for what the query returned.
-        remedy: What to do.
+        remedy: What to do; ``§`` stands for the role.
         decisive: Whether the policies hold nothing any more, so that no other way matters.
     """
 
@@ -64,10 +64,10 @@ _WAYS: Final = (
     ),
     _Way(
         f"{_NAME} {WHOLE} AND EXISTS (SELECT FROM pg_policy AS p, unnest(p.polroles) AS r"
-        " WHERE p.polrelid = c.oid AND p.polpermissive AND p.polname <> 'tenants'"
+        " WHERE p.polrelid = c.oid AND p.polpermissive AND p.polname = 'jobs'"
         f" AND (r = 0 OR {_MEMBER.format('r')})) {_FIRST}",
-        "a policy of the table {} lets the role § read all tenants",
-        "set postgres.jobs_dsn to a role of its own, which § is no member of, and run `run.py migrate`",
+        "the policy jobs of the table {} lets the role § read all tenants",
+        "set postgres.jobs_dsn to a role of its own, of which § is no member, and run `run.py migrate`",
     ),
     _Way(
         f"{_NAME} {PARTS}"
@@ -83,6 +83,12 @@ _WAYS: Final = (
     _Way(
         f"{_NAME} {WHOLE} AND has_table_privilege(c.oid, 'TRUNCATE, TRIGGER') {_FIRST}",
         "the role § may truncate the table {}, or give it triggers",
+        _REVOKE,
+    ),
+    _Way(
+        f"{_NAME} {OWNED} AND c.relname = ANY(%(kept)s)"
+        f" AND has_table_privilege(c.oid, 'DELETE, TRUNCATE, TRIGGER') {_FIRST}",
+        "the role § may delete from the table {}, of which rows stay, or give it triggers",
         _REVOKE,
     ),
     _Way(
@@ -116,7 +122,7 @@ def ways_past(connection: Connection, schema: str) -> Iterator[tuple[str, str]]:
             cursor.execute(way.query, values(schema))
             opened = cursor.fetchall()
             if opened:
-                yield way.found.format(opened[0][0]).replace("§", role), way.remedy
+                yield way.found.format(opened[0][0]).replace("§", role), way.remedy.replace("§", role)
             if opened and way.decisive:
                 return
 
@@ -174,6 +180,8 @@ def access_findings(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator
         if dsn != owner_dsn:
             with connected(dsn) as connection:
                 yield access_finding(connection, schema, setting, sees_all=dsn == jobs_dsn)
+                if dsn == serving_dsn:
+                    yield from opening_findings(connection, schema)
 
 
 def row_security_findings(ways: Collection[tuple[str, str]]) -> Iterator[CheckResult]:

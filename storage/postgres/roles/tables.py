@@ -25,6 +25,10 @@ REFERENCE: Final = (
     "master_keys",
     "sealed_domains",
 )
+#: Tables of which no role but the owner deletes rows.
+KEPT: Final = ("sealed_domains", "master_keys", "removed_tenants", "cluster_state")
+#: Tables into which the role of serving inserts nothing.
+NOT_INSERTED: Final = ("events_later", "sealed_domains", "cluster_state")
 #: A partition that is read by its own name while it is detached (storage/postgres/partitions/maintenance.py).
 BY_NAME: Final = "events_later"
 #: The tenants that a transaction names: the condition of every policy ``tenants``. The list is taken apart
@@ -130,7 +134,7 @@ class Table(NamedTuple):
 
 def values(schema: str) -> dict[str, object]:
     """Return the values of the conditions above."""
-    return {"schema": schema, "reference": list(REFERENCE), "plain": _PLAIN}
+    return {"schema": schema, "reference": list(REFERENCE), "plain": _PLAIN, "kept": list(KEPT)}
 
 
 def schema_of_tables(cursor: Cursor) -> str:
@@ -155,8 +159,10 @@ def made_elsewhere(role: str, database: str, schema: str, tables: str) -> tuple[
 
 def search_path_remedy(role: str, database: str, schema: str) -> str:
     """Return the statement by which a role finds the tables of a schema."""
-    role, database, schema = (
-        name if _SIMPLE.fullmatch(name) else '"' + name.replace('"', '""') + '"'
-        for name in (role, database, schema)
-    )
+    role, database, schema = map(quoted, (role, database, schema))
     return f"ALTER ROLE {role} IN DATABASE {database} SET search_path = {schema}"
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL has it, in quotes if it needs them."""
+    return name if _SIMPLE.fullmatch(name) else '"' + name.replace('"', '""') + '"'

@@ -228,7 +228,8 @@ class PostgresKeyAdmin:
             RefusedError: A process of an older version, or without the master key, uses the database.
             StoreError: The database is away.
         """
-        async with self._database.transaction() as transaction:
+        # As the role of jobs: that of serving may not change which domains are sealed.
+        async with self._database.transaction(tenants=EVERYONE) as transaction:
             # A process that starts now waits, and then meets the trigger of the table.
             await transaction.query("LOCK TABLE server_processes IN SHARE ROW EXCLUSIVE MODE")
             processes = [_process(row) for row in await transaction.query(_PROCESSES)]
@@ -252,7 +253,7 @@ class PostgresKeyAdmin:
             await transaction.note(by_account("domain_sealed", domain))
             await advance_generation(transaction)
         # The time of the first moment at which everybody sees it: a commit may wait for a standby.
-        await self._database.execute(_SEEN, values)
+        await self._database.execute(_SEEN, values, tenants=EVERYONE)
         return None
 
 

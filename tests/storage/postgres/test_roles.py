@@ -122,6 +122,13 @@ def test_functions_have_a_search_path_of_their_own(dsn: str) -> None:
         "CREATE SCHEMA tidemark_serving",
         "DELETE FROM audit_log",
         "UPDATE audit_log SET actor = ''",
+        "DELETE FROM sealed_domains",
+        "UPDATE sealed_domains SET domain = 'other'",
+        "INSERT INTO sealed_domains (domain) VALUES ('task')",
+        "DELETE FROM master_keys",
+        "DELETE FROM cluster_state",
+        "INSERT INTO cluster_state DEFAULT VALUES",
+        "DELETE FROM removed_tenants",
         "SET ROLE tidemark",
         "SET ROLE tidemark_jobs",
         "SELECT FROM _yoyo_log",
@@ -132,7 +139,10 @@ def test_serving_is_refused(dsn: str, statement: str) -> None:
 
 
 def test_jobs_is_refused_what_only_the_owner_may(dsn: str) -> None:
-    for statement in ("SELECT FROM events_earlier", "TRUNCATE records", "CREATE TABLE more ()"):
+    for statement in (
+        *("SELECT FROM events_earlier", "TRUNCATE records", "CREATE TABLE more ()"),
+        *("DELETE FROM sealed_domains", "DELETE FROM master_keys", "DELETE FROM cluster_state"),
+    ):
         assert refused(as_role(dsn, "jobs"), statement)
 
 
@@ -287,7 +297,8 @@ WAYS = {
     "CREATE ROLE {other}; GRANT {other} TO {role}; ALTER TABLE records OWNER TO {other}": "owns the table",
     "ALTER TABLE events_earlier DISABLE ROW LEVEL SECURITY": "the partition events_earlier has no policy",
     "ALTER POLICY tenants ON events_earlier USING (true)": "or not the one that migrations make",
-    "CREATE POLICY more ON devices USING (true)": "a policy of the table devices",
+    "ALTER POLICY jobs ON devices TO PUBLIC": "the policy jobs of the table devices lets the role {role}",
+    "GRANT DELETE ON sealed_domains TO {role}": "the role {role} may delete from the table sealed_domains",
     "GRANT SELECT ON events_earlier TO {role}": "the partition events_earlier by its name",
     "GRANT TRUNCATE ON records TO {role}": "may truncate the table records",
     "GRANT TEMPORARY ON DATABASE {database} TO {role}": "may create in the database (temporary tables)",
@@ -308,12 +319,31 @@ def test_doctor_names_each_way_past_the_policies(dsn: str, opening: str, said: s
     try:
         execute(dsn, *opening.format(**names).split("; "))
         with connected(as_role(dsn, "serving")) as connection:
-            (found, *_), *more = ways_past(connection, "public")
+            (found, remedy), *more = ways_past(connection, "public")
         assert said.format(**names) in found
+        assert "§" not in remedy
         assert more == []
     finally:
         if other in opening.format(**names):
             execute(dsn, f"DROP OWNED BY {other} CASCADE", f"DROP ROLE {other}")
+
+
+def test_access_policy_beside_those_of_migrations_is_a_fault_if_it_opens_the_table_to_serving(
+    dsn: str,
+) -> None:
+    roles = as_role(dsn, "serving"), dsn, as_role(dsn, "jobs")
+    execute(dsn, "CREATE POLICY reports ON devices TO tidemark_jobs USING (true)")
+    assert {one.level for one in access_findings(*roles)} == {"ok"}
+    execute(dsn, 'CREATE POLICY "More" ON devices FOR SELECT USING (true)')
+    (fault,) = (one for one in access_findings(*roles) if one.level == "fault")
+    assert fault.found == (
+        "the policy More of the table devices shows the role tidemark_serving rows of tenants that a"
+        " transaction does not name"
+    )
+    assert fault.remedy == 'as the owner: DROP POLICY "More" ON devices'
+    execute(dsn, fault.remedy.removeprefix("as the owner: "))
+    assert check_roles(*roles) == []
+    assert {one.level for one in access_findings(*roles)} == {"ok"}
 
 
 def test_doctor_jobs_without_a_role_of_its_own_is_one_way(dsn: str) -> None:

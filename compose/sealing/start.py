@@ -129,11 +129,12 @@ async def sealing_findings(settings: Settings, dsn: str, jobs_dsn: str) -> list[
             store = PostgresKeyAdmin(database)
             sealed, tenants = await store.sealed_domains(), await store.tenants()
             in_use = await store.master_keys_in_use()
+            is_new = bool(unsealed_domains(settings, sealed)) and await store.nothing_is_stored()
     except StoreError:
         return []
     return [
         *_missing_finding(settings, in_use),
-        _domains_finding(settings, sealed),
+        _domains_finding(settings, sealed, is_new=is_new),
         *_tenant_findings(tenants),
     ]
 
@@ -148,9 +149,17 @@ def _missing_finding(settings: Settings, in_use: Sequence[str]) -> Iterator[Chec
         yield CheckResult("fault", "sealing", found, "set that key: serve refuses to start without it")
 
 
-def _domains_finding(settings: Settings, sealed: Sequence[SealedDomain]) -> CheckResult:
+def _domains_finding(settings: Settings, sealed: Sequence[SealedDomain], *, is_new: bool) -> CheckResult:
     if unsealed := unsealed_domains(settings, sealed):
-        found = f"personal data of {', '.join(unsealed)} are stored in plain"
+        names = ", ".join(unsealed)
+        if is_new and (has_master_key(settings) or made_master_key(settings) is not None):
+            found = f"nothing is stored yet: the next start of `serve` seals {names}"
+            return CheckResult("ok", "sealing", found)
+        if is_new:
+            found = f"personal data of {names} would be stored in plain"
+            remedy = "set sealing.master_key_file: the next start of `serve` seals them then"
+            return CheckResult("warning", "sealing", found, remedy)
+        found = f"personal data of {names} are stored in plain"
         return CheckResult("warning", "sealing", found, seal_remedy(settings, unsealed))
     named = ", ".join(one.domain for one in sealed)
     return CheckResult("ok", "sealing", f"sealed domains: {named}" if named else "no domain names pii fields")

@@ -10,7 +10,7 @@ import pytest
 
 from bench.harness.clusters import as_role
 from compose.sealing import start
-from compose.sealing.start import check_master_keys, start_sealing
+from compose.sealing.start import check_master_keys, sealing_findings, start_sealing
 from engine.cache.key_ring import TenantKeyRing
 from engine.seal.master_keys import MasterKeyError, MasterKeys, master_key_id
 from storage.stores.keys.wrapped import PostgresTenantKeys
@@ -129,3 +129,20 @@ async def test_start_leaves_domains_plain_and_says_so(
     await start_sealing(given(master_key=master_key), as_role(dsn, "serving"), as_role(dsn, "jobs"))
     assert rows(dsn, _DOMAINS) == []
     assert said == [{"domains": ["voice"], "remedy": remedy}]
+
+
+async def test_findings_while_nothing_is_stored_say_that_the_next_start_seals(
+    dsn: str, tmp_path: Path
+) -> None:
+    roles = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    for chosen in (given(master_key=TEXT), given(dsn="", data_dir=str(tmp_path))):
+        (before,) = await sealing_findings(chosen, *roles)
+        assert (before.level, before.remedy) == ("ok", "")
+        assert before.found == "nothing is stored yet: the next start of `serve` seals voice"
+    (without,) = await sealing_findings(given(), *roles)
+    assert (without.level, without.found) == ("warning", "personal data of voice would be stored in plain")
+    assert without.remedy == "set sealing.master_key_file: the next start of `serve` seals them then"
+    add_tenants(dsn, "acme")
+    execute(dsn, _EVENT)
+    (stored,) = await sealing_findings(given(master_key=TEXT), *roles)
+    assert (stored.level, stored.found) == ("warning", "personal data of voice are stored in plain")

@@ -409,12 +409,17 @@ async def test_doctor_master_key_is_told_by_its_id_and_a_bad_one_is_a_fault(
 async def test_doctor_personal_data_in_plain_lost_keys_and_unreadable_values_are_named(
     examined: Run, dsn: str
 ) -> None:
+    add_tenants(dsn, "acme", "globex")
+    execute(
+        dsn,
+        "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
+        " VALUES (1, 'voice', 'e1', 1, 1, 'phone', '{}')",
+    )
     plain = found(await examined(), "sealing")
     assert (plain["level"], plain["found"]) == ("warning", "personal data of voice are stored in plain")
     assert plain["remedy"] == "set sealing.master_key_file, then run `run.py keys seal-domain voice`"
     with_key = found(await examined(TIDEMARK__SEALING__MASTER_KEY=b64encode(b"1" * 32).decode()), "sealing")
     assert with_key["remedy"] == "run `run.py keys seal-domain voice`"
-    add_tenants(dsn, "acme", "globex")
     execute(
         dsn,
         "INSERT INTO master_keys VALUES ('m1')",

@@ -49,10 +49,15 @@ _OTHERS: Final = (
     " WHERE k.tenant_id IN (SELECT tenant_id FROM tenant_keys WHERE master_key_id <> %(master)s"
     " GROUP BY tenant_id ORDER BY tenant_id LIMIT %(limit)s::int) AND k.master_key_id <> %(master)s"
 )
+#: Locked in the order of ``_LEASE`` (storage/stores/keys/wrapped.py): else a server and this could wait
+#: for each other in a circle.
 _REWRAP: Final = (
-    "UPDATE tenant_keys AS k SET wrapped = decode(w.k, 'hex'), master_key_id = %(master)s"
-    " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(before)s::text[], %(wrapped)s::text[])"
-    " AS w(t, i, b, k) WHERE k.tenant_id = w.t AND k.key_id = w.i AND k.master_key_id = w.b RETURNING 1"
+    "WITH held AS MATERIALIZED (SELECT k.tenant_id AS t, k.key_number AS n, w.b, w.k FROM tenant_keys AS k"
+    " JOIN unnest(%(tenants)s::int[], %(ids)s::uuid[], %(before)s::text[], %(wrapped)s::text[])"
+    " AS w(t, i, b, k) ON k.tenant_id = w.t AND k.key_id = w.i AND k.master_key_id = w.b"
+    " ORDER BY k.tenant_id, k.key_number FOR UPDATE OF k)"
+    " UPDATE tenant_keys AS k SET wrapped = decode(held.k, 'hex'), master_key_id = %(master)s FROM held"
+    " WHERE k.tenant_id = held.t AND k.key_number = held.n AND k.master_key_id = held.b RETURNING 1"
 )
 _TENANT_KEYS: Final = "'tenant_keys'::regclass"
 #: What wraps keys of tenants is in use, whatever ``master_keys`` tells, which a restore may have left behind.

@@ -23,6 +23,7 @@ from storage.stores.keys import admin as key_admin
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, Run, command
+from tests.harness.postgres_stalls import WAITS_FOR_LOCK, backend
 from tests.harness.services import Serving, execute, rows
 
 __all__ = ["command"]
@@ -162,6 +163,25 @@ async def test_keys_rotate_master_retires_a_missing_key_that_wraps_nothing(keys:
     assert done == {"master_key": ID_1, "retired": [ID_2], "keys": 0}
     assert "MISSING" not in (await keys("status")).out
     assert {row[1] for row in rows(dsn, KEYS)} == {ID_1}
+
+
+async def test_keys_rewrap_locks_keys_in_the_order_of_servers_that_lease_seals(dsn: str) -> None:
+    await sealed(dsn, ONE)
+    database = Serving(dsn, 2)
+    lock = (
+        "SELECT FROM tenant_keys JOIN tenants USING (tenant_id) WHERE name = '{}' FOR UPDATE OF tenant_keys"
+    )
+    try:
+        store = key_admin.PostgresKeyAdmin(database)
+        found = sorted(await store.wrapped_by_others(ID_2), key=lambda one: -one.tenant_id)
+        async with database.transaction(tenants=[one.tenant_id for one in found]) as server:
+            await server.query(lock.format("acme"))
+            rewrapping = asyncio.create_task(store.rewrap([ID_2, ID_1], [(one, b"k") for one in found]))
+            await backend(dsn, WAITS_FOR_LOCK)
+            await server.query(lock.format("globex") + " NOWAIT")
+        assert await rewrapping == 2
+    finally:
+        await database.close()
 
 
 async def test_keys_rotate_master_while_a_server_lacks_the_new_key_is_refused(keys: Run, dsn: str) -> None:

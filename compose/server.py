@@ -219,6 +219,7 @@ class Server:
             PoolMetrics(databases._asdict()),
             ProcessMetrics(),
             log_counters,
+            sealing,
             self._jobs,
         ]
         if settings.metrics.tenants:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import anyio.to_thread
 
 from compose.sealing.master_key import MasterKeySource, master_keys
 from engine.cache.key_ring import COMMAND_SEALS, SERVER_SEALS, TenantKeyRing
 from engine.operate.ports import RefusedError
+from engine.runtime.metrics import Metric, Value
 from engine.runtime.settings import Settings
 from engine.seal.master_keys import MasterKeyError, missing_sentence
+from engine.seal.ports import KeysMissingError
 from storage.postgres.pool import Database
 from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.wrapped import PostgresTenantKeys
-from storage.stores.sealed.sealing import Sealing
+from storage.stores.sealed.sealing import Sealing, UnreadableValueError
 from storage.stores.tenants import PostgresTenants
 
 
@@ -25,7 +27,26 @@ class FollowedSealing(Sealing):
     def __init__(self, settings: Settings, database: Database, source: MasterKeySource, seals: int) -> None:
         self._keys = TenantKeyRing(PostgresTenantKeys(database), source, os.urandom, seals)
         self._store = PostgresKeyAdmin(database)
+        self._unreadable = 0
         super().__init__(self._keys, settings.domains)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield how often sealed data could not be opened."""
+        yield Value(
+            "counter",
+            "tidemark_sealed_failures",
+            "Sealed data that could not be opened when needed: a value, or the keys of a tenant",
+            {"value": self._unreadable, "key": self._keys.failures},
+            "cause",
+        )
+
+    async def load_again(self, missing: KeysMissingError | UnreadableValueError, asked: set[int]) -> None:
+        """Read a tenant's keys again, once; count values that cannot be opened with them either."""
+        try:
+            await super().load_again(missing, asked)
+        except UnreadableValueError:
+            self._unreadable += 1
+            raise
 
     async def refresh(self) -> None:
         """Read again which domains are sealed, and the keys that are in memory. Raises StoreError."""

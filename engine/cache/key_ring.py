@@ -69,6 +69,9 @@ class TenantKeyRing:
         source: Where master keys come from.
         random_bytes: Returns so many random bytes, fit for keys.
         block_seals: The seals that are taken of a key at a time.
+
+    Attributes:
+        failures: How often keys of a tenant could not be opened.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class TenantKeyRing:
         self._left_seals = block_seals // _LEFT_PART
         self._rings: dict[int, _Ring] = {}
         self._refused: set[str] = set()
+        self.failures = 0
 
     def __len__(self) -> int:
         """The number of tenants whose keys are in memory."""
@@ -218,6 +222,7 @@ class TenantKeyRing:
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: MasterKeyError) -> KeysUnavailableError:
+        self.failures += 1
         sentence = str(error)
         if sentence not in self._refused:
             if len(self._refused) == _MOST_REFUSED:

@@ -125,6 +125,7 @@ CASES: dict[str, dict[str, str]] = {
     "TidemarkClientsRefused": security_events("connections_refused", 50)
     | security_events("socket_closed", 50),
     "TidemarkBusMessagesRejected": security_events("bus_message_rejected", 1),
+    "TidemarkSealedDataUnreadable": {f'tidemark_sealed_failures_total{{{_ON},cause="value"}}': growth(1)},
     "TidemarkSecurityEventsDropped": {f"tidemark_security_events_dropped_total{{{_ON}}}": growth(1)},
 }
 

@@ -217,6 +217,7 @@ async def test_load_to_seal_with_an_unknown_master_key_is_refused_until_it_is_gi
         with pytest.raises(KeysUnavailableError, match=f"{master_key_id(TWO)} is needed"):
             await one.load_to_seal([ids["acme"]])
     assert said == ["keys_unavailable"]
+    assert one.failures == 2
     source.given = (ONE, TWO)
     await one.load_to_seal([ids["acme"]])
     assert one.sealing_keys_of(ids["acme"]).active == 1

@@ -25,7 +25,7 @@ from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.reseal import PostgresReseal
 from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.followed import SealingChangedError
-from storage.stores.sealed.sealing import Sealing
+from storage.stores.sealed.sealing import Sealing, UnreadableValueError
 from storage.stores.uploads import PostgresUploads
 from tests.harness.in_process_server import settings_with
 from tests.harness.services import Serving, execute, rows
@@ -72,6 +72,20 @@ async def _seal(database: Database) -> None:
 async def _records(database: Database, sealing: Sealing) -> list[str]:
     page = await PostgresFeed(database, sealing).page(1, 0, None, 10, 1 << 20)
     return [record.id for record in page.records]
+
+
+async def test_pull_over_a_value_that_cannot_be_opened_is_counted(dsn: str, database: Database) -> None:
+    await _seal(database)
+    sealing = await _process(database)
+    await _write(database, sealing, RECORD)
+    assert await _records(database, sealing) == ["r1"]
+    (metric,) = sealing.metrics()
+    assert metric.values == {"value": 0, "key": 0}
+    execute(dsn, "UPDATE records SET version = version + 1")
+    with pytest.raises(UnreadableValueError):
+        await _records(database, sealing)
+    (metric,) = sealing.metrics()
+    assert metric.values == {"value": 1, "key": 0}
 
 
 def _dump(dsn: str, *tables: str) -> str:

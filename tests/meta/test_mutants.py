@@ -31,8 +31,8 @@ _REASON = re.compile(r"^[E |+-]*(\w+\.)*(AssertionError|assert |Store\w+Error)",
 #: What the project uses of others, and takes longest to import. The project itself is imported from the copy.
 _IMPORTED = (
     *("_pytest.junitxml", "aiohttp.web", "aiopg", "anyio.from_thread", "click.testing", "cronsim"),
-    *("cryptography.x509", "hypothesis.strategies", "jwt", "msgspec", "obstore.store", "orjson", "psutil"),
-    *("psycopg2.extras", "puremagic", "pytest_aiohttp.plugin", "pytest_asyncio.plugin"),
+    *("cryptography.x509", "hypothesis.strategies", "jsonschema_rs", "jwt", "msgspec", "obstore.store"),
+    *("orjson", "psutil", "psycopg2.extras", "puremagic", "pytest_aiohttp.plugin", "pytest_asyncio.plugin"),
     *("redis.asyncio.cluster", "structlog.stdlib", "uvloop", "xdist.plugin", "yoyo.backends.core.postgresql"),
 )
 

@@ -30,12 +30,12 @@ class Resealed(NamedTuple):
 
 
 class UnreadableValuesError(StoreError):
-    """Values that cannot be opened were left as they are. All others are sealed again."""
+    """Values of some rows cannot be opened, and stay as they are. All others are sealed again."""
 
     def __init__(self, count: int) -> None:
         super().__init__(
-            f"sealed values that cannot be opened, and were left as they are: {count}; `run.py keys status`"
-            " lists them; all others are sealed again"
+            f"rows with sealed values that cannot be opened, which were left as they are: {count};"
+            " `run.py keys status` lists them; all other values are sealed again"
         )
 
 

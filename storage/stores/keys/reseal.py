@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from operator import ne
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -12,6 +13,7 @@ from engine.model.rows import IdempotencyKey
 from engine.operate.reseal import Resealed
 from engine.operate.rows import UnreadableValue
 from engine.runtime.ports import StoreError
+from engine.seal.ports import KeysMissingError
 from engine.wire.floats import json_decoder
 from storage.postgres.arrays import text_array_or_null
 from storage.postgres.driver import Row
@@ -23,7 +25,7 @@ from storage.stores.keys.reseal_statements import HERE, MOVE, Statements, statem
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
 from storage.stores.sealed.answers import open_answer
 from storage.stores.sealed.checked import checked_transaction
-from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing
+from storage.stores.sealed.sealing import HASH_IN_RESULTS, VOICE_ID, Sealing, UnreadableValueError, in_steps
 
 #: Rows of one page. A tenant is locked while they are written: for some milliseconds.
 PAGE_ROWS: Final = 100
@@ -237,6 +239,12 @@ class PostgresReseal:
         )
         due = [row for row in due if row not in unreadable]
         values = sum(sum(_flags(table, row)) for row in due)
+        for row in unreadable:  # its other values are done
+            around = await in_steps(_changed(self._sealing, table, tenant_id, row, around=True))
+            if done := sum(map(ne, around[len(table.key) + 1 :], _stored(table, row))):
+                due.append(row)
+                changed.append(around)
+                values += done
         named = [
             UnreadableValue(table.name, *row[3 + len(table.key) : 5 + len(table.key)]) for row in unreadable
         ]
@@ -285,31 +293,41 @@ def _flags(table: SealedTable, row: Row) -> list[bool]:
     return [bool(row[first + 2 * at]) for at in range(len(table.columns))]
 
 
+def _stored(table: SealedTable, row: Row) -> list[str | None]:
+    """Return the values of a row as they are stored."""
+    first = 2 + len(table.key) + 5
+    return [row[first + 2 * at] for at in range(len(table.columns))]
+
+
 def _changed(
-    sealing: Sealing, table: SealedTable, tenant_id: int, row: Row
+    sealing: Sealing, table: SealedTable, tenant_id: int, row: Row, *, around: bool = False
 ) -> Generator[None, None, list[str | None]]:
     """Return the key, xmin, values and further columns of a row as they should be.
 
-    It yields where the loop is to be given back.
+    It yields where the loop is to be given back. With ``around``, values that cannot be opened stay.
     """
     keys = len(table.key)
     domain, value_id, version = row[3 + keys : 6 + keys]
     own = tenant_id, domain, value_id, version
-    flags, first = _flags(table, row), 7 + keys
+    flags = _flags(table, row)
     values: list[str | None] = []
     more: Sequence[str | None] = row[6 + keys + 2 * len(table.columns) :]
-    for at, column in enumerate(table.columns):
-        stored: str | None = row[first + 2 * at]
-        if flags[at] and stored is not None:
-            if column.form == "voice":
-                stored, more = _voice(sealing, column, own, stored, more)
-            elif column.form == "answer":
-                stored, more = _answer(sealing, column, own, stored, more)
-            else:
-                stored = yield from _value(sealing, column, own, stored)
+    for column, is_due, stored in zip(table.columns, flags, _stored(table, row), strict=True):
+        value = stored
+        if is_due and stored is not None:
+            try:
+                if column.form == "voice":
+                    value, more = _voice(sealing, column, own, stored, more)
+                elif column.form == "answer":
+                    value, more = _answer(sealing, column, own, stored, more)
+                else:
+                    value = yield from _value(sealing, column, own, stored)
+            except (KeysMissingError, UnreadableValueError):
+                if not around:
+                    raise
             if sealing.slice_is_full():
                 yield
-        values.append(stored)
+        values.append(value)
     return [*row[2 : 3 + keys], *values, *more]
 
 

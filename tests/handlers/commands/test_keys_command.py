@@ -352,7 +352,7 @@ async def test_keys_status_and_job_name_what_is_plain_lost_or_cannot_be_opened(
     )
     done = await command("job", "reseal", TIDEMARK__SEALING__MASTER_KEY=b64encode(ONE).decode())
     assert done.status == 1
-    assert "that cannot be opened, and were left as they are: 1; `run.py keys status` lists" in done.err
+    assert "that cannot be opened, which were left as they are: 1; `run.py keys status` lists" in done.err
     execute(
         dsn,
         "DELETE FROM tenant_keys WHERE tenant_id = (SELECT tenant_id FROM tenants WHERE name = 'globex')",

@@ -271,11 +271,12 @@ async def test_reseal_goes_on_behind_values_that_cannot_be_opened_and_names_them
         " WHERE device_id = 'phone' AND ctid = (SELECT min(ctid) FROM voice_verification_log)",
         WANTED,
     )
-    kept = [line for line in world.dump()["records"] if "(1,patient,r1," in line]
+    data = "SELECT data::text FROM records WHERE id = 'r1'"
+    kept = rows(world.dsn, data)
     world.ring.newest = 2
-    with pytest.raises(UnreadableValuesError, match="and were left as they are: 3;"):
+    with pytest.raises(UnreadableValuesError, match="which were left as they are: 3;"):
         await world.run()
-    assert world.dump()["records"][0] in kept
+    assert rows(world.dsn, data) == kept
     assert rows(world.dsn, "SELECT unreadable_values, done_at IS NOT NULL FROM reseal_passes") == [(3, True)]
     ((listed,),) = rows(world.dsn, "SELECT unreadable FROM reseal_passes")
     assert [(one["table"], one["domain"]) for one in listed] == [  # type: ignore[attr-defined]  # of jsonb
@@ -295,6 +296,23 @@ async def test_reseal_goes_on_behind_values_that_cannot_be_opened_and_names_them
     execute(world.dsn, "DELETE FROM voice_verification_log WHERE octet_length(result::text) < 220", WANTED)
     assert "unreadable" not in await world.run()
     assert world.key_numbers() == {2}
+
+
+async def test_reseal_row_with_a_value_that_cannot_be_opened_has_its_others_sealed(world: World) -> None:
+    await world.run()
+    execute(
+        world.dsn,
+        "UPDATE conflict_resolution_log SET server_data = (SELECT data FROM events LIMIT 1),"
+        f" client_data = json_build_object('name', '{SECRET}')",
+        WANTED,
+    )
+    found = "SELECT server_data::text FROM conflict_resolution_log"
+    before = rows(world.dsn, found)
+    world.ring.newest = 2
+    with pytest.raises(UnreadableValuesError, match=f"which were left as they are: {len(before)};"):
+        await world.run()
+    assert rows(world.dsn, found) == before
+    assert SECRET not in str(world.dump()["conflict_resolution_log"])
 
 
 async def test_verify_finds_damage_to_values_of_the_current_key_that_a_pass_skips(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -34,7 +34,12 @@ class ExportStore(Protocol):
     """Reads what a tenant has in a domain."""
 
     def pages(
-        self, tenant: str, domain: str, from_us: int | None, to_us: int | None
+        self,
+        tenant: str,
+        domain: str,
+        from_us: int | None,
+        to_us: int | None,
+        unreadable: Callable[[str], None],
     ) -> AsyncIterator[list[Row]]:
         """Give rows in the order of their keys, each page read in a transaction of its own.
 
@@ -44,6 +49,7 @@ class ExportStore(Protocol):
             from_us: Leave out what is older. Records go by the time of their last change, events by the time
                 that their device sent.
             to_us: Leave out what is not older.
+            unreadable: Is told the id of a row with a sealed value that cannot be opened, which is left out.
 
         Raises:
             RefusedError: There is no such tenant or domain.

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import click
 
@@ -17,6 +17,9 @@ from engine.operate.export import CsvForm, Format, Row, json_line
 from engine.wire.timestamps import to_us as microseconds
 from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
 from handlers.commands.terminal.times import Instant
+
+#: So many rows that were left out are named.
+_NAMED: Final = 10
 
 
 @click.command(
@@ -46,15 +49,40 @@ async def export(
     Records are written in their last version; --from and --to apply to its time. Deleted records have no data
     and are marked `deleted`. For events --from and --to apply to the time that the device sent. In CSV each
     field of the data is a column. Servers may run: each page is a transaction of its own, and a change after
-    its page is not in the export.
+    its page is not in the export. A row whose sealed data cannot be opened is left out, and named at the end,
+    with exit status 1.
     """
     from_us = None if begins_at is None else microseconds(begins_at)
     to_us = None if ends_at is None else microseconds(ends_at)
     if from_us is not None and to_us is not None and from_us >= to_us:
         raise click.UsageError("--from has to be before --to: nothing is between them.")
+    left_out = _LeftOut()
     async with deployment.exports() as store:
         with _opened(output) as file:
-            await _write(store.pages(tenant, domain, from_us, to_us), format_, file)
+            await _write(store.pages(tenant, domain, from_us, to_us, left_out.note), format_, file)
+    if left_out.count:
+        raise DeploymentError(left_out.sentence(tenant))
+
+
+class _LeftOut:
+    """Rows with sealed values that cannot be opened: how many, and the first ids."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._ids: list[str] = []
+
+    def note(self, row_id: str) -> None:
+        self.count += 1
+        if self.count <= _NAMED:
+            self._ids.append(row_id)
+
+    def sentence(self, tenant: str) -> str:
+        more = self.count - len(self._ids)
+        named = ", ".join(self._ids) + (f" and {more} more" if more else "")
+        return (
+            f"the export lacks rows whose sealed data cannot be opened, and has all others: {self.count}"
+            f" ({named}); `run.py keys verify --tenant {tenant}` looks at all data of the tenant"
+        )
 
 
 async def _write(pages: AsyncIterator[list[Row]], format_: Format, file: IO[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -56,7 +56,12 @@ class PostgresExport:
         self._sealing = sealing
 
     async def pages(
-        self, tenant: str, domain: str, from_us: int | None, to_us: int | None
+        self,
+        tenant: str,
+        domain: str,
+        from_us: int | None,
+        to_us: int | None,
+        unreadable: Callable[[str], None],
     ) -> AsyncIterator[list[Row]]:
         """Yield rows in the order of their keys, events day by day; the export is in the audit log before."""
         if domain not in self._domains:
@@ -69,15 +74,20 @@ class PostgresExport:
         async with database.transaction(tenants=[tenant_id]) as transaction:
             bounds = {"from": instant(from_us), "to": instant(to_us)}
             await transaction.note(by_account("data_exported", domain, tenant, tenant_id, bounds))
+        opened = self._sealing.opened
+
+        def left_out(row: driver.Row) -> None:
+            unreadable(row[0])
+
         if self._domains[domain].kind == "record":
             async for page in _records(database, values | {"from": begins_us, "to": ends_us}):
-                yield await self._sealing.opened(page, partial(_record, self._sealing, tenant_id, domain))
+                yield await opened(page, partial(_record, self._sealing, tenant_id, domain), left_out)
             return
         for day_us, next_us in await event_days(database):
             first_us, last_us = max(begins_us, day_us), min(ends_us, next_us)
             if first_us < last_us:
                 async for page in _events(database, values | {"from": first_us, "to": last_us}):
-                    yield await self._sealing.opened(page, partial(_event, self._sealing, tenant_id, domain))
+                    yield await opened(page, partial(_event, self._sealing, tenant_id, domain), left_out)
         await event_days(database)  # raises if the last partition was detached while pages were read
 
 

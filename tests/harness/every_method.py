@@ -367,5 +367,5 @@ class EveryMethod:
         await usage.totals()
         export = PostgresExport(database, settings_with().domains, Sealing())
         for domain in ("task", "voice"):
-            async for _ in export.pages("acme", domain, None, None):
+            async for _ in export.pages("acme", domain, None, None, print):
                 pass

@@ -61,6 +61,7 @@ VALUE_CHARS: Final = 2048
 _Value = tuple[int, str, str, int, bytes | None]
 _Result = TypeVar("_Result")
 _Row = TypeVar("_Row")
+_Told = Callable[[_Row], None] | None
 
 #: Twice as fast as binascii, quotes included.
 _encode: Final = msgspec.json.Encoder().encode
@@ -324,17 +325,19 @@ class Sealing:
         self,
         rows: Iterable[_Row],
         make: Callable[[_Row], Generator[None, None, _Result]],
-        unreadable: Callable[[_Row], None] | None = None,
+        unreadable: _Told[_Row] = None,
     ) -> list[_Result]: ...
 
     @overload
-    async def opened(self, rows: Iterable[_Row], make: Callable[[_Row], _Result]) -> list[_Result]: ...
+    async def opened(
+        self, rows: Iterable[_Row], make: Callable[[_Row], _Result], unreadable: _Told[_Row] = None
+    ) -> list[_Result]: ...
 
     async def opened(
         self,
         rows: Iterable[_Row],
         make: Callable[[_Row], object],
-        unreadable: Callable[[_Row], None] | None = None,
+        unreadable: _Told[_Row] = None,
     ) -> Sequence[object]:
         """Return what ``make`` makes of each row, opening its values. The loop is given back between slices.
 
@@ -344,8 +347,7 @@ class Sealing:
             rows: The rows.
             make: Makes one of a row. For rows of several large values it does so in steps, and yields when
                 ``slice_is_full``.
-            unreadable: Is told of a row with a value that cannot be opened, which is left out then; None if
-                that is an error.
+            unreadable: Is told of a row that cannot be opened, and is left out then. None: it is an error.
 
         Raises:
             UnreadableValueError: A value cannot be opened.

@@ -191,14 +191,43 @@ async def test_export_pages_are_transactions_of_their_own(filled: str) -> None:
 
     async with command_database(as_role(filled, "serving"), as_role(filled, "jobs")) as opened:
         with pytest.raises(RefusedError):
-            await anext(store_module.PostgresExport(opened, {}, Sealing()).pages("acme", "task", None, None))
+            await anext(
+                store_module.PostgresExport(opened, {}, Sealing()).pages("acme", "task", None, None, print)
+            )
         domains = settings(layers(None, {}, of_system=False)).domains
-        pages = store_module.PostgresExport(opened, domains, Sealing()).pages("acme", "task", None, None)
+        pages = store_module.PostgresExport(opened, domains, Sealing()).pages(
+            "acme", "task", None, None, print
+        )
         assert len(await anext(pages)) == 200
         idle = "SELECT state FROM pg_stat_activity"
         idle += " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         assert rows(filled, idle) == [("idle",)]
         assert sum([len(page) async for page in pages]) == 2300
+
+
+async def test_export_goes_on_behind_sealed_data_that_cannot_be_opened_and_names_them(
+    command: Run, dsn: str, tmp_path: Path
+) -> None:
+    add_tenants(dsn, "acme")
+    values = ('{"n":1}', '"AQAAAAk="', '{"n":3}')
+    execute(
+        dsn,
+        *(
+            "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data)"
+            f" VALUES (1, 'voice', 'e{at}', {20000 * _DAY_US}, 5, 'phone', '{value}')"
+            for at, value in enumerate(values)
+        ),
+        _RECORD.format(
+            tenant=1, domain="task", id="'r1'", seq=1, at_us=0, data=f"'{values[1]}'::json", source="tenants"
+        ),
+    )
+    file = tmp_path / "voice.jsonl"
+    ended = await command("export", "--tenant", "acme", "--domain", "voice", "--output", str(file))
+    assert "rows whose sealed data cannot be opened, and has all others: 1 (e1)" in ended.refusal()
+    assert [one["id"] for one in _lines(file.read_text())] == ["e0", "e2"]
+    ended = await command("export", "--tenant", "acme", "--domain", "task")
+    assert ended.status == 1
+    assert "and has all others: 1 (r1); `run.py keys verify --tenant acme` looks" in ended.err
 
 
 @pytest.mark.parametrize(("behind", "count"), [("", 2500), (" | head -n 1", 1)])

@@ -49,12 +49,20 @@ async def status(deployment: Deployment, *, json_: bool) -> None:
     """Show the master keys, the sealed domains, and the keys of tenants.
 
     SEALED is the part of the 2^32 values that one key may seal; a key that is used up is replaced by itself.
+    The exit status is 1 if a key is missing, or a value is known that cannot be opened.
     """
     async with opened("reading", deployment.sealing_keys()) as admin:
         found = await admin.status()
     if json_:
         as_json(found)
-        return
+    else:
+        _show(found)
+    lacking = any(one.lost or one.missing_keys or one.unreadable_values for one in found.tenants)
+    if lacking or _missing(found):
+        raise SystemExit(1)
+
+
+def _show(found: KeyStatus) -> None:
     for line in _heads(found):
         say(line)
     say()
@@ -165,10 +173,14 @@ async def seal_domain(deployment: Deployment, *, domain: str, json_: bool) -> No
     )
 
 
+def _missing(found: KeyStatus) -> list[str]:
+    return sorted(set(found.in_use) - set(found.given))
+
+
 def _heads(found: KeyStatus) -> list[str]:
     given = ", ".join(found.given) or "none"
     lines = [f"master keys of the settings: {given}"]
-    if missing := sorted(set(found.in_use) - set(found.given)):
+    if missing := _missing(found):
         lines.append(f"MISSING: {', '.join(missing)}, without which sealed data cannot be read")
     sealed = [f"{one.domain} since {one.since:%Y-%m-%d %H:%M}" for one in found.domains]
     lines.append(f"sealed domains: {', '.join(sealed) or 'none'}")
@@ -183,6 +195,8 @@ def _row(one: TenantKeyState) -> tuple[str, ...]:
         passing = f"at {one.place}, {one.resealed or 0:,} values" if one.place else "waits for the job reseal"
     else:
         passing = "" if one.resealed_at is None else f"done {one.resealed_at:%Y-%m-%d %H:%M}"
+    if one.unreadable_values:
+        passing = f"{passing}, {one.unreadable_values:,} CANNOT BE OPENED".removeprefix(", ")
     if one.lost:
         return one.tenant, "LOST", "", "", "", str(one.old_keys), "restore tenant_keys from a backup"
     if one.key is None or one.since is None:

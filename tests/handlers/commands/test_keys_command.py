@@ -106,8 +106,10 @@ async def test_keys_status_shows_master_keys_domains_and_tenants(keys: Run, dsn:
     text = (await keys("status")).out
     assert f"master keys of the settings: {ID_1}\n" in text
     assert text.splitlines()[-1].split() == ["silent", "none", "yet", "0"]
-    lost = (await keys("status", given=(TWO,))).out
-    assert f"MISSING: {ID_1}, without which sealed data cannot be read" in lost
+    lost = await keys("status", given=(TWO,))
+    assert f"MISSING: {ID_1}, without which sealed data cannot be read" in lost.out
+    assert [lost.status, (await keys("status", "--json", given=(TWO,))).status] == [1, 1]
+    assert (await keys("status", "--json")).status == 0
 
 
 async def test_keys_rotate_master_wraps_all_keys_again_and_values_open(keys: Run, dsn: str) -> None:
@@ -368,6 +370,8 @@ async def test_keys_status_and_job_name_what_is_plain_lost_or_cannot_be_opened(
     status = await keys("status")
     assert "acme: sealed values that cannot be opened: 1 (events voice e1)" in status.err
     assert status.out.splitlines()[-1].split()[:2] == ["globex", "LOST"]
+    assert status.out.splitlines()[-2].endswith(", 1 CANNOT BE OPENED")
+    assert [status.status, (await keys("status", "--json")).status] == [1, 1]
     assert (
         "globex: keys missing from tenant_keys, without which what they sealed cannot be read: 1"
         in status.err
@@ -377,3 +381,5 @@ async def test_keys_status_and_job_name_what_is_plain_lost_or_cannot_be_opened(
     (healed,) = json.loads((await keys("verify", "--tenant", "acme", "--json")).out)
     assert healed["unreadable_values"] == 0
     assert "cannot be opened" not in (await keys("status")).err
+    execute(dsn, "UPDATE tenants SET newest_key = 0 WHERE name = 'globex'")
+    assert (await keys("status")).status == 0

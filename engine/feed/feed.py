@@ -340,7 +340,8 @@ class Feed:
                     subscription.reader, subscription.scope, subscription.position, subscription.limit
                 )
             except StoreError as error:
-                _note_failure("catch_up_delayed", hub, error)
+                reason = type(error).__name__
+                _log.warning("catch_up_delayed", tenant_id=hub.tenant_id, reason=reason, detail=error.detail)
                 await asyncio.sleep(_RETRY_S)
                 continue
             except SyncError as error:
@@ -376,12 +377,9 @@ class Feed:
                 self._schedule(hub)
                 await asyncio.sleep(self._limits.page_interval_s)
         except StoreError as error:
-            _note_failure("gap_remains", hub, error)
+            reason = type(error).__name__
+            _log.warning("gap_remains", tenant_id=hub.tenant_id, reason=reason, detail=error.detail)
             hub.note_missed()
             await asyncio.sleep(_RETRY_S)
         hub.end_reread()
         self._schedule(hub)
-
-
-def _note_failure(event: str, hub: Hub, error: StoreError) -> None:
-    _log.warning(event, tenant_id=hub.tenant_id, reason=type(error).__name__, detail=error.detail)

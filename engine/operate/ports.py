@@ -64,6 +64,14 @@ class SchemaAdmin(Protocol):
             StoreError: The database is away, or refused a statement.
         """
 
+    def taken_back(self, to: int | None) -> list[str]:
+        """Return the names of the migrations that ``migrate`` would take back, in order.
+
+        Raises:
+            RefusedError: It would refuse.
+            StoreError: The database is away.
+        """
+
     def status(self) -> list[MigrationState]:
         """List the migrations in order. Raises StoreError."""
 

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
+from engine.operate.ports import RefusedError
 from engine.operate.rows import MigrationState
 from handlers.commands.deployment import Deployment, as_json, confirm, with_deployment
 from handlers.commands.terminal.progress import progress
 from handlers.commands.terminal.tables import table
 from handlers.operate.printing import say
 
+#: The place of a migration in the list; four digits are the beginning of its name.
+_PLACE: Final = re.compile(r"[0-9]{1,3}")
+
 
 @click.command(
     "migrate",
     short_help="Bring the database's schema up to date, or back.",
-    epilog="\b\nExamples:\n  run.py migrate --status\n  run.py migrate --to 20 --down",
+    epilog="\b\nExamples:\n  run.py migrate --status\n  run.py migrate --to 0040 --down",
 )
-@click.option("--to", type=click.IntRange(min=0), metavar="N", help="Stop at this migration; 0 is none.")
+@click.option(
+    "--to",
+    metavar="N|NAME",
+    help="Stop at this migration: 0040 or its name, or its place in the list of --status (its column N). 0 is"
+    " none.",
+)
 @click.option("--down", is_flag=True, help="Take back the newest one, or all after --to, data and all.")
 @click.option("--status", is_flag=True, help="Change nothing and list the migrations.")
 @click.option("--yes", is_flag=True, help="Do not ask before --down.")
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment(changes=True)
 def migrate(
-    deployment: Deployment, *, to: int | None, down: bool, status: bool, yes: bool, json_: bool
+    deployment: Deployment, *, to: str | None, down: bool, status: bool, yes: bool, json_: bool
 ) -> None:
     """Bring the database's schema up to date. It is safe to run on several hosts at once.
 
@@ -34,9 +45,10 @@ def migrate(
     if status and (down or to is not None):
         raise click.UsageError("--status changes nothing: leave --to and --down out.")
     with progress("reading" if status else "changing the schema"), deployment.schema() as schema:
+        last = None if to is None else _number(to, schema.status())
         if down and not yes:
-            _ask(deployment, schema.status(), to)
-        done = [] if status else schema.migrate(to, down=down)
+            _ask(deployment, schema.taken_back(last))
+        done = [] if status else schema.migrate(last, down=down)
         states = schema.status()
     if not status:
         _report(done, states, down=down, json_=json_)
@@ -46,12 +58,23 @@ def migrate(
         table([_row(one) for one in states], ("N", "MIGRATION", "APPLIED"))
 
 
-def _ask(deployment: Deployment, states: Sequence[MigrationState], to: int | None) -> None:
-    applied = [one for one in states if one.number and one.applied_at is not None]
-    due = applied[-1:] if to is None else [one for one in applied if one.number > to]
+def _number(to: str, states: Sequence[MigrationState]) -> int:
+    """Return the place of a migration in the list. Raises RefusedError if there is no such migration."""
+    known = [one for one in states if one.number]
+    found = [one.number for one in known if to in (one.name, one.name.partition(".")[0])]
+    if found:
+        return found[0]
+    if not _PLACE.fullmatch(to) or int(to) > len(known):
+        raise RefusedError(
+            f"there is no migration {to}: they are named {known[0].name} to {known[-1].name}, and numbered 1"
+            f" to {len(known)} in `run.py migrate --status`"
+        )
+    return int(to)
+
+
+def _ask(deployment: Deployment, due: Sequence[str]) -> None:
     if due:
-        names = ", ".join(one.name for one in reversed(due))
-        confirm(f"Take back {names}, with all data that is kept there, in {deployment.database()}?")
+        confirm(f"Take back {', '.join(due)}, with all data that is kept there, in {deployment.database()}?")
 
 
 def _row(state: MigrationState) -> tuple[str, str, str]:

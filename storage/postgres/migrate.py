@@ -108,29 +108,40 @@ def migrate(
             tables in another schema.
         StoreError: The database is away, or refused a statement.
     """
-    known = _known()
-    if to is not None and not 0 <= to <= len(known):
-        raise RefusedError(f"there is no migration {to}: they are numbered 1 to {len(known)}")
+    _refuse_number(to)
     done: list[str] = []
     with connected(dsn) as connection:
         _refuse_other_schema(connection)
         applied = _applied(connection)
-        standing = max((number for number, one in _numbered() if one.id in applied), default=0)
+        standing = _standing(applied)
         if down:
-            _refuse_in_use(connection)
-            to = max(standing - 1, 0) if to is None else to
-            _refuse_sealed(connection, to)
+            to = _lowest(connection, applied, to)
         elif to is not None and standing > to:
             raise RefusedError(
                 f"the schema stands at {standing}, past {to}: `run.py migrate --to {to} --down` takes back"
                 " what came after it, data and all"
             )
-        number = len(known) if to is None else to
+        number = len(_known()) if to is None else to
         while (migration := _step(connection, number, chosen_domains, actor, down=down)) is not None:
             done.append(migration)
         if not down and _ROW_SECURITY in _applied(connection):
             secure_growing_tables(connection)
     return done
+
+
+def taken_back(dsn: str, to: int | None) -> list[str]:
+    """Return the ids that ``migrate`` would take back, in order.
+
+    Raises:
+        RefusedError: It would refuse.
+        StoreError: The database is away.
+    """
+    _refuse_number(to)
+    with connected(dsn) as connection:
+        _refuse_other_schema(connection)
+        applied = _applied(connection)
+        lowest = _lowest(connection, applied, to)
+    return [str(one.id) for number, one in _numbered() if number > lowest and one.id in applied][::-1]
 
 
 def status(dsn: str) -> list[MigrationState]:
@@ -177,6 +188,10 @@ class PostgresSchemaAdmin:
         grant_roles(self._dsn, *self._others, make=self._embedded, in_use=in_use)
         return done
 
+    def taken_back(self, to: int | None) -> list[str]:
+        """Return the names of the migrations that would be taken back, in order."""
+        return taken_back(self._dsn, to)
+
     def status(self) -> list[MigrationState]:
         """List the migrations in order."""
         return status(self._dsn)
@@ -193,6 +208,19 @@ def _applied(connection: Connection) -> dict[str, datetime]:
             return {}
         cursor.execute(f"SELECT migration_id, applied_at_utc FROM {default_migration_table}")
         return {name: at.replace(tzinfo=UTC) for name, at in cursor.fetchall()}
+
+
+def _standing(applied: Collection[str]) -> int:
+    return max((number for number, one in _numbered() if one.id in applied), default=0)
+
+
+def _lowest(connection: Connection, applied: dict[str, datetime], to: int | None) -> int:
+    """Return the number of the last migration that stays. Raises RefusedError if none may be taken back."""
+    _refuse_in_use(connection)
+    _refuse_unknown(applied)
+    lowest = max(_standing(applied) - 1, 0) if to is None else to
+    _refuse_sealed(connection, lowest)
+    return lowest
 
 
 def _step(
@@ -229,6 +257,12 @@ def _note(cursor: Cursor, row: AuditRow) -> None:
     cursor.execute("SELECT to_regclass('audit_log') IS NOT NULL")
     if cursor.fetchall() == [(True,)]:
         cursor.execute(AUDIT.text, audit_values([row]))
+
+
+def _refuse_number(to: int | None) -> None:
+    count = len(_known())
+    if to is not None and not 0 <= to <= count:
+        raise RefusedError(f"there is no migration {to}: they are numbered 1 to {count}")
 
 
 def _refuse_other_schema(connection: Connection) -> None:

@@ -307,6 +307,25 @@ def test_command_migrate_reports_and_lists(run: Run, dsn: str) -> None:
     applied = json.loads(run("migrate", "--json").out)
     assert applied == {"applied": [newest], "standing": count}
     assert f"there is no migration {count + 1}" in run("migrate", "--to", str(count + 1)).refusal()
+    before = status(dsn)[-2].name
+    for to in (before, before[:4]):
+        assert run("migrate", "--to", to, "--down", "--yes").out.startswith(f"took back {newest}\n")
+        assert run("migrate", "--to", newest).out.startswith(f"applied {newest}\n")
+    for to in ("0000", "0041.row", "", "-1", "x"):
+        assert f"there is no migration {to}: " in run("migrate", "--to", to).refusal()
+
+
+def test_command_migrate_down_that_is_refused_does_not_ask(run: Run, dsn: str) -> None:
+    execute(dsn, "INSERT INTO sealed_domains VALUES ('voice')")
+    refused = run("migrate", "--to", "0041", "--down")
+    assert refused.refusal().startswith("Error: data of voice are sealed")
+    assert "Take back" not in refused.err
+    execute(
+        dsn,
+        "DELETE FROM sealed_domains",
+        "INSERT INTO server_processes (process, place, slot) VALUES (gen_random_uuid(), 'db9', 'x')",
+    )
+    assert "server processes use this database, such as db9" in run("migrate", "--down").refusal()
 
 
 def test_command_serve_does_not_migrate_a_database_of_ones_own(empty_dsn: str) -> None:

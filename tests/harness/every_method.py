@@ -41,6 +41,7 @@ from engine.runtime.ports import StoreError
 from engine.seal.master_keys import WrappedKey
 from engine.uploads.ports import Claim, NewUpload, OffsetUpdate, Quota, StoredFile
 from engine.wire.messages import ItemError
+from storage.postgres.plain_bytes import TEXT_MARK
 from storage.postgres.pool import Database
 from storage.stores.commit.store import PostgresStore
 from storage.stores.conflicts import PostgresConflicts
@@ -50,6 +51,7 @@ from storage.stores.feed import PostgresFeed
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.keys.admin import PostgresKeyAdmin
+from storage.stores.keys.verify import PostgresVerify
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from storage.stores.monitoring.aggregation import PostgresAggregation
 from storage.stores.monitoring.analytics import PostgresAnalytics
@@ -66,6 +68,7 @@ from storage.stores.upload_reads import PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 from storage.stores.usage import PostgresUsage
 from tests.harness.in_process_server import settings_with
+from tests.harness.key_ring import sealing_of
 
 OWN: Final = 1
 DAY_US: Final = 86_400_000_000
@@ -150,6 +153,7 @@ class EveryMethod:
         await self._for_devices()
         await self._monitoring()
         await self._for_people()
+        await self._verified()
 
     async def _uploads(self) -> None:
         quota = Quota(1 << 30, 100, 100, 1000)
@@ -369,3 +373,10 @@ class EveryMethod:
         for domain in ("task", "voice"):
             async for _ in export.pages("acme", domain, None, None, print):
                 pass
+
+    async def _verified(self) -> None:
+        """Verify before and after a value is damaged: the last that is done, for the value stays so."""
+        for page_rows in (200, 1):
+            await PostgresVerify(self.database, sealing_of(), page_rows).verify(OWN, lambda _: None)
+            damaged = _upload(metadata=f"{TEXT_MARK}damaged")
+            await self.uploads.create([NewUpload(damaged, Quota(1 << 30, 100, 100, 1000))], 60)

@@ -17,7 +17,7 @@ from storage.postgres.partitions.maintenance import days_ahead
 from storage.postgres.readiness import unfit
 from storage.postgres.remedies import DatabaseFaultError
 from storage.postgres.roles.guard import access_findings, check_roles, row_security_findings
-from storage.postgres.roles.rights import rights_finding, tenant_findings
+from storage.postgres.roles.rights import foreign_findings, rights_finding, tenant_findings
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -59,6 +59,7 @@ def database_findings(
             if rights.level == "fault":
                 return  # the checks after this one need those rights
             yield from tenant_findings(connection, tenants)
+            yield from foreign_findings(connection)
         missing = [one.name for one in status(owner_dsn) if one.applied_at is None]
         yield _migrations(missing, migrates_itself=migrates_itself)
         if not missing:

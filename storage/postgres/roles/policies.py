@@ -15,6 +15,7 @@ from storage.postgres.blocking import tables_changed
 from storage.postgres.roles.tables import (
     BY_NAME,
     GROWING,
+    IN_SCHEMA,
     NAMED,
     Table,
     read_tables,
@@ -35,7 +36,7 @@ _OPEN_PARTITIONS: Final = (
 _GRANTED: Final = (
     "SELECT DISTINCT c.relname::text,"
     " CASE g.grantee WHEN 0 THEN '' ELSE pg_get_userbyid(g.grantee)::text END"
-    f" FROM pg_class AS c, aclexplode(c.relacl) AS g WHERE {GROWING} AND c.relname = ANY(%(names)s)"
+    f" FROM pg_class AS c, aclexplode(c.relacl) AS g WHERE {IN_SCHEMA} AND c.relname = ANY(%(names)s)"
     " AND g.grantee <> c.relowner"
 )
 

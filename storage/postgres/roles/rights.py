@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from engine.operate.rows import CheckResult
-from storage.postgres.roles.tables import OWNED, made_elsewhere, schema_of_tables, values
+from storage.postgres.roles.tables import FOREIGN, OWNED, made_elsewhere, schema_of_tables, values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -19,6 +19,11 @@ _MAY_CREATE: Final = (
 _OTHERS: Final = (
     "SELECT c.relname::text, pg_get_userbyid(c.relowner)::text FROM pg_class AS c"
     f" WHERE {OWNED} AND NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1 LIMIT 1"
+)
+_FOREIGN: Final = (
+    "SELECT quote_ident(c.relname), ARRAY(SELECT DISTINCT CASE g.grantee WHEN 0 THEN 'PUBLIC'"
+    " ELSE quote_ident(pg_get_userbyid(g.grantee)) END FROM aclexplode(c.relacl) AS g"
+    f" WHERE g.grantee <> c.relowner ORDER BY 1) FROM pg_class AS c WHERE {FOREIGN} ORDER BY 1"
 )
 _UNKNOWN: Final = "SELECT name FROM unnest(%s::text[]) AS name EXCEPT SELECT name FROM tenants"
 
@@ -43,6 +48,21 @@ def rights_finding(connection: Connection) -> CheckResult:
     if schema != tables:
         return CheckResult("fault", "rights", *made_elsewhere(role, database, schema, tables))
     return CheckResult("ok", "rights", f"the role {role} owns its tables and may create more")
+
+
+def foreign_findings(connection: Connection) -> Iterator[CheckResult]:
+    """Yield a warning for each table beside those of the server that may have rows of tenants."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FOREIGN, values(schema_of_tables(cursor)))
+        for table, granted in cursor.fetchall():
+            found = (
+                f"the table {table} is none of the server's, and has a column tenant_id: what it has"
+                " of tenants is under no policy, and stays when a tenant is removed, a retention passes or a domain is sealed"
+            )
+            remedy = f"drop it, or move it out of the schema of the server (ALTER TABLE {table} SET SCHEMA …)"
+            if granted:
+                remedy += f"; until then: REVOKE ALL ON {table} FROM {', '.join(granted)}"
+            yield CheckResult("warning", "tables", found, remedy)
 
 
 def tenant_findings(connection: Connection, named: Mapping[str, Collection[str]]) -> Iterator[CheckResult]:

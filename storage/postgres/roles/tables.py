@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
 #: Tables that do not grow with what devices send. They have no policy: a tenant is found by its name, and all
-#: processes share the others. Tables with rows of tenants are found by their column ``tenant_id``.
+#: processes share the others.
 REFERENCE: Final = (
     "tenants",
     "removed_tenants",
@@ -24,6 +24,33 @@ REFERENCE: Final = (
     "audit_log",
     "master_keys",
     "sealed_domains",
+)
+#: Tables with rows of tenants. They are named: a table of an operator's own in the same schema, as a copy
+#: of one of these, is none of the server's, and gets neither grants nor policies.
+GROWING_TABLES: Final = (
+    "conflict_resolution_log",
+    "device_telemetry",
+    "devices",
+    "events",
+    "events_later",
+    "quarantine",
+    "records",
+    "reseal_passes",
+    "revoked_tokens",
+    "sync_analytics_day",
+    "sync_analytics_snapshot",
+    "sync_device_health",
+    "sync_device_hours",
+    "sync_hour_counts",
+    "sync_idempotency_record",
+    "sync_minutes",
+    "telemetry_names",
+    "tenant_conflict_policy",
+    "tenant_counters",
+    "tenant_keys",
+    "tenant_storage",
+    "upload_session",
+    "voice_verification_log",
 )
 #: Tables of which no role but the owner deletes rows.
 KEPT: Final = ("sealed_domains", "master_keys", "removed_tenants", "cluster_state")
@@ -49,21 +76,28 @@ _MADE: Final = (
     " WHERE d.classid = 'pg_policy'::regclass AND d.objid = p.oid"
     " AND (d.refclassid <> 'pg_class'::regclass OR d.refobjid <> p.polrelid))"
 )
-_IN: Final = "c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)"
-_HAS_TENANT: Final = (
-    "EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id'"
+IN_SCHEMA: Final = "c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s)"
+_OF_TENANTS: Final = (
+    "(c.relname = ANY(%(growing)s) OR c.relispartition AND (SELECT o.relname FROM pg_class AS o"
+    " WHERE o.oid = pg_partition_root(c.oid)) = ANY(%(growing)s))"
+)
+#: A table ``c`` that is none of the server's, and may have rows of tenants.
+FOREIGN: Final = (
+    f"{IN_SCHEMA} AND c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition"
+    " AND c.relname <> ALL(%(reference)s) AND c.relname <> ALL(%(growing)s)"
+    " AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id'"
     " AND NOT a.attisdropped)"
 )
 #: Conditions on a table ``c``: one that grows, one that is used by its name, any table of the server, one
 #: that grows and is used by its name, and a partition that nobody but the owner uses by its name.
-GROWING: Final = f"{_IN} AND c.relkind IN ('r', 'p') AND c.relname <> ALL(%(reference)s) AND {_HAS_TENANT}"
+GROWING: Final = f"{IN_SCHEMA} AND c.relkind IN ('r', 'p') AND {_OF_TENANTS}"
 USED: Final = (
-    f"{_IN} AND c.relkind IN ('r', 'p') AND (NOT c.relispartition OR c.relname = '{BY_NAME}')"
-    f" AND (c.relname = ANY(%(reference)s) OR {_HAS_TENANT})"
+    f"{IN_SCHEMA} AND c.relkind IN ('r', 'p') AND (NOT c.relispartition OR c.relname = '{BY_NAME}')"
+    f" AND (c.relname = ANY(%(reference)s) OR {_OF_TENANTS})"
 )
 OWNED: Final = (
-    f"{_IN} AND c.relkind IN ('r', 'p')"
-    f" AND (c.relname = ANY(%(reference)s) OR c.relname = '_yoyo_migration' OR {_HAS_TENANT})"
+    f"{IN_SCHEMA} AND c.relkind IN ('r', 'p')"
+    f" AND (c.relname = ANY(%(reference)s) OR c.relname = '_yoyo_migration' OR {_OF_TENANTS})"
 )
 WHOLE: Final = f"{GROWING} AND (NOT c.relispartition OR c.relname = '{BY_NAME}')"
 PARTS: Final = f"{GROWING} AND c.relispartition AND c.relname <> '{BY_NAME}'"
@@ -134,7 +168,13 @@ class Table(NamedTuple):
 
 def values(schema: str) -> dict[str, object]:
     """Return the values of the conditions above."""
-    return {"schema": schema, "reference": list(REFERENCE), "plain": _PLAIN, "kept": list(KEPT)}
+    return {
+        "schema": schema,
+        "reference": list(REFERENCE),
+        "growing": list(GROWING_TABLES),
+        "plain": _PLAIN,
+        "kept": list(KEPT),
+    }
 
 
 def schema_of_tables(cursor: Cursor) -> str:

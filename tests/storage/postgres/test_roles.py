@@ -18,13 +18,15 @@ from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StorePoisonError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.checkup import database_findings
 from storage.postgres.connection import Statement
 from storage.postgres.migrate import PostgresSchemaAdmin
 from storage.postgres.partitions.maintenance import maintain
 from storage.postgres.roles.grants import grant_roles
 from storage.postgres.roles.guard import access_findings, check_roles, ways_past
 from storage.postgres.roles.named_tenants import EVERYONE
-from storage.postgres.roles.tables import REFERENCE
+from storage.postgres.roles.rights import foreign_findings
+from storage.postgres.roles.tables import GROWING_TABLES, REFERENCE
 from tests.harness.services import Serving, execute, named, rows
 
 _TABLES = (
@@ -85,6 +87,7 @@ def test_growing_tables_have_one_policy_and_all_others_are_listed(dsn: str) -> N
     tables = rows(dsn, _TABLES)
     growing = {name for name, _, grows in tables if grows}
     assert {name for name, _, grows in tables if not grows} == set(REFERENCE)
+    assert {name for name, is_part, grows in tables if grows and not is_part} == set(GROWING_TABLES)
     policies = rows(dsn, _POLICIES)
     of_tenants = {one[0]: one[2:] for one in policies if one[1] == "tenants"}
     assert of_tenants.keys() == growing, "partitions too"
@@ -94,6 +97,22 @@ def test_growing_tables_have_one_policy_and_all_others_are_listed(dsn: str) -> N
     of_jobs = {one[0]: one[2:] for one in policies if one[1] == "jobs"}
     assert of_jobs.keys() == {name for name, is_part, grows in tables if grows and not is_part}
     assert set(of_jobs.values()) == {(True, "*", "true", "true")}
+
+
+def test_table_of_an_operator_is_a_warning_and_gets_no_grant_and_no_policy(dsn: str) -> None:
+    roles = as_role(dsn, "serving"), as_role(dsn, "jobs")
+    execute(dsn, "CREATE TABLE bak2 AS SELECT * FROM records")
+    assert grant_roles(dsn, *roles) == 0
+    assert refused(roles[0], "SELECT FROM bak2")
+    assert refused(roles[1], "SELECT FROM bak2")
+    findings = [*database_findings(roles[0], dsn, roles[1], 1, {}, migrates_itself=False)]
+    assert [one.found for one in findings if one.level == "fault"] == []
+    (found,) = (one for one in findings if one.subject == "tables")
+    assert (found.level, found.found.split(",")[0]) == ("warning", "the table bak2 is none of the server's")
+    execute(dsn, "GRANT SELECT ON bak2 TO tidemark_serving")
+    with connected(dsn) as connection:
+        (found,) = foreign_findings(connection)
+    assert found.remedy.endswith("until then: REVOKE ALL ON bak2 FROM tidemark_serving")
 
 
 def test_functions_have_a_search_path_of_their_own(dsn: str) -> None:

@@ -57,7 +57,8 @@ def foreign_findings(connection: Connection) -> Iterator[CheckResult]:
         for table, granted in cursor.fetchall():
             found = (
                 f"the table {table} is none of the server's, and has a column tenant_id: what it has"
-                " of tenants is under no policy, and stays when a tenant is removed, a retention passes or a domain is sealed"
+                " of tenants is under no policy, and stays when a tenant is removed, a retention passes or a"
+                " domain is sealed"
             )
             remedy = f"drop it, or move it out of the schema of the server (ALTER TABLE {table} SET SCHEMA …)"
             if granted:

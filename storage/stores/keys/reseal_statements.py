@@ -174,10 +174,10 @@ def _sealed(column: SealedColumn) -> str:
     """Return the condition that a value is sealed, or that it holds sealed ones."""
     if column.form == "changes":
         # A damaged one may be no list any longer: it is read, and cannot be opened.
-        each = f"json_array_elements({column.name}) AS e WHERE left((e->'data')::text, 1) = {_JSON_MARK}"
         return (
-            f"CASE json_typeof({column.name}) WHEN 'array' THEN EXISTS (SELECT FROM {each})"
-            f" ELSE {column.name} IS NOT NULL END"
+            f"CASE json_typeof({column.name}) WHEN 'array' THEN EXISTS"
+            f" (SELECT FROM json_array_elements({column.name}) AS e"
+            f" WHERE left((e->'data')::text, 1) = {_JSON_MARK}) ELSE {column.name} IS NOT NULL END"
         )
     mark = TEXT_MARK_SQL if column.form == "text" else _JSON_MARK
     return f"coalesce(left({column.name}::text, 1) = {mark}, false)"

@@ -9,6 +9,7 @@ from docs.api.errors import error_example, error_tables
 from docs.api.examples import EXAMPLES
 from docs.api.limits import Costs
 from docs.api.openapi import VERSION
+from docs.api.policies import policies_section
 from docs.api.schema import REF, Schema, compact, message_schemas
 from engine.wire.close_codes import CloseCode
 from engine.wire.errors import ERRORS
@@ -38,14 +39,31 @@ The messages of the WebSocket `/v1/sync` of Tidemark. Each is one object with a 
 in `/openapi.json`.
 
 - **Encoding.** The subprotocol chooses it: `tidemark.v1.json` has text frames of JSON,
-  `tidemark.v1.msgpack` binary frames of MessagePack with the same messages.
+  `tidemark.v1.msgpack` binary frames of MessagePack with the same messages. Without a subprotocol it is JSON.
 - **Token.** It comes in the header `Authorization: Bearer TOKEN`, or as the subprotocol `bearer.TOKEN` beside
   the real one.
 - **Versions.** The server may add optional fields, and new types of messages: a device ignores those that it
   does not know.
+- **Alive.** Only messages count: send a `heartbeat` every `heartbeat_s` of the welcome. Pings keep no
+  connection alive: without a message for 90 s (by default) the server closes it with 4408.
+- **Rate.** After `rate_limited` send nothing on the connection until `retry_after_ms` has passed, then send
+  again one message at a time, in order. More than 100 refusals in a row close the connection with 4429,
+  also if the messages were sent before the first refusal was read. So keep fewer than 100 messages in
+  flight.
+- **Events** (`append`) have no version and are in no `pull` and no `subscribe`. An event is named by its
+  domain, its `id` and its `at` as sent: the same event again is `unchanged`, with other data `rejected`.
 - **Ids.** A request has an `id`, which its answer or its error repeats. Answers to different requests may
   come in any order. The `sync` messages of a connection apply in the order in which they were sent.
 - **Retries.** After a lost connection send each `sync` without an answer again, under the same `key`.
+
+"""
+_CLOSED: Final = """\
+Before 4408, 4409, 4401, 4403 and 1012 there is a `goodbye`. Both say the same: the table says whether to
+connect again by yourself, and `retry_after_ms` says how long to wait if you do. After `no`, connect again
+only when a person asks for it: correct the program (4400), tell the user (4403), or end the other copy of
+the device (4409). After all others, also after a connection that ends without a code, connect again by
+yourself, and wait longer after each failure: a random time up to 0.5 s, which doubles each time up to a
+minute.
 
 """
 
@@ -63,7 +81,7 @@ def asyncapi() -> Schema:
         "info": {
             "title": "Tidemark",
             "version": VERSION,
-            "description": _DESCRIPTION + _close_codes() + "\n" + error_tables(),
+            "description": _DESCRIPTION + policies_section() + _close_codes() + error_tables(),
             "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "servers": {
@@ -160,9 +178,9 @@ def _close_codes() -> str:
         "| close code | meaning | connect again by yourself |",
         "|---|---|---|",
         *(
-            f"| {int(code)} | {code.meaning} | {'yes' if code.reconnects else 'no'} |"
+            f"| {int(code)} | {code.meaning} | {code.again} |"
             for code in CloseCode
             if code is not CloseCode.NORMAL
         ),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + _CLOSED

@@ -23,7 +23,7 @@ DETAILS: Final[dict[str, dict[str, Any]]] = {
     "conflict_stale": {"version": 5, "changes": 1, "data": {"title": "Read the meter"}},
     "offset_mismatch": {"offset": 262144},
     "internal": {"error_id": "5f0c8a4e1b7d4c52a3f6d9e8b7c6a5d4"},
-    "rate_limited": {"retry_after_ms": 740},
+    "rate_limited": {"retry_after_ms": 10},
     "overloaded": {"retry_after_ms": 740},
     "unavailable": {"retry_after_ms": 1220},
     "insufficient_storage": {"retry_after_ms": 61200},

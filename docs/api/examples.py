@@ -82,6 +82,7 @@ SYNC: Final[Message] = {
             "base": None,
             "at": "2026-01-02T03:04:05Z",
             "data": _TASK,
+            "changed": ["title", "status"],
         },
         {
             "domain": "journal",
@@ -147,13 +148,28 @@ TELEMETRY: Final[Message] = {
 }
 TELEMETRY_ACK: Final[Message] = {"type": "telemetry_ack", "id": "5", "replayed": False}
 #: What another device pushes before the conflict.
-OTHERS_CHANGE: Final[Message] = {"domain": "task", "id": "a1", "op": "put", "base": 1, "data": _OTHERS}
+OTHERS_CHANGE: Final[Message] = {
+    "domain": "task",
+    "id": "a1",
+    "op": "put",
+    "base": 1,
+    "data": _OTHERS,
+    "changed": ["title"],
+}
 CONFLICTING: Final[Message] = {
     "type": "sync",
     "id": "6",
     "key": "c0a1f3b27be14b6b8a90d0d3a5d6b7c8",
     "items": [
-        {"domain": "task", "id": "a1", "op": "put", "base": 1, "at": "2026-01-02T03:09:00Z", "data": _MINE}
+        {
+            "domain": "task",
+            "id": "a1",
+            "op": "put",
+            "base": 1,
+            "at": "2026-01-02T03:09:00Z",
+            "data": _MINE,
+            "changed": ["title"],
+        }
     ],
 }
 CONFLICTED: Final[Message] = {
@@ -226,7 +242,7 @@ ERROR: Final[Message] = {
     "message": "there is no such conflict",
     "retryable": False,
 }
-GOODBYE: Final[Message] = {"type": "goodbye", "reason": "replaced", "retry_after_ms": 0}
+GOODBYE: Final[Message] = {"type": "goodbye", "reason": "replaced", "retry_after_ms": 500}
 DOMAINS: Final[Message] = {
     "type": "domains",
     "domains": {

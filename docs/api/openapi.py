@@ -13,6 +13,7 @@ from docs.api.errors import error_answers, error_examples, error_tables
 from docs.api.examples import EXAMPLES, over_http
 from docs.api.limits import CONNECTION, DEVICE, limits, limits_table
 from docs.api.operation import Answer, Caller, Operation, Parameter
+from docs.api.policies import policies_section
 from docs.api.schema import BODIES, REF, Schema, compact, message_schemas
 from engine.operate.monitor.report import Finding, Judgement, Report, Values
 from engine.wire.messages import PROTOCOL_VERSION
@@ -29,12 +30,17 @@ _DESCRIPTION: Final = """\
 The HTTP interface of Tidemark, a sync engine for devices of field workers. The messages of its WebSocket are
 in `/asyncapi.json`.
 
+- **Token.** Every request of a device has the header `Authorization: Bearer TOKEN`. The token is a JSON Web
+  Token that the app's backend signs: it names the tenant (`tid`) and the device (`did`). Never put it into a
+  URL.
 - **Versions.** The server may add optional fields and routes. It removes and changes nothing without a new
   version. A device ignores fields that it does not know, and so does the server.
 - **Encoding.** A message is JSON or MessagePack, by `Content-Type`; its answer has the same encoding. Without
   a body, `Accept` chooses. A body may be compressed with gzip. An error is always JSON.
 - **Retries.** After a lost answer send the same message under the same `key`. After a refusal wait
   `retry_after_ms`, then send the same message again.
+- **Events** (`append`) are in no answer of `/v1/changes`. An event is named by its domain, its `id` and its
+  `at` as sent.
 - **HEAD.** Every path that takes GET takes HEAD.
 - **405.** A method that a path does not take is refused with `method_not_allowed`; the header `Allow` names
   the others.
@@ -61,7 +67,7 @@ _SCHEMES: Final = {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "A token of a device. Never put it into a URL.",
+        "description": "A token of a device, as `Authorization: Bearer TOKEN`. Never put it into a URL.",
     },
     "person": {
         "type": "http",
@@ -96,7 +102,7 @@ def openapi() -> Schema:
         "info": {
             "title": "Tidemark",
             "version": VERSION,
-            "description": _DESCRIPTION + _common_limits() + error_tables(),
+            "description": _DESCRIPTION + policies_section() + _common_limits() + error_tables(),
             "license": LICENSE,
         },
         "servers": [{"url": "/", "description": "The server that has this document."}],

@@ -69,7 +69,8 @@ _OPERATIONS: Final = (
         _TAG,
         "Pull one page of the feed",
         "Store each page and its cursor in one transaction. While `more` is true, pull again with the"
-        " cursor. Ignore a change whose version is not above the one that the device has.",
+        " cursor. Ignore a change whose version is not above the one that the device has, but take the"
+        " `attachments` of the change of the highest `seq`: a file makes no version. Events are in no page.",
         {200: Answer("A page.", as_message("Changes"), over_http(examples.CHANGES))},
         (*AUTHENTICATED, "invalid_message", "cursor_expired"),
         (*TOKEN_COSTS, *limits.FEED),
@@ -84,7 +85,7 @@ _OPERATIONS: Final = (
                 "domains",
                 "query",
                 {"type": "array", "items": {"type": "string"}, "maxItems": MAX_DOMAINS},
-                "The domains that are wanted. Missing: all.",
+                "The domains that are wanted. Missing: all. A cursor belongs to its set of domains.",
                 ["task"],
                 separated=True,
             ),
@@ -113,8 +114,9 @@ _OPERATIONS: Final = (
         "resolve_conflict",
         _TAG,
         "Settle a conflict",
-        "`version` and `changes` are those that the person saw. The same decision again returns the first"
-        " answer again.",
+        "`version` and `changes` are those that the person saw. Without `changes` the server does not check"
+        " whether the person saw all of them. A device settles its own conflicts, a supervisor all of the"
+        " tenant. The same decision again returns the first answer again.",
         {200: Answer("The outcome.", as_message("Resolved"), over_http(examples.RESOLVED))},
         (*MESSAGE, "not_found", "conflict_stale", "conflict_closed"),
         (*TOKEN_COSTS, *limits.BODY, *limits.RESOLVE),
@@ -159,7 +161,9 @@ _OPERATIONS: Final = (
         "list_domains",
         _TAG,
         "Ask for the rules of each domain",
-        "So that a device can refuse an edit before it stores and sends it. Ask once a day.",
+        "So that a device can refuse an edit before it stores and sends it. Ask once a day, and after a"
+        " message `policies`: only here are the fallbacks. An edit may take several steps of `status` at"
+        " once.",
         {200: Answer("The rules by the name of the domain.", as_message("DomainList"), examples.DOMAINS)},
         AUTHENTICATED,
         TOKEN_COSTS,

@@ -5,13 +5,19 @@ from __future__ import annotations
 import textwrap
 from typing import Final
 
+from docs.api.asyncapi import ANSWERS
 from docs.api.schema import REF, MessageSchemas, Schema, message_schemas
 
 _HEAD: Final = """\
 // `python -m docs.generate` makes this file from the messages in engine/wire/messages.py.
 //
-// Types of all messages of the wire contract, version 1 (docs/protocol.md). A later server may add
-// optional fields, types of messages and codes of errors: ignore those that you do not know.
+// Types of all messages of the wire contract, version 1. A server explains them at /docs/messages (the
+// WebSocket) and /docs (HTTP), with the policies of conflicts, the close codes and the errors. A later server
+// may add optional fields, types of messages and codes of errors: ignore those that you do not know.
+//
+// The WebSocket is wss://HOST/v1/sync, with the subprotocol `tidemark.v1.json` or `tidemark.v1.msgpack`.
+// The token goes into the header `Authorization: Bearer TOKEN`. A browser offers `bearer.TOKEN` as a second
+// subprotocol.
 """
 #: What the messages of both transports are built on; `Data` is without the words of a schema.
 _COMMON: Final = """\
@@ -51,6 +57,7 @@ def typescript() -> str:
         *(_interface(name, schema) for name, schema in sorted(parts.items()) if name != "Data"),
         _union("ClientMessage", "What a device sends on a socket.", socket.requests),
         _union("ServerMessage", "What the server sends on a socket.", socket.answers),
+        _answers(socket),
         _OVER_HTTP + textwrap.indent(_namespace(http, differing), "  ") + "}\n",
     ]
     return "\n".join(blocks)
@@ -65,6 +72,15 @@ def _namespace(http: MessageSchemas, differing: dict[str, Schema]) -> str:
 def _union(name: str, text: str, by_tag: dict[str, str]) -> str:
     members = "".join(f"\n  | {_name(member)}" for _, member in sorted(by_tag.items()))
     return f"/** {text} `type` tells them apart. */\nexport type {name} ={members}\n"
+
+
+def _answers(socket: MessageSchemas) -> str:
+    rows = [
+        f"  {tag}: {_name(socket.answers[ANSWERS[tag]]) + ' | ErrorMessage' if tag in ANSWERS else 'never'}\n"
+        for tag in sorted(socket.requests)
+    ]
+    text = "The answer to each request on a socket, by its `type`. A subscription has many answers."
+    return f"/** {text} */\nexport interface Answers {{\n{''.join(rows)}}}\n"
 
 
 def _interface(name: str, schema: Schema) -> str:

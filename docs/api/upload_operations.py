@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from typing import Any, Final
 
 from docs.api import examples, limits
 from docs.api.operation import AUTHENTICATED, TOKEN_COSTS, Answer, Operation, Parameter, preflight
+from docs.costs.page import default_settings
 
 _TAG: Final = "Files"
 _BYTES: Final = {"type": "string", "format": "binary"}
@@ -21,7 +23,11 @@ def metadata(**values: str) -> str:
 
 
 METADATA: Final = metadata(
-    filename=examples.FILE_NAME, filetype="application/pdf", domain="journal", record_id="j1"
+    filename=examples.FILE_NAME,
+    filetype="application/pdf",
+    domain="journal",
+    record_id="j1",
+    sha256=hashlib.sha256(examples.FILE).hexdigest(),
 )
 
 
@@ -41,7 +47,14 @@ _LENGTH: Final = _header("Upload-Length", "The size of the file in bytes.", _NUM
 _CHECKSUM: Final = _header(
     "Upload-Checksum", "For tus: `sha1`, `sha256` or `md5`, a space, and the digest of the body in base64."
 )
-_UPLOAD: Final = Parameter("upload_id", "path", _TEXT, "The upload.", "0" * 32, required=True)
+_UPLOAD: Final = Parameter(
+    "upload_id",
+    "path",
+    _TEXT,
+    "The upload. When it is complete, this is the `file_id` of its file.",
+    "0" * 32,
+    required=True,
+)
 _OFFSET: Final = _header("Upload-Offset", "Where the bytes of the body begin.", _NUMBER, 0)
 _SENT: Final = {
     "Upload-Offset": "How many bytes the server has on disk.",
@@ -49,6 +62,23 @@ _SENT: Final = {
     "Upload-Complete": "For the IETF draft: `?1` if the upload is complete.",
     "Upload-Limit": "For the IETF draft: the largest size, and how long the upload is kept.",
 }
+
+
+def _types(kind: str) -> str:
+    uploads = default_settings()["uploads"]
+    size_mib = uploads[f"{kind}_bytes"] >> 20
+    return f"{', '.join(f'`{one}`' for one in uploads[f'{kind}_types'])} (up to {size_mib} MiB)"
+
+
+_METADATA_TEXT: Final = (
+    "Pairs of a key and its value in base64, separated by commas. Required: `filename`, `domain`,"
+    " `record_id`."
+    " Optional: `filetype`, and `sha256` of the whole file as 64 hex digits, whose text is then in base64. By"
+    " default the types are, of images, "
+    f"{_types('image')}; of documents, {_types('document')}; of voice clips, {_types('voice')}. An operator"
+    " may"
+    " list others."
+)
 _FILE: Final = {
     "ETag": "The SHA-256 of the file.",
     "Repr-Digest": "The SHA-256 of the file (RFC 9530).",
@@ -109,11 +139,16 @@ OPERATIONS: Final = (
         "Create an upload",
         "By tus 1.0.0, or by the IETF draft of resumable uploads: a request without `Tus-Resumable` and with"
         " `Upload-Complete` or `Upload-Draft-Interop-Version` is one of the draft. The request may bring the"
-        " bytes, or the first of them. The file joins its record when both are there, in either order.",
+        " bytes, or the first of them. The file joins its record when both are there, in either order. Its"
+        " `file_id` is the"
+        " `upload_id`; if the record has the same content under the same name already, the feed shows the"
+        " first"
+        " id, and both are good for downloads.",
         {
             201: Answer(
                 "The upload is there.",
-                headers=_SENT | {"Location": "Its path, `/v1/uploads/{upload_id}`."},
+                headers=_SENT
+                | {"Location": "Its path, `/v1/uploads/{upload_id}`. The file has the same id."},
             )
         },
         (*AUTHENTICATED, *_APPENDING),
@@ -123,7 +158,7 @@ OPERATIONS: Final = (
             _LENGTH,
             _header(
                 "Upload-Metadata",
-                "`filename`, `filetype`, `domain`, `record_id` and `sha256`, each with its value in base64.",
+                _METADATA_TEXT,
                 example=METADATA,
             ),
             _header("Upload-Defer-Length", "For tus: `1` if the size comes later."),

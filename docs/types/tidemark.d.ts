@@ -1,7 +1,12 @@
 // `python -m docs.generate` makes this file from the messages in engine/wire/messages.py.
 //
-// Types of all messages of the wire contract, version 1 (docs/protocol.md). A later server may add
-// optional fields, types of messages and codes of errors: ignore those that you do not know.
+// Types of all messages of the wire contract, version 1. A server explains them at /docs/messages (the
+// WebSocket) and /docs (HTTP), with the policies of conflicts, the close codes and the errors. A later server
+// may add optional fields, types of messages and codes of errors: ignore those that you do not know.
+//
+// The WebSocket is wss://HOST/v1/sync, with the subprotocol `tidemark.v1.json` or `tidemark.v1.msgpack`.
+// The token goes into the header `Authorization: Bearer TOKEN`. A browser offers `bearer.TOKEN` as a second
+// subprotocol.
 
 /** A value of JSON. Numbers are exact up to 2^53 only: store longer ones as text. */
 export type Json = string | number | boolean | null | Json[] | { [name: string]: Json }
@@ -10,9 +15,9 @@ export type Data = { [name: string]: Json }
 /** An instant: RFC 3339 text with an offset, such as `2026-01-02T03:04:05.290173Z`. */
 export type Instant = string
 
-/** A file of a record. It is read at `/v1/files/{file_id}`. `device_id` sent it at `at`. */
+/** A file of a record. It is read at `/v1/files/{file_id}`. `device_id` sent it. */
 export interface Attachment {
-  /** The file, to be read at `/v1/files/{file_id}`. */
+  /** The file, to be read at `/v1/files/{file_id}`. It is the `upload_id` of its upload. */
   file_id: string
   /** The name to show. Several files may have one name. */
   filename: string
@@ -22,24 +27,28 @@ export interface Attachment {
   size_bytes: number
   /** The SHA-256 of the content in hex digits. */
   sha256: string
-  /** The device that made it; null if no device did. */
+  /** The device that sent the file. */
   device_id: string
-  /** When the file was sent. */
+  /** When the file joined the record, by the server's clock: when both were there. */
   at: Instant
 }
 
 /**
- * One version of a record in the feed. `data` is null for a tombstone. `attachments` is an array of `Attachment`, left
- * out if the record has none.
+ * A record in the feed, in its latest version. `data` is null for a tombstone. A file that joins or leaves the record
+ * comes as a change with a new `seq` and the same `version`. `attachments` is an array of `Attachment`, left out if the
+ * record has none.
  */
 export interface Change {
   /** The kind of data. */
   domain: string
   /** The record. */
   id: string
-  /** The record's version. */
+  /** The record's version. Ignore `data` of a version that is not above the device's own, but not `attachments`. */
   version: number
-  /** The number of the change in its tenant. */
+  /**
+   * The number of the change in its tenant. A file that joins or leaves the record gives another `seq` to the same
+   * version.
+   */
   seq: number
   /** True for a tombstone. */
   deleted: boolean
@@ -49,7 +58,10 @@ export interface Change {
   device_id: string | null
   /** The record. Null: it is deleted. */
   data: Data | null
-  /** All files of the record; missing if it has none. */
+  /**
+   * All files of the record; missing if it has none. Take them from the change of the highest `seq`, even if its
+   * `version` is one that the device has.
+   */
   attachments?: Attachment[]
 }
 
@@ -67,7 +79,7 @@ export interface Changes {
   more: boolean
   /** The changes, in ascending order of `seq`. */
   changes: Change[]
-  /** The names in `domains` that hold no records. */
+  /** The names in `domains` that hold no records, such as domains of events. */
   unknown_domains?: string[]
 }
 
@@ -80,7 +92,7 @@ export interface ClientSide {
   base: number | null
   /** The time of the last change. */
   at: Instant
-  /** The device that made it; null if no device did. */
+  /** The device that made the changes. */
   device_id: string
   /** The record if the device's side wins; null for a delete. */
   data: Data | null
@@ -101,7 +113,7 @@ export interface ConflictList {
   after: string | null
 }
 
-/** Ask for open conflicts, oldest first. */
+/** Ask for open conflicts, oldest first: those of the device itself, or all for a supervisor. */
 export interface Conflicts {
   type: 'conflicts'
   /** Chosen by the device. The answer and the error repeat it. */
@@ -113,21 +125,29 @@ export interface Conflicts {
 }
 
 /**
- * The rules of one domain. Event domains have no fields about conflicts. `status` maps each declared value to the
- * values that may follow it.
+ * The rules of one domain. Event domains have no fields about conflicts. `status` maps a value to the values that are
+ * one step away. An edit may take several steps.
  */
 export interface DomainInfo {
   /** What the domain holds: records, which change, or events, which are only added. */
   kind: 'event' | 'record'
   /** The fields that must be present and not null. */
   required: string[]
-  /** For each declared value of `status` the values that are one step away. Empty: any value is allowed. */
+  /**
+   * For each value of `status` the values that are one step away. An edit may take several steps at once: every value
+   * that steps lead to is allowed, and so is the value itself. A record without a status, such as a new one, may take
+   * any declared value. A value that ends the steps may be no key, but stands in the list of another. Empty: any value
+   * is allowed.
+   */
   status: { [name: string]: string[] }
-  /** The policy that decides conflicts. */
+  /** The policy that decides conflicts: see the table of policies. */
   policy?: 'client_wins' | 'field_merge' | 'manual' | 'most_recent_wins' | 'preserve_escalation' | 'server_wins'
-  /** Under `field_merge`: what decides when both sides changed a field. */
+  /** Under `field_merge`: what decides when both sides changed a field. Under other policies it is not used. */
   fallback?: 'client_wins' | 'manual' | 'most_recent_wins' | 'preserve_escalation' | 'server_wins'
-  /** Under `preserve_escalation`: the fields that keep the server's values. */
+  /**
+   * Under `preserve_escalation`, also as a fallback: the fields that keep the server's values. Under other policies
+   * they are not used.
+   */
   server_owned?: string[]
 }
 
@@ -181,7 +201,10 @@ export interface ErrorMessage {
   message: string
   /** True if the same message may succeed later. */
   retryable: boolean
-  /** When to come back. */
+  /**
+   * How long to wait. After `rate_limited` it is the time until one more message is allowed: send nothing on the
+   * connection until then, and not all that waits at once.
+   */
   retry_after_ms?: number
   /** The record's version. */
   version?: number
@@ -195,18 +218,25 @@ export interface ErrorMessage {
   error_id?: string
 }
 
-/** The server is about to close the connection. */
+/** The server is about to close the connection. The table of close codes has what to do. */
 export interface Goodbye {
   type: 'goodbye'
-  /** Why the connection is about to close. */
+  /**
+   * Why the connection is about to close. `drain`, `restart`, `idle`: connect again. `expired`: connect again with a
+   * fresh token. `replaced`, `revoked`: do not connect again by yourself.
+   */
   reason: 'drain' | 'expired' | 'idle' | 'replaced' | 'restart' | 'revoked'
-  /** When to come back. */
+  /**
+   * How long to wait before connecting again. After `replaced` and `revoked` it does not count: do not connect again by
+   * yourself.
+   */
   retry_after_ms: number
 }
 
 /**
- * The device is alive, and some facts about it. `battery` is 0 to 1. A negative `battery` or `storage_free_mb` counts
- * as missing: Android and iOS use -1 for an unknown value. `clock` and `server_time` are as in `hello`.
+ * The device is alive, and some facts about it. Only messages keep a connection open, pings do not. `battery` is 0 to
+ * 1. A negative `battery` or `storage_free_mb` counts as missing: Android and iOS use -1 for an unknown value. `clock`
+ * and `server_time` are as in `hello`.
  */
 export interface Heartbeat {
   type: 'heartbeat'
@@ -265,13 +295,22 @@ export interface Item {
   id: string
   /** `put`: the whole record. `patch`: an RFC 7396 merge patch. `delete`: a tombstone. `append`: an event. */
   op: 'append' | 'delete' | 'patch' | 'put'
-  /** The version that the device changed; null or missing if it knew of no version. */
+  /**
+   * The version that the device changed; null or missing if it knew of no version. On an existing record null is a
+   * conflict, unless all its versions are of the device itself, or the record equals the item.
+   */
   base?: number | null
-  /** When the change was made, by the device's own clock. An event must have it. */
+  /**
+   * When the change was made, by the device's own clock. Missing: now. It decides under `most_recent_wins`. An event
+   * must have it, as a part of its name: keep it in a retry.
+   */
   at?: Instant | null
   /** The record, the patch or the event. A `delete` has none. */
   data?: Data | null
-  /** The top-level fields that a `put` changed, for domains that are merged by field. */
+  /**
+   * The top-level fields that a `put` changed, under `field_merge`. Missing: every field counts as changed, and in a
+   * conflict the edits of one side are lost as a whole. Always send it, or send a `patch`.
+   */
   changed?: string[] | null
 }
 
@@ -286,7 +325,7 @@ export interface ItemError {
     | 'unknown_base'
     | 'unknown_domain'
     | (string & {})
-  /** A sentence for a person. */
+  /** A sentence for a person. The items that it names count from 0. */
   message: string
 }
 
@@ -310,7 +349,7 @@ export interface OpenConflict {
   domain: string
   /** The record. */
   record_id: string
-  /** The policy that decides conflicts. */
+  /** The policy that decides conflicts: see the table of policies. */
   policy: string
   /** The server's record now. */
   server: ServerSide
@@ -320,14 +359,17 @@ export interface OpenConflict {
   opened_at: Instant
 }
 
-/** A policy of the tenant changed. */
+/** A policy or a fallback of the tenant changed. */
 export interface PoliciesChanged {
   type: 'policies'
-  /** Each domain of records with the policy that decides its conflicts. */
+  /** As in the welcome. If they look the same, a fallback changed: ask for `GET /v1/domains`. */
   policies: { [name: string]: string }
 }
 
-/** Ask for one page of the feed. `domains` is checked with the cursor. */
+/**
+ * Ask for one page of the feed, which has records and no events. `domains` is checked with the cursor: a cursor of
+ * another set of domains is `cursor_expired`.
+ */
 export interface Pull {
   type: 'pull'
   /** Chosen by the device. The answer and the error repeat it. */
@@ -347,13 +389,13 @@ export interface Resolve {
   id: string
   /** The conflict. */
   conflict_id: string
-  /** Whose side wins. */
+  /** Whose side wins. Each choice writes a new version, also `server`, with the same data. */
   choice: 'client' | 'merged' | 'server'
   /** The server's version that the person saw. */
   version: number
   /** With the choice `merged`: the record. */
   data?: Data | null
-  /** How many changes of the device the person saw. */
+  /** How many changes of the device the person saw. Missing: not checked. */
   changes?: number | null
 }
 
@@ -381,17 +423,25 @@ export interface Result {
   id: string | null
   /** What became of the item. */
   status: 'applied' | 'conflict' | 'rejected' | 'resolved' | 'unchanged'
-  /** With `resolved`: the side that won. `server`: nothing of the item was stored. */
+  /**
+   * With `resolved`, for the person. `client`: the record is the item's put, it is deleted, or it is the item's patch
+   * on the server's record, with the edits of others in it. `merged`: it is neither side. `server`: nothing of the item
+   * was stored. Under each of them `data` is the record now.
+   */
   winner?: 'client' | 'merged' | 'server'
-  /** The policy that decides conflicts. */
+  /** The policy that decides conflicts: see the table of policies. */
   policy?: string
-  /** With `conflict`: the conflict that waits for a person. */
+  /** With `conflict`: the conflict that waits for a person. Missing in an atomic message: no conflict was opened. */
   conflict_id?: string
   /** The record's version. */
   version?: number | null
   /** The number of the change in its tenant. */
   seq?: number | null
-  /** The record. Null: it is deleted. */
+  /**
+   * With `resolved` and `conflict`: the server's record now. Replace the device's copy with it, under every `winner`,
+   * unless the device has a newer version. Null: the record is deleted. Missing, though the status is one of these: the
+   * answer was too long, or is `replayed`; pull.
+   */
   data?: Data | null
   /** With `rejected`: why. */
   error?: ItemError
@@ -504,13 +554,19 @@ export interface Welcome {
   server_time: Instant
   /** Another one after the database was restored. */
   epoch: string
-  /** How often to send a `heartbeat`. */
+  /**
+   * How often to send a `heartbeat`. Pings do not count as messages: the server closes a connection without messages
+   * with 4408.
+   */
   heartbeat_s: number
   /** The limits of the device. */
   limits: Limits
-  /** Each domain of records with the policy that decides its conflicts. */
+  /**
+   * Each domain of records with the policy that decides its conflicts. The fallback of `field_merge` is in `GET
+   * /v1/domains` only.
+   */
   policies: { [name: string]: string }
-  /** The domains of events. */
+  /** The domains of events. Events are in no pull and no subscription. */
   events?: string[]
 }
 
@@ -540,6 +596,19 @@ export type ServerMessage =
   | Unsubscribed
   | Welcome
 
+/** The answer to each request on a socket, by its `type`. A subscription has many answers. */
+export interface Answers {
+  conflicts: ConflictList | ErrorMessage
+  heartbeat: HeartbeatAck | ErrorMessage
+  hello: never
+  pull: Changes | ErrorMessage
+  resolve: Resolved | ErrorMessage
+  subscribe: Changes | ErrorMessage
+  sync: Synced | ErrorMessage
+  telemetry: TelemetryAck | ErrorMessage
+  unsubscribe: Unsubscribed | ErrorMessage
+}
+
 /** Messages as they are over HTTP, where they differ: an `id` and what the path says may be missing. */
 export namespace Http {
   /**
@@ -556,7 +625,7 @@ export namespace Http {
     more: boolean
     /** The changes, in ascending order of `seq`. */
     changes: Change[]
-    /** The names in `domains` that hold no records. */
+    /** The names in `domains` that hold no records, such as domains of events. */
     unknown_domains?: string[]
   }
 
@@ -572,8 +641,9 @@ export namespace Http {
   }
 
   /**
-   * The device is alive, and some facts about it. `battery` is 0 to 1. A negative `battery` or `storage_free_mb` counts
-   * as missing: Android and iOS use -1 for an unknown value. `clock` and `server_time` are as in `hello`.
+   * The device is alive, and some facts about it. Only messages keep a connection open, pings do not. `battery` is 0 to
+   * 1. A negative `battery` or `storage_free_mb` counts as missing: Android and iOS use -1 for an unknown value. `clock`
+   * and `server_time` are as in `hello`.
    */
   export interface Heartbeat {
     type?: 'heartbeat'
@@ -615,13 +685,13 @@ export namespace Http {
     id?: string
     /** The conflict. */
     conflict_id?: string
-    /** Whose side wins. */
+    /** Whose side wins. Each choice writes a new version, also `server`, with the same data. */
     choice: 'client' | 'merged' | 'server'
     /** The server's version that the person saw. */
     version: number
     /** With the choice `merged`: the record. */
     data?: Data | null
-    /** How many changes of the device the person saw. */
+    /** How many changes of the device the person saw. Missing: not checked. */
     changes?: number | null
   }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -15,6 +15,20 @@ Policy = Literal[
     "manual",
 ]
 Fallback = Literal["server_wins", "client_wins", "most_recent_wins", "preserve_escalation", "manual"]
+
+#: The outcome of a conflict under each policy, as the documents show it.
+OUTCOMES: Final[dict[Policy, str]] = {
+    "server_wins": "The server's record stays",
+    "client_wins": "The device's side wins: the put as it is, the patch applied to the server's record (to"
+    " its last data if the record is a tombstone), or the delete",
+    "most_recent_wins": "The side with the later `at` wins; if both times are equal, the server wins. If the"
+    " server's version is the device's own, `at` is compared as sent, and if both times are equal, the item"
+    " wins",
+    "preserve_escalation": "Like `client_wins`, but some fields keep the server's values"
+    " ([below](#preserve_escalation))",
+    "field_merge": "Each top-level field is merged by itself ([below](#field_merge))",
+    "manual": "The server's record stays, and the device's change waits for a person",
+}
 
 DEFAULT_SERVER_OWNED = ("escalation_level", "escalated_at", "escalated_by", "status")
 

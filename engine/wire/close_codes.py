@@ -1,4 +1,4 @@
-"""Close codes of a WebSocket, with their meaning and whether a device connects again by itself.
+"""Close codes of a WebSocket, with their meaning and when a device connects again by itself.
 
 The one table of them: the server closes with no other code, and the table in ``docs/protocol.md`` is held
 equal to this one by a test.
@@ -10,6 +10,8 @@ from enum import IntEnum
 from typing import Final, Literal, Self
 
 GoodbyeReason = Literal["drain", "restart", "replaced", "revoked", "expired", "idle"]
+#: ``no``: only when a person asks for it, after the cause was removed.
+Again = Literal["yes", "with a fresh token", "after a minute", "no"]
 
 
 class CloseCode(IntEnum):
@@ -17,43 +19,47 @@ class CloseCode(IntEnum):
 
     Attributes:
         meaning: One clause, as in the documentation.
-        reconnects: True if a device connects again by itself; False if the cause has to be removed first.
+        again: Whether a device connects again by itself, and after what.
     """
 
     meaning: str
-    reconnects: bool
+    again: Again
 
-    def __new__(cls, code: int, meaning: str, reconnects: Literal["reconnects", "stays away"]) -> Self:
+    def __new__(cls, code: int, meaning: str, again: Again) -> Self:
         """Make a row of the table."""
         row = int.__new__(cls, code)
         row._value_ = code
         row.meaning = meaning
-        row.reconnects = reconnects == "reconnects"
+        row.again = again
         return row
 
-    NORMAL = 1000, "the answer to a client's own close", "reconnects"
-    PROTOCOL_ERROR = 1002, "not a WebSocket frame, or one that is not masked", "reconnects"
-    NOT_UTF8 = 1007, "a text frame that is not UTF-8", "reconnects"
-    TOO_LARGE = 1009, "a message over `frame_bytes`", "reconnects"
+    NORMAL = 1000, "the answer to a client's own close", "yes"
+    PROTOCOL_ERROR = 1002, "not a WebSocket frame, or one that is not masked", "yes"
+    NOT_UTF8 = 1007, "a text frame that is not UTF-8", "yes"
+    TOO_LARGE = 1009, "a message over `frame_bytes`", "yes"
     RESTARTING = (
         1012,
         "the server goes away or starts again; come back after `retry_after_ms`",
-        "reconnects",
+        "yes",
     )
     BAD_FRAMES = (
         4400,
         "a frame of the wrong kind for the subprotocol, or ten malformed messages in a row",
-        "stays away",
+        "no",
     )
-    EXPIRED = 4401, "the token has expired", "stays away"
-    FORBIDDEN = 4403, "the device or its token was revoked, or its tenant removed", "stays away"
-    IDLE = 4408, "the device said nothing for too long", "stays away"
-    REPLACED = 4409, "a newer connection of the same device", "stays away"
-    RATE_IGNORED = 4429, "the rate limit was ignored", "stays away"
+    EXPIRED = 4401, "the token has expired", "with a fresh token"
+    FORBIDDEN = 4403, "the device or its token was revoked, or its tenant removed", "no"
+    IDLE = 4408, "the device sent no message for too long; pings do not count", "yes"
+    REPLACED = 4409, "a newer connection of the same device", "no"
+    RATE_IGNORED = (
+        4429,
+        "more than 100 messages in a row came in spite of `rate_limited`, or pings above the rate",
+        "after a minute",
+    )
     UNAVAILABLE = (
         4503,
         "the server cannot serve now; or the tenant has too many messages waiting; an `error` precedes it",
-        "reconnects",
+        "yes",
     )
 
 

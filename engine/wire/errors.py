@@ -106,7 +106,8 @@ ERRORS: Final = _table(
         410,
         False,
         "The cursor belongs to another tenant, epoch or set of domains, or is ahead of the feed.",
-        "Pull again with cursor null. Delete the records that this pull does not bring.",
+        "Pull again with cursor null and the same domains. After the last page delete the records of these"
+        " domains that the pull did not bring. Keep edits that are not acknowledged, and all other domains.",
     ),
     ErrorKind(
         "offset_mismatch",
@@ -169,7 +170,8 @@ ERRORS: Final = _table(
         415,
         False,
         "The server does not accept this type of file, or the content is not of the type that was named.",
-        "Send a file of a type that the settings list, and name its type.",
+        "Send a file of a type that the operator lists (`POST /v1/uploads` has the default), and name its"
+        " type.",
     ),
     ErrorKind(
         "quota_exceeded",
@@ -193,7 +195,8 @@ ERRORS: Final = _table(
         True,
         "The device or its tenant sends more messages, or the device begins more uploads, than its rate"
         " allows.",
-        "Wait retry_after_ms, then send the same message again.",
+        "Send nothing more until retry_after_ms has passed. Then send the same messages again, one after"
+        " another. More than 100 refusals in a row close the connection with 4429.",
     ),
     ErrorKind(
         "overloaded",
@@ -223,7 +226,8 @@ ERRORS: Final = _table(
         None,
         False,
         "The item breaks a rule for values or a rule of its domain.",
-        "Correct the item and send it under a new key.",
+        "Correct the item as `message` says, and send it under a new key. `Data` has the rules for values,"
+        " `GET /v1/domains` those of domains.",
     ),
     ErrorKind(
         "unknown_domain",
@@ -253,7 +257,8 @@ ERRORS: Final = _table(
         False,
         "Another item of the same atomic message was rejected, or is a conflict that a person would have to"
         " settle.",
-        "Correct that other item and send the message under a new key.",
+        "Correct that other item, which `message` names by its place from 0, and send the message under a new"
+        " key.",
     ),
 )
 

@@ -68,7 +68,10 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Pull(msgspec.Struct, frozen=True, tag_field="type", tag="pull"):
-    """Ask for one page of the feed. ``domains`` is checked with the cursor."""
+    """Ask for one page of the feed, which has records and no events.
+
+    ``domains`` is checked with the cursor: a cursor of another set of domains is ``cursor_expired``.
+    """
 
     id: RequestId
     cursor: str | None = None
@@ -92,7 +95,7 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscrib
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
-    """The device is alive, and some facts about it.
+    """The device is alive, and some facts about it. Only messages keep a connection open, pings do not.
 
     ``battery`` is 0 to 1. A negative ``battery`` or ``storage_free_mb`` counts as missing: Android and iOS
     use -1 for an unknown value. ``clock`` and ``server_time`` are as in ``hello``.
@@ -110,7 +113,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
 
 
 class Conflicts(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts"):
-    """Ask for open conflicts, oldest first."""
+    """Ask for open conflicts, oldest first: those of the device itself, or all for a supervisor."""
 
     id: RequestId
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
@@ -229,7 +232,7 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="type", tag="welcome"):
 
 
 class Attachment(msgspec.Struct, frozen=True):
-    """A file of a record. It is read at ``/v1/files/{file_id}``. ``device_id`` sent it at ``at``."""
+    """A file of a record. It is read at ``/v1/files/{file_id}``. ``device_id`` sent it."""
 
     file_id: str
     filename: str
@@ -241,7 +244,9 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a record in the feed. ``data`` is null for a tombstone.
+    """A record in the feed, in its latest version. ``data`` is null for a tombstone.
+
+    A file that joins or leaves the record comes as a change with a new ``seq`` and the same ``version``.
 
     ``attachments`` is an array of ``Attachment``, left out if the record has none.
     """
@@ -330,7 +335,7 @@ class ConflictList(msgspec.Struct, frozen=True, tag_field="type", tag="conflicts
 class DomainInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The rules of one domain. Event domains have no fields about conflicts.
 
-    ``status`` maps each declared value to the values that may follow it.
+    ``status`` maps a value to the values that are one step away. An edit may take several steps.
     """
 
     kind: Literal["record", "event"]
@@ -363,13 +368,13 @@ class Unsubscribed(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscri
 
 
 class PoliciesChanged(msgspec.Struct, frozen=True, tag_field="type", tag="policies"):
-    """A policy of the tenant changed."""
+    """A policy or a fallback of the tenant changed."""
 
     policies: dict[str, str]
 
 
 class Goodbye(msgspec.Struct, frozen=True, tag_field="type", tag="goodbye"):
-    """The server is about to close the connection."""
+    """The server is about to close the connection. The table of close codes has what to do."""
 
     reason: Literal["drain", "restart", "replaced", "revoked", "expired", "idle"]
     retry_after_ms: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -46,3 +47,9 @@ def test_types_every_message_and_field_is_there() -> None:
         for schema in schemas.components.values():
             for field in schema.get("properties", {}):
                 assert f"  {field}: " in text or f"  {field}?: " in text or f"  {field}:\n" in text, field
+
+
+def test_types_each_request_has_its_answer() -> None:
+    text = typescript()
+    for tag in message_schemas("socket").requests:
+        assert re.search(rf"^  {tag}: (never|\w+ \| ErrorMessage)$", text, re.MULTILINE), tag

@@ -26,7 +26,7 @@ from bench.harness.clusters import role_variables
 from docs.generate import pages
 from engine.feed import cursor
 from engine.model.audit import EVENTS, EventName
-from engine.model.domains import Policy
+from engine.model.domains import OUTCOMES, Policy
 from engine.plan import held_changes
 from engine.wire import messages, nesting, values
 from engine.wire.close_codes import GOODBYES, CloseCode
@@ -346,8 +346,9 @@ def test_protocol_page_names_every_field() -> None:
 def test_protocol_page_explains_every_status_policy_and_reason() -> None:
     statuses = {row[0] for row in table(PROTOCOL, "status")}
     assert statuses == set(get_args(messages.Status))
-    policies = {row[0] for row in table(PROTOCOL, "policy")}
-    assert policies == set(get_args(Policy))
+    policies = {row[0]: row[1] for row in table(PROTOCOL, "policy")}
+    assert policies == {policy: text.replace("`", "") for policy, text in OUTCOMES.items()}
+    assert policies.keys() == set(get_args(Policy))
     reasons = {reason for row in table(PROTOCOL, "reason") for reason in row[0].split(", ")}
     assert reasons == set(get_args(get_type_hints(messages.Goodbye)["reason"]))
 
@@ -362,7 +363,7 @@ def test_protocol_page_lists_exactly_the_routes() -> None:
 def test_protocol_page_close_codes_equal_the_table() -> None:
     listed = [tuple(row) for row in table(PROTOCOL, "close code")]
     assert listed == [
-        (str(int(one)), one.meaning.replace("`", ""), "yes" if one.reconnects else "no")
+        (str(int(one)), one.meaning.replace("`", ""), one.again)
         for one in CloseCode
         if one is not CloseCode.NORMAL
     ]

@@ -115,20 +115,20 @@ def test_errors_status_and_retryable_are_as_pinned() -> None:
         assert kind.remedy.endswith(".")
 
 
-def test_close_codes_and_reconnects_are_as_pinned() -> None:
-    assert {one.name: (int(one), one.reconnects) for one in CloseCode} == {
-        "NORMAL": (1000, True),
-        "PROTOCOL_ERROR": (1002, True),
-        "NOT_UTF8": (1007, True),
-        "TOO_LARGE": (1009, True),
-        "RESTARTING": (1012, True),
-        "BAD_FRAMES": (4400, False),
-        "EXPIRED": (4401, False),
-        "FORBIDDEN": (4403, False),
-        "IDLE": (4408, False),
-        "REPLACED": (4409, False),
-        "RATE_IGNORED": (4429, False),
-        "UNAVAILABLE": (4503, True),
+def test_close_codes_and_when_to_connect_again_are_as_pinned() -> None:
+    assert {one.name: (int(one), one.again) for one in CloseCode} == {
+        "NORMAL": (1000, "yes"),
+        "PROTOCOL_ERROR": (1002, "yes"),
+        "NOT_UTF8": (1007, "yes"),
+        "TOO_LARGE": (1009, "yes"),
+        "RESTARTING": (1012, "yes"),
+        "BAD_FRAMES": (4400, "no"),
+        "EXPIRED": (4401, "with a fresh token"),
+        "FORBIDDEN": (4403, "no"),
+        "IDLE": (4408, "yes"),
+        "REPLACED": (4409, "no"),
+        "RATE_IGNORED": (4429, "after a minute"),
+        "UNAVAILABLE": (4503, "yes"),
     }
 
 

@@ -6,8 +6,9 @@ import gzip
 import hashlib
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +22,8 @@ from docs.api.errors import DETAILS
 from docs.api.examples import EXAMPLES
 from docs.api.openapi import OPERATIONS, openapi
 from docs.api.schema import message_schemas, refs
-from docs.costs.page import COSTS
+from docs.costs.page import COSTS, default_settings
+from engine.model.domains import OUTCOMES
 from engine.wire.close_codes import CloseCode
 from engine.wire.errors import ERRORS
 from handlers.http.response_headers import FOR_BROWSERS
@@ -225,3 +227,21 @@ async def test_document_of_another_name_is_not_found(name: str, shared: Running)
 async def test_document_takes_no_other_method(shared: Running) -> None:
     status, headers, _ = await ask(shared, "/openapi.json", "POST")
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("document", [openapi, asyncapi])
+def test_documents_explain_every_policy(document: Callable[[], dict[str, Any]]) -> None:
+    described: str = document()["info"]["description"]
+    for policy, text in OUTCOMES.items():
+        assert f"| `{policy}` | {text.partition(' ([')[0]}" in described
+    assert "(#" not in described  # a link of protocol.md leads nowhere here
+
+
+def test_metadata_of_an_upload_names_each_accepted_type() -> None:
+    described = {
+        one.name: one.text
+        for one in next(one for one in OPERATIONS if one.name == "create_upload").parameters
+    }["Upload-Metadata"]
+    uploads = default_settings()["uploads"]
+    for kind in ("image", "document", "voice"):
+        assert all(f"`{media}`" in described for media in uploads[f"{kind}_types"])

@@ -50,7 +50,7 @@ async def soak(options: Options) -> Report:
     prefix = secrets.token_hex(4)
     devices = [f"{prefix}-{index}" for index in range(options.connections)]
     async with staged(options, report.logged, options.workers or 1) as target:
-        # A device has one token for hours: a server keeps the last 10,000 that it verified.
+        # A device has one token for hours. New ones would add 9 MiB until a server has kept 10,000.
         identities = signed(target, target.tenants, devices)
         for number in range(1, count + 1):
             progress(f"segment {number} of {count}, {(count - number + 1) * segment_s / 60:.1f} min left")

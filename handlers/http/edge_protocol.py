@@ -320,10 +320,10 @@ class EdgeProtocol(TypedRefusals):
         return not more_bytes or self._unauthenticated.wait(self._address, more_bytes)
 
     def _forget(self) -> None:
-        """Free the bytes at once; the library frees them when the transport is closed, or at a collection."""
+        """Free the bytes at once, and let go of ``_reads``: a full collection may be hours away."""
         self._wait(0)
         self._messages.clear()
-        self._body = None
+        self._body = self._reads = None
         self._rest = b""
         if self._next is not None:
             self._next.cancel()

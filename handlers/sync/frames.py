@@ -91,7 +91,7 @@ class Frames(WebSocketDataQueue):
         super().__init__(protocol, 0, loop=asyncio.get_running_loop())
         self.sink: FrameSink | None = None
         self.pacer: Pacer | None = None
-        self.gate: Gate
+        self.gate: Gate | None = None
         self.began_s = 0.0
         self._error: WebSocketError | None = None
         self._ended = False
@@ -99,7 +99,7 @@ class Frames(WebSocketDataQueue):
     def bind(self, sink: FrameSink, pacer: Pacer) -> None:
         """Pass on the frames that came so far, and those that come from now on."""
         self.sink, self.pacer = sink, pacer
-        self.gate.go_on()
+        self.go_on()
         if self._error is not None:
             sink.on_protocol_error(self._error)
         elif self._ended:
@@ -107,7 +107,18 @@ class Frames(WebSocketDataQueue):
 
     def go_on(self) -> None:
         """Pass on the frames that wait, while there is room."""
-        self.gate.go_on()
+        if self.gate is not None:
+            self.gate.go_on()
+
+    def release(self) -> None:
+        """Drop the frames that wait and pass on nothing more: the connection is over.
+
+        Gate, parser, sink and pacer refer to these frames, and these to them: this frees them without a
+        collection.
+        """
+        if self.gate is not None:
+            self.gate.end()
+        self.sink = self.pacer = self.gate = None
 
     def feed_data(self, data: Frame, size: int) -> None:  # noqa: ARG002  # as the parser calls it
         """Receive a frame from the parser."""
@@ -220,7 +231,7 @@ class Gate:
 
     def feed_eof(self) -> None:
         """Receive the end of the stream. Waiting frames are dropped: no answer to them could be sent."""
-        self._end()
+        self.end()
         self._parser.feed_eof()
 
     def _again(self) -> None:
@@ -261,7 +272,7 @@ class Gate:
                 if not size_bytes:
                     break
                 if size_bytes < 0:
-                    self._end()
+                    self.end()
                     self._frames.set_exception(
                         WebSocketError(CloseCode.PROTOCOL_ERROR, "a frame that is not masked")
                     )
@@ -276,7 +287,7 @@ class Gate:
             self._frames.began_s = now_s
             ended, _ = feed(data[at:stop])
             if ended or self._over:
-                self._end()
+                self.end()
                 return
             left_bytes = size_bytes - (stop - at)
             if not first & _CONTROL:
@@ -302,7 +313,7 @@ class Gate:
         sink = self._frames.sink
         fits = sink is None or sink.on_partial(before_bytes, partial_bytes)
         if not fits:
-            self._end()
+            self.end()
         return fits
 
     def _charge(self, pacer: Pacer, now_s: float) -> None:
@@ -319,7 +330,8 @@ class Gate:
             self._fragments = 0
             pacer.count_fragments()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Drop waiting bytes, and feed the parser nothing more."""
         self._over, self._between = True, False
         self._rest = b""
         if self._partial_bytes and self._frames.sink is not None:

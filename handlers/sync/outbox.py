@@ -54,6 +54,25 @@ class Owner(Protocol):
         """Note that the reader took nothing for too long or was too far behind; the transport is aborted."""
 
 
+class _Nobody:
+    """Stands in for an owner that is released."""
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run nothing: an outbox that has ended sends nothing."""
+
+    def on_writable(self) -> None:
+        """Nobody waits for room."""
+
+    def on_deflated(self, saved_bytes: int) -> None:
+        """Nothing is saved: the message is not sent."""
+
+    def on_reader_cut(self) -> None:
+        """Nothing waits for the reader."""
+
+
+_NOBODY: Final = _Nobody()
+
+
 class Outbox:
     """Sends frames to one client.
 
@@ -162,6 +181,11 @@ class Outbox:
         self._ended = True
         self._frames = None
         self.queued_bytes = 0
+
+    def release(self) -> None:
+        """End, and let go of the owner: only a collection would free the two of them otherwise."""
+        self.end()
+        self._owner = _NOBODY
 
     def _send(self, frame: bytes) -> None:
         if self._ended:

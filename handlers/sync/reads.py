@@ -78,9 +78,10 @@ class Reads:
             sink.resume()
 
     def end(self) -> None:
-        """End all subscriptions."""
+        """End all subscriptions, and let go of them: they know these reads."""
         for sink in self._subscriptions.values():
             sink.end()
+        self._subscriptions.clear()
 
     def pull(self, request: Pull) -> None:
         """Answer ``pull``."""

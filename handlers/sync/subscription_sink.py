@@ -75,6 +75,7 @@ class SubscriptionSink:
         """Pass on why the subscription ended."""
         if not self.ended:
             self.ended = True
+            self._subscription = None
             self._forget(self)
             self._socket.fail(error, request_id)
 
@@ -86,5 +87,6 @@ class SubscriptionSink:
     def end(self) -> None:
         """Send no more pages."""
         self.ended = True
-        if self._subscription is not None:
-            self._feed.end(self._subscription)
+        subscription, self._subscription = self._subscription, None  # which knows this sink
+        if subscription is not None:
+            self._feed.end(subscription)

@@ -15,7 +15,7 @@ from engine.runtime.loop_scheduler import Slot
 from engine.runtime.partial_messages import PartialMessages
 from engine.wire.codec import JSON
 from handlers.http.counters import Traffic
-from handlers.sync.device_socket import DeviceSocket, TaskBody
+from handlers.sync.device_socket import DeviceSocket, SocketOwner, TaskBody
 from handlers.sync.frames import Upgrade
 from handlers.sync.outbox import Outbox
 from handlers.sync.websocket import without_context_takeover
@@ -64,10 +64,10 @@ class _EchoSocket(DeviceSocket):
 
     __slots__ = ()
 
-    def _on_data(self, kind: WSMsgType, frame: bytes, now_s: float) -> None:
+    def _on_data(self, owner: SocketOwner, kind: WSMsgType, frame: bytes, now_s: float) -> None:
         self._data_type = kind
         self.outbox._opcode = 0x82 if kind is WSMsgType.BINARY else 0x81
-        super()._on_data(kind, frame, now_s)
+        super()._on_data(owner, kind, frame, now_s)
 
 
 async def _handle(request: web.Request) -> web.StreamResponse:

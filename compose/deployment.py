@@ -96,7 +96,7 @@ class Deployment:
         self._file = next((layer for layer in sources if layer.source not in others), None)
         self._data_dir = Path(chosen.data.dir)
         self._embedded = chosen.postgres.is_embedded
-        self._opened_dsn = ""
+        self._opened_dsns: tuple[str, ...] = ()
         self._advanced_tenants: set[int] = set()
 
     @property
@@ -110,11 +110,11 @@ class Deployment:
 
     def database(self) -> str:
         """Name the database that was opened; empty if none was."""
-        if not self._opened_dsn:
+        if not self._opened_dsns:
             return ""
         if self._embedded:
             return f"the embedded database of {self._data_dir.resolve()}"
-        return database_name(self._opened_dsn)
+        return database_name(*self._opened_dsns)
 
     def keys(self) -> KeySet:
         """Read the keys of tokens, with those that ``serve`` made under the data directory."""
@@ -163,12 +163,12 @@ class Deployment:
         """Open the database; an embedded one must exist already."""
         given = database_services(self.settings)
         if given.dsn:
-            self._opened_dsn = given.dsn
+            self._opened_dsns = given.dsn, given.owner
             yield given
             return
         try:
             with embedded(self._data_dir, redis=False, make=False) as running_services:
-                self._opened_dsn = running_services.owner
+                self._opened_dsns = (running_services.owner,)
                 yield running_services
         except EmbeddedError as error:
             raise DeploymentError(str(error)) from None

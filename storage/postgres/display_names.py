@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Final
 
 import psycopg2
@@ -20,16 +21,20 @@ _CREDENTIALS: Final = re.compile(r"(?<=//)([^:]*):.*@", re.DOTALL)
 _QUERY: Final = re.compile(r"(\w*password\w*=)[^&#]*", re.IGNORECASE)
 
 
-def database_name(dsn: str) -> str:
-    """Return ``host:port/name`` of the server that answers, or the DSN without secrets if none does."""
-    try:
-        with connected(dsn) as connection:
+def database_name(dsn: str, *others: str) -> str:
+    """Return ``host:port/name`` of the server that answers, or the DSN without secrets if none does.
+
+    Args:
+        dsn: The database.
+        others: The same as other roles: one may come in where another is refused.
+    """
+    for one in dict.fromkeys((dsn, *others)):
+        with suppress(StoreError), connected(one) as connection:
             info = connection.info
             host = info.host or "localhost"
             shown = f"[{host}]" if ":" in host and not host.startswith("/") else host
             return f"{shown}:{info.port}/{info.dbname}"
-    except StoreError:
-        return dsn_without_secrets(dsn)
+    return dsn_without_secrets(dsn)
 
 
 def dsn_without_secrets(dsn: str) -> str:

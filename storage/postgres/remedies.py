@@ -27,7 +27,8 @@ _REMEDIES: Final = {
     "3F000": _MIGRATE,
     "40001": _AGAIN,
     "40P01": _AGAIN,
-    "42501": "run `run.py migrate`, which grants what roles need, as the owner of the database"
+    "42501": "run `run.py migrate`, which grants what roles need, as the owner of the database; a schema that"
+    " `migrate --down` took back before row-level security is the owner's alone"
     " (docs/operations.md, Roles and a database); `run.py doctor` looks",
     "42701": _NOT_OURS,
     "42703": _MIGRATE,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import psycopg2.extensions
 import pytest
 from click import Group
 from click.testing import CliRunner
@@ -313,6 +314,19 @@ def test_command_migrate_reports_and_lists(run: Run, dsn: str) -> None:
         assert run("migrate", "--to", newest).out.startswith(f"applied {newest}\n")
     for to in ("0000", "0041.row", "", "-1", "x"):
         assert f"there is no migration {to}: " in run("migrate", "--to", to).refusal()
+
+
+def test_command_migrate_past_row_level_security_names_the_database_without_its_dsn(
+    run: Run, dsn: str
+) -> None:
+    execute(
+        dsn, "DO $$ BEGIN EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database()); END $$"
+    )
+    parts = psycopg2.extensions.parse_dsn(dsn)
+    name = f"database: {parts['host']}:{parts['port']}/{parts['dbname']}\n"
+    assert run("migrate", "--to", "0040", "--down", "--yes").err == name
+    assert run("migrate", "--status").err == name
+    assert "a schema that `migrate --down` took back" in run("keys", "status").refusal()
 
 
 def test_command_migrate_down_that_is_refused_does_not_ask(run: Run, dsn: str) -> None:

@@ -17,6 +17,13 @@ def test_database_name_server_answers_gives_host_port_and_name(dsn: str) -> None
     assert database_name(dsn) == f"{parts['host']}:{parts['port']}/{parts['dbname']}"
 
 
+def test_database_name_role_that_may_not_come_in_gives_the_name_by_another(dsn: str) -> None:
+    parts = psycopg2.extensions.parse_dsn(dsn)
+    refused = psycopg2.extensions.make_dsn(dsn, user="nobody_here")
+    assert database_name(refused, dsn) == f"{parts['host']}:{parts['port']}/{parts['dbname']}"
+    assert "user=nobody_here" in database_name(refused)
+
+
 @pytest.mark.parametrize(
     "dsn",
     [

@@ -322,7 +322,10 @@ def _changed(
                     value, more = _answer(sealing, column, own, stored, more)
                 else:
                     value = yield from _value(sealing, column, own, stored)
-            except (KeysMissingError, UnreadableValueError):
+            except (KeysMissingError, UnreadableValueError, msgspec.DecodeError) as error:
+                if not around and isinstance(error, msgspec.DecodeError):
+                    sentence = f"{column.place} of {domain} {value_id}: {error}"
+                    raise UnreadableValueError(tenant_id, sentence) from None
                 if not around:
                     raise
             if sealing.slice_is_full():

@@ -154,10 +154,12 @@ def _due(table: SealedTable, column: SealedColumn) -> str:
     covered = f"(%(on)s::boolean AND ({table.domain} IS NULL OR {table.domain} <> ALL(%(unsealed)s::text[])))"
     text = f"{column.name}::text"
     if column.form == "changes":
+        # A damaged one may be no list any longer: it is read, and cannot be opened.
         each = _judged("(e->'data')::text", _JSON_MARK, covered, covered)
         return (
-            f"({column.name} IS NOT NULL AND EXISTS (SELECT FROM json_array_elements({column.name}) AS e"
-            f" WHERE json_typeof(e->'data') <> 'null' AND {each}))"
+            f"CASE json_typeof({column.name}) WHEN 'array' THEN EXISTS"
+            f" (SELECT FROM json_array_elements({column.name}) AS e"
+            f" WHERE json_typeof(e->'data') <> 'null' AND {each}) ELSE {column.name} IS NOT NULL END"
         )
     plain = {
         "files": f"{covered} AND {text} <> '[]'",
@@ -172,8 +174,7 @@ def _due(table: SealedTable, column: SealedColumn) -> str:
 
 def _sealed(column: SealedColumn) -> str:
     """Return the condition that a value is sealed, or that it holds sealed ones."""
-    if column.form == "changes":
-        # A damaged one may be no list any longer: it is read, and cannot be opened.
+    if column.form == "changes":  # or damaged, as in ``_due``
         return (
             f"CASE json_typeof({column.name}) WHEN 'array' THEN EXISTS"
             f" (SELECT FROM json_array_elements({column.name}) AS e"

@@ -315,6 +315,15 @@ async def test_reseal_row_with_a_value_that_cannot_be_opened_has_its_others_seal
     assert SECRET not in str(world.dump()["conflict_resolution_log"])
 
 
+async def test_reseal_goes_on_behind_a_held_change_that_is_no_list(world: World) -> None:
+    execute(world.dsn, "UPDATE conflict_resolution_log SET client_changes = '\"no list\"'")
+    (count,) = rows(world.dsn, "SELECT count(*) FROM conflict_resolution_log")[0]
+    with pytest.raises(UnreadableValuesError, match=f"which were left as they are: {count};"):
+        await world.run()
+    assert rows(world.dsn, "SELECT done_at IS NOT NULL FROM reseal_passes") == [(True,)]
+    assert SECRET not in str(world.dump()["conflict_resolution_log"])
+
+
 async def test_verify_finds_damage_to_values_of_the_current_key_that_a_pass_skips(world: World) -> None:
     await world.run()
     verify = PostgresVerify(world.database, world.sealing, 2)

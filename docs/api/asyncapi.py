@@ -57,6 +57,9 @@ in `/openapi.json`.
 - **Retries.** After a lost connection send each `sync` without an answer again, under the same `key`.
 
 """
+_LIMITS: Final = (
+    "## Limits\n\nEach message and the connection have a table of their limits.\n\n" + limits.LEGEND
+)
 _CLOSED: Final = """\
 Before 4408, 4409, 4401, 4403 and 1012 there is a `goodbye`. Both say the same: the table says whether to
 connect again by yourself, and `retry_after_ms` says how long to wait if you do. After `no`, connect again
@@ -81,7 +84,7 @@ def asyncapi() -> Schema:
         "info": {
             "title": "Tidemark",
             "version": VERSION,
-            "description": _DESCRIPTION + policies_section() + _close_codes() + error_tables(),
+            "description": _DESCRIPTION + policies_section() + _LIMITS + _close_codes() + error_tables(),
             "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "servers": {

@@ -11,6 +11,19 @@ from docs.costs.page import COSTS, answer_text, default_settings, limit_text
 #: The names of costs (``Cost.taken``) that a request of a kind takes.
 Costs = tuple[str, ...]
 
+#: The columns and words of the tables of limits.
+LEGEND: Final = """\
+A limit is counted for each device, connection, tenant or worker (a process of the server), as its table says.
+Past the limit a device gets the named error or close code, or:
+
+- **waits**: nothing is refused; the server reads on later.
+- **cut off**: the connection ends without an answer.
+- **left out**, **forgotten**, **expires**: what is past the limit is not in the answer, or is no longer kept.
+
+A limit of a tenant or a worker is for operators to set. A device only has to handle its error.
+
+"""
+
 #: Of every request, before its route is known.
 CONNECTION: Final[Costs] = (
     "connections without a valid token",
@@ -111,7 +124,7 @@ def limits(names: Iterable[str]) -> list[dict[str, Any]]:
 
 def limits_table(names: Iterable[str]) -> str:
     """Make a Markdown table of the same."""
-    lines = ["| limit | of one | default | setting | past it |", "|---|---|---|---|---|"]
+    lines = ["| limit | counted for each | default | setting | past the limit |", "|---|---|---|---|---|"]
     for one in limits(names):
         settings = ", ".join(f"`{setting}`" for setting in one["settings"]) or "fixed"
         row = (one["what"], one["of_one"], one["default"], settings, ", ".join(one["past_it"]))

@@ -11,7 +11,7 @@ import msgspec
 from docs.api import operator_operations, sync_operations, upload_operations
 from docs.api.errors import error_answers, error_examples, error_tables
 from docs.api.examples import EXAMPLES, over_http
-from docs.api.limits import CONNECTION, DEVICE, limits, limits_table
+from docs.api.limits import CONNECTION, DEVICE, LEGEND, limits, limits_table
 from docs.api.operation import Answer, Caller, Operation, Parameter
 from docs.api.policies import policies_section
 from docs.api.schema import BODIES, REF, Schema, compact, message_schemas
@@ -150,7 +150,7 @@ def _operation(operation: Operation) -> Schema:
 
 def _common_limits() -> str:
     return (
-        f"## Limits of every request\n\n{limits_table(CONNECTION)}\n\n## Limits of a device\n\n"
+        f"## Limits of every request\n\n{LEGEND}{limits_table(CONNECTION)}\n\n## Limits of a device\n\n"
         f"They hold for every request with a device's token.\n\n{limits_table(DEVICE)}\n\n"
     )
 

@@ -89,7 +89,7 @@ function section(key, message, schemas, replies) {
 }
 
 function limits(rows) {
-  return table(['limit', 'of one', 'default', 'setting', 'past it'], rows.map((one) => [
+  return table(['limit', 'counted for each', 'default', 'setting', 'past the limit'], rows.map((one) => [
     inline(one.what), [one.of_one], [one.default],
     inline(one.settings.map((setting) => `\`${setting}\``).join(', ') || 'fixed'), inline(one.past_it.join(', ')),
   ]))

@@ -62,7 +62,7 @@ def foreign_findings(connection: Connection) -> Iterator[CheckResult]:
             )
             remedy = f"drop it, or move it out of the schema of the server (ALTER TABLE {table} SET SCHEMA …)"
             if granted:
-                remedy += f"; until then: REVOKE ALL ON {table} FROM {', '.join(granted)}"
+                remedy += f"; until then, revoke all that is granted on it to {', '.join(granted)}"
             yield CheckResult("warning", "tables", found, remedy)
 
 

@@ -112,7 +112,7 @@ def test_table_of_an_operator_is_a_warning_and_gets_no_grant_and_no_policy(dsn: 
     execute(dsn, "GRANT SELECT ON bak2 TO tidemark_serving")
     with connected(dsn) as connection:
         (found,) = foreign_findings(connection)
-    assert found.remedy.endswith("until then: REVOKE ALL ON bak2 FROM tidemark_serving")
+    assert found.remedy.endswith("until then, revoke all that is granted on it to tidemark_serving")
 
 
 def test_functions_have_a_search_path_of_their_own(dsn: str) -> None:

@@ -72,10 +72,10 @@ def _types(kind: str) -> str:
 
 _METADATA_TEXT: Final = (
     "Pairs of a key and its value in base64, separated by commas. Required, but not of a `partial` upload:"
-    " `filename`, `domain`, `record_id`. Optional: `filetype`, and `sha256` of the whole file: its 64 hex digits"
-    " are the text that is put into base64. By default the types are, of images, "
-    f"{_types('image')}; of documents, {_types('document')}; of voice clips, {_types('voice')}. An operator may"
-    " list others."
+    " `filename`, `domain`, `record_id`. Optional: `filetype`, and `sha256` of the whole file: its 64 hex"
+    " digits are the text that is put into base64. By default the types are, of images, "
+    f"{_types('image')}; of documents, {_types('document')}; of voice clips, {_types('voice')}."
+    " An operator may list others."
 )
 _FILE: Final = {
     "ETag": "The SHA-256 of the file.",

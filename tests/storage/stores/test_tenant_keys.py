@@ -49,7 +49,6 @@ OVER_ALL = {
     ("usage.py", "SELECT coalesce(max(device_rows), 0) FROM tenant_storage"): "as above, of devices",
     ("daily_usage.py", "FROM § GROUP BY tenant_id"): "what a day held is taken off all tenants",
     ("usage.py", "ORDER BY counted_at NULLS FIRST"): "the tenant that was counted longest ago is next",
-    ("rights.py", "; until then: REVOKE ALL ON"): "a remedy in a sentence, which nothing runs",
     ("migrate.py", "SELECT migration_id, applied_at_utc FROM §"): "the list of migrations has no tenants",
     ("devices.py", "FROM devices WHERE revoked_at IS NOT NULL OR tokens_from"): "of any tenant",
     ("devices.py", "FROM revoked_tokens"): "and tokens of any",

@@ -195,7 +195,8 @@ class DeviceProtocol:
         return self._bucket.take(per_minute, now_s)
 
     def _pause(self, wait_ms: int) -> None:
-        self._paused_until_s = self._monotonic_s() + (wait_ms or _RETRY_MS) / 1000
+        until_s = self._monotonic_s() + (wait_ms or _RETRY_MS) / 1000
+        self._paused_until_s = max(self._paused_until_s, until_s)
 
     def _greeted(self, welcome: Welcome) -> list[bytes]:
         self.welcome = welcome
@@ -273,8 +274,7 @@ class DeviceProtocol:
         if error.id in self._asked:
             self._asked.pop(error.id)(error)
             return []
-        pushed = self._pushing
-        if pushed is None or error.id not in {None, pushed.request_id}:
+        if self._pushing is None or not _is_of_push(error, self._pushing):
             return []
         if error.retryable:
             self._pushing = None
@@ -293,3 +293,14 @@ class DeviceProtocol:
         self._feed = None
         self._pause(error.retry_after_ms)
         return []
+
+
+def _is_of_push(error: Failed, pushed: Pushing) -> bool:
+    """Return whether an error refuses the push, or may refuse it and lets it be sent again.
+
+    An error without an id that is not retryable is of a ``hello``, unless the server could not read the
+    message.
+    """
+    if error.id is None:
+        return error.retryable or error.code == "malformed"
+    return error.id == pushed.request_id

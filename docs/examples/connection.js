@@ -34,7 +34,7 @@ export class Connection {
   #feed = '' // the id of the pull or the subscription
   #pushing = '' // the id of the sync that has no answer
   #beat = '' // the id of the heartbeat that has none
-  #resting = false
+  #rests = 0 // times of silence that the server asked for and that are not over
   #broken = false
   #most = BATCH_ITEMS
   #number = 0
@@ -129,7 +129,7 @@ export class Connection {
 
   async #go() {
     const { welcome } = this
-    if (!welcome || this.reason || this.#resting) return
+    if (!welcome || this.reason || this.#rests) return
     if (Math.abs(ahead() - this.#clock_ahead) > CLOCK_SET_MS) this.#hello()
     if (!this.#feed) this.#feed = this.#send('pull', { cursor: this.#owner.state().cursor })
     if (this.#pushing || !this.#owner.state().outbox.length) return
@@ -189,18 +189,19 @@ export class Connection {
       if (code === 'cursor_expired') await this.#owner.commit(startOver)
       else if (retryable) this.#rest(retry_after_ms)
       else throw new Error(message)
-    } else if (this.#pushing && (!id || id === this.#pushing)) {
+    } else if (this.#pushing && (id ? id === this.#pushing : retryable || code === 'malformed')) {
+      // Of another error without an id a hello is to blame, which has none.
       this.#pushing = ''
       if (retryable) this.#rest(retry_after_ms)
       else await this.#takeBack({ code, message })
     }
   }
 
-  /** Sends nothing for a time. @param {number} ms */
+  /** Sends nothing for a time. Of two such times the later end counts. @param {number} ms */
   #rest(ms) {
-    this.#resting = true
+    this.#rests += 1
     pause(ms, this.#ended.signal).then(() => {
-      this.#resting = false
+      this.#rests -= 1
       if (!this.#ended.signal.aborted) this.#turn(() => {})
     })
   }

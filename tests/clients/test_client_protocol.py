@@ -162,6 +162,14 @@ def test_protocol_retryable_error_waits_and_repeats_the_message(played: Played, 
     assert again["items"] == first["items"]
 
 
+def test_protocol_of_two_pauses_the_later_end_counts(played: Played) -> None:
+    played.store.edit("task", "a", "put", {}, 0)
+    played.greet()
+    played.refuse("sync", "overloaded", retryable=True, retry_after_ms=5000)
+    played.refuse("pull", "overloaded", retryable=True, retry_after_ms=100)
+    assert played.protocol.pause_s == 5
+
+
 def test_protocol_refused_message_split_until_bad_item_found(played: Played) -> None:
     for name in "abcd":
         played.store.edit("task", name, "put", {}, 0)
@@ -185,6 +193,25 @@ def test_protocol_malformed_without_id_means_the_open_message(played: Played) ->
     played.greet()
     played.say("error", code="malformed", message="no", retryable=False)
     assert [one.code for one in played.store.rejected] == ["malformed"]
+
+
+def test_protocol_refused_hello_without_id_blames_no_push(played: Played) -> None:
+    played.store.edit("task", "a", "put", {}, 0)
+    played.greet()
+    said = played.say("error", code="invalid_message", message="app_version: too long", retryable=False)
+    assert said == []
+    played.synced(applied())
+    assert (played.store.waiting, list(played.store.rejected)) == (0, [])
+
+
+def test_protocol_retryable_error_without_id_repeats_the_push_under_its_key(played: Played) -> None:
+    played.store.edit("task", "a", "put", {}, 0)
+    played.greet()
+    first = played.last("sync")
+    played.say("error", code="rate_limited", message="no", retryable=True, retry_after_ms=250)
+    played.now_s += 0.25
+    [again] = played.heard(played.protocol.wake())
+    assert again | {"id": ""} == first | {"id": ""}
 
 
 def test_protocol_expired_cursor_pulls_from_the_beginning(played: Played) -> None:

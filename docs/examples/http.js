@@ -2,10 +2,17 @@
 
 /** @import { Attachment, ErrorMessage } from '../types/tidemark.d.ts' */
 /** @import { Outgoing } from './state.js' */
-/** @typedef {(path: string, init?: RequestInit) => Promise<Response>} Http */
+/**
+ * Sends a request. `read` takes the answer, and calls `heard` with each part of it that has come. Without `read` the answer's
+ * head is all that is returned.
+ * @typedef {<T = Response>(path: string, init?: RequestInit, read?: (response: Response, heard: () => void) => Promise<T>) => Promise<T>} Http
+ */
 /** @typedef {{ server: string, token: (refused: boolean) => Promise<string> }} Access */
 
 const CHUNK_BYTES = 262_144
+// A browser waits for ever on a line that broke without a word. A chunk gets through in this time at 2.2 KB/s; of a slower
+// line the server keeps what came.
+const SILENCE_MS = 120_000
 /** @type {Record<number, string>} */
 const WITHOUT_BODY = { 404: 'not_found', 409: 'offset_mismatch', 410: 'upload_gone' }
 
@@ -49,14 +56,42 @@ export class Backoff {
 }
 
 /** Sends requests with a token, and once more with a fresh one. @param {Access} access @returns {Http} */
-export const requests = ({ server, token }) => async (path, init = {}) => {
+export const requests = ({ server, token }) => async (path, init = {}, read = async (response) => /** @type {any} */ (response)) => {
   for (let refused = false; ; refused = true) {
     const headers = { ...init.headers, Authorization: `Bearer ${await token(refused)}` }
-    const response = await fetch(server + path, { ...init, headers })
-    if (response.ok) return response
-    if (response.status === 401 && !refused) continue
-    const body = await response.json().catch(() => null)
-    throw new Refused(response.status, body?.type === 'error' ? body : withoutBody(response))
+    const answer = await whileHeard(init.signal, async (signal, heard) => {
+      const response = await fetch(server + path, { ...init, headers, signal })
+      heard()
+      if (response.ok) return { value: await read(response, heard) }
+      if (response.status === 401 && !refused) return null
+      const body = await response.json().catch(() => null)
+      throw new Refused(response.status, body?.type === 'error' ? body : withoutBody(response))
+    })
+    if (answer) return answer.value
+  }
+}
+
+/**
+ * Runs a task with a signal, which ends it with the outer one, and with a TimeoutError if nothing is heard for a time.
+ * @template T @param {AbortSignal | null | undefined} outer
+ * @param {(signal: AbortSignal, heard: () => void) => Promise<T>} task @returns {Promise<T>}
+ */
+async function whileHeard(outer, task) {
+  const ended = new AbortController()
+  const late = () => ended.abort(new DOMException(`nothing came for ${SILENCE_MS} ms`, 'TimeoutError'))
+  const stop = () => ended.abort(outer?.reason)
+  const heard = () => {
+    clearTimeout(timer)
+    timer = setTimeout(late, SILENCE_MS)
+  }
+  let timer = setTimeout(late, SILENCE_MS)
+  outer?.addEventListener('abort', stop)
+  if (outer?.aborted) stop()
+  try {
+    return await task(ended.signal, heard)
+  } finally {
+    clearTimeout(timer)
+    outer?.removeEventListener('abort', stop)
   }
 }
 
@@ -73,8 +108,9 @@ export async function patiently(task, signal) {
     try {
       return await task()
     } catch (error) {
-      const refused = error instanceof Refused
-      if (signal?.aborted || !(refused ? error.isRetryable : error instanceof TypeError)) throw error // TypeError: no network
+      const refused = error instanceof Refused, silent = error instanceof DOMException && error.name === 'TimeoutError'
+      const again = refused ? error.isRetryable : silent || error instanceof TypeError // TypeError: no network
+      if (signal?.aborted || !again) throw error
       await pause((refused ? (error.error.retry_after_ms ?? 0) : 0) + backoff.next(), signal)
     }
   }
@@ -119,13 +155,15 @@ export async function download(http, file, signal) {
   await patiently(async () => {
     if (have && have === file.size_bytes) return
     const headers = have ? { Range: `bytes=${have}-`, 'If-Range': `"${file.sha256}"` } : undefined
-    const response = await http(`/v1/files/${file.file_id}`, { headers, signal })
-    if (response.status !== 206) have = parts.length = 0
-    const reader = response.body?.getReader()
-    for (let read = await reader?.read(); read?.value; read = await reader?.read()) {
-      parts.push(read.value)
-      have += read.value.length
-    }
+    await http(`/v1/files/${file.file_id}`, { headers, signal }, async (response, heard) => {
+      if (response.status !== 206) have = parts.length = 0
+      const reader = response.body?.getReader()
+      for (let read = await reader?.read(); read?.value; read = await reader?.read()) {
+        heard()
+        parts.push(read.value)
+        have += read.value.length
+      }
+    })
   }, signal)
   const blob = new Blob(parts, { type: file.filetype })
   if ((await sha256(blob)) !== file.sha256) throw new Error(`${file.file_id} arrived damaged: download it again`)

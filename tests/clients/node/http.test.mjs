@@ -65,6 +65,67 @@ test('a cut download goes on behind the last byte, and a damaged one is refused'
   await assert.rejects(download(http, file), /damaged/)
 })
 
+/** Answers nothing, as a line that broke without a word. Returns what was asked. */
+function silent(t, ...answers) {
+  t.mock.timers.enable({ apis: ['setTimeout'] })
+  t.mock.method(Math, 'random', () => 0.5)
+  const asked = []
+  t.mock.method(globalThis, 'fetch', (url, { signal }) => {
+    asked.push(url)
+    const answer = answers.shift() ?? (() => new Promise((_, failed) => signal?.addEventListener('abort', () => failed(signal.reason))))
+    return typeof answer === 'function' ? answer(signal) : Promise.resolve(answer)
+  })
+  /** Lets time pass once what is under way has come to its wait. */
+  const passes = async (ms) => {
+    await new Promise(setImmediate)
+    t.mock.timers.tick(ms)
+    await new Promise(setImmediate)
+  }
+  return { asked, passes }
+}
+
+test('a request without an answer is given up and repeated', { timeout: 5000 }, async (t) => {
+  const { asked, passes } = silent(t, undefined, Response.json({}))
+  const answer = patiently(() => http('/v1/domains'))
+  await passes(119_999)
+  assert.equal(asked.length, 1)
+  await passes(1)
+  await passes(250)
+  assert.equal(asked.length, 2)
+  assert.equal((await answer).status, 200)
+})
+
+test('a request ends with the signal of its caller', { timeout: 5000 }, async (t) => {
+  const { asked, passes } = silent(t)
+  const stop = new AbortController()
+  const refused = assert.rejects(patiently(() => http('/v1/domains', { signal: stop.signal }), stop.signal), { name: 'AbortError' })
+  await passes(1000)
+  stop.abort()
+  await refused
+  assert.equal(asked.length, 1)
+})
+
+test('a download that falls silent goes on behind the last byte, and a slow one is left alone', { timeout: 5000 }, async (t) => {
+  /** @type {ReadableStreamDefaultController} */ let line
+  const dead = async (signal) => {
+    signal?.addEventListener('abort', () => line.error(signal.reason))
+    return new Response(new ReadableStream({ start: (stream) => void (line = stream) }))
+  }
+  const file = { file_id: 'f', filetype: 'image/png', size_bytes: 1000, sha256: await sha256(new Blob([CONTENT])) }
+  const { asked, passes } = silent(t, dead, new Response(CONTENT.slice(200), { status: 206 }))
+  const blob = download(http, file)
+  for (const start of [0, 100]) {
+    await passes(100_000)
+    line.enqueue(CONTENT.slice(start, start + 100))
+  }
+  await passes(100_000)
+  assert.equal(asked.length, 1, 'it brings bytes')
+  await passes(20_000)
+  await passes(250)
+  assert.equal(asked.length, 2)
+  assert.deepEqual(new Uint8Array(await (await blob).arrayBuffer()), CONTENT)
+})
+
 test('an upload describes its file in base64, and goes on from the offset of the server', async (t) => {
   const blob = new Blob([new Uint8Array(300_000)])
   const offset = (value, status = 204) => new Response(null, { status, headers: { 'Upload-Offset': `${value}` } })

@@ -7,9 +7,10 @@ const TABLE = 'device'
 /** @param {string} name @returns {Store} */
 export function browserStore(name) {
   const opened = database(name)
+  let release = () => {}
   return {
     async load() {
-      await alone(name)
+      release = await alone(name)
       const read = (await opened).transaction(TABLE).objectStore(TABLE).get('state')
       return (await answered(read)) ?? null
     },
@@ -24,17 +25,31 @@ export function browserStore(name) {
     async open(source) {
       return source
     },
+    async close() {
+      ;(await opened).close()
+      release()
+    },
   }
 }
 
-/** Waits until no other page has the device, and keeps it until this page goes: two would overwrite each other. @param {string} name */
-const alone = (name) =>
-  new Promise((got) => {
-    navigator.locks.request(`device ${name}`, () => {
-      got(null)
-      return new Promise(() => {})
-    })
+/** The devices that this page has, or waits for. @type {Set<string>} */
+const own = new Set()
+
+/**
+ * Waits until no other page has the device: two would overwrite each other. Returns what lets it go, as the end of the page does.
+ * @param {string} name @returns {Promise<() => void>}
+ */
+function alone(name) {
+  if (own.has(name)) throw new Error(`the device ${name} is open on this page: close() it before you open it again`)
+  own.add(name)
+  return new Promise((got) => {
+    navigator.locks.request(`device ${name}`, () => new Promise((/** @type {(value?: any) => void} */ release) =>
+      got(() => {
+        own.delete(name)
+        release()
+      })))
   })
+}
 
 /** @param {string} name */
 function database(name) {

@@ -16,8 +16,8 @@ import { after, checked, emptyState, recordKey, waiting, write } from './state.j
 /** @import { Fault, State } from './state.js' */
 /**
  * Where a device keeps its state. `save` replaces it as a whole or not at all, and returns once it is on disk. `open` gives
- * the bytes of a file that is to be sent.
- * @typedef {{ load(): Promise<State | null>, save(state: State): Promise<void>, open(source: any): Promise<Blob> }} Store
+ * the bytes of a file that is to be sent. `close` lets another device open the store.
+ * @typedef {{ load(): Promise<State | null>, save(state: State): Promise<void>, open(source: any): Promise<Blob>, close(): Promise<void> }} Store
  */
 /** @typedef {{ type: 'changed' } | { type: 'settled', item: Item, result: Result }} Happened */
 /**
@@ -108,7 +108,7 @@ export class Device {
     const found = []
     for (let after = /** @type {string | null} */ (''); after !== null; ) {
       /** @type {Http.ConflictList} */
-      const page = await (await this.#http(`/v1/conflicts?after=${encodeURIComponent(after)}`)).json()
+      const page = await this.#http(`/v1/conflicts?after=${encodeURIComponent(after)}`, {}, (response) => response.json())
       found.push(...page.conflicts)
       after = page.after
     }
@@ -157,6 +157,13 @@ export class Device {
     this.#abort.abort()
     this.#connection?.end()
     await Promise.allSettled([this.#running, this.#sending])
+  }
+
+  /** Goes offline for good: a new device may be opened on the store. Make no edit after it. */
+  async close() {
+    await this.stop()
+    await this.#last
+    await this.#options.store.close()
   }
 
   /** @param {AbortSignal} signal */
@@ -232,7 +239,7 @@ export class Device {
     if (!blob) return setAside({ code: 'unreadable', message: 'the file is not there any more' })
     try {
       const begun = (/** @type {string} */ url) => this.#commit(({ files }) => (files[0].url = url))
-      await upload((path, init) => this.#http(path, { ...init, signal }), blob, file, begun)
+      await upload((path, init, read) => this.#http(path, { ...init, signal }, read), blob, file, begun)
       await this.#commit(({ files }) => files.shift())
     } catch (error) {
       if (!(error instanceof Refused) || error.isRetryable || error.isOfToken) throw error
@@ -261,7 +268,11 @@ export class Device {
 
   /** @param {Happened} happened */
   #happened(happened) {
-    this.#options.on?.(happened)
+    try {
+      this.#options.on?.(happened)
+    } catch (error) {
+      console.error(error) // a fault of the app costs no connection
+    }
     for (const watcher of this.#watchers.splice(0)) watcher()
   }
 }

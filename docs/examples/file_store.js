@@ -27,6 +27,7 @@ export const fileStore = (path) => ({
   async open(source) {
     return new Blob([await readFile(source)])
   },
+  async close() {},
 })
 
 /** @param {string} path @param {(file: import('node:fs/promises').FileHandle) => Promise<void>} task @param {string} mode */

@@ -38,11 +38,16 @@ async ({ server, token, content }) => {
   while (!device.record('journal', 'd1').files.length) await new Promise((done) => (heard = done))
   const { version, files } = device.record('journal', 'd1')
   const size = (await device.download(files[0])).size
-  await device.stop()
+  const reopened = () => Device.open({ ...options, store: browserStore('phone') })
+  const again = await reopened().catch((error) => error.message)
+  await device.close()
+  const second = await reopened()
+  const kept = second.record('journal', 'd1').version
+  await second.close()
   const empty = { ...options.store, load: async () => null }
   const refused = await Device.open({ ...options, token: async () => 'no', store: empty })
   const stopped = await refused.start().catch((error) => error.constructor.name)
-  return { waiting, version, size, stopped }
+  return { waiting, version, size, again, kept, stopped }
 }
 """
 
@@ -80,4 +85,5 @@ async def test_browser_device_keeps_its_edits_over_a_reload_and_syncs(serve: Ser
         await page.evaluate(_OFFLINE, given)
         await page.reload()
         seen = await page.evaluate(_ONLINE, given)
-    assert seen == {"waiting": 1, "version": 1, "size": len(content), "stopped": "Stopped"}
+    assert "close() it before" in seen.pop("again")
+    assert seen == {"waiting": 1, "version": 1, "size": len(content), "kept": 1, "stopped": "Stopped"}

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Connection } from '../../../docs/examples/connection.js'
+import { Device } from '../../../docs/examples/device.js'
 import { after, apply, begin, checked, emptyState, merged, settle, startOver, takeBack, waiting, write } from '../../../docs/examples/state.js'
 
 const LIMITS = { frame_bytes: 1 << 20, items: 500, record_bytes: 1 << 18, messages_per_minute: 6000 }
@@ -222,4 +223,39 @@ test('of two waits the later end counts', async (t) => {
   t.mock.timers.tick(1)
   assert.deepEqual(types(await hear({ type: 'policies', policies: {} })), ['pull', 'sync'])
   await end()
+})
+
+test('a callback of the app that throws stops nothing, and is reported', async (t) => {
+  const reported = t.mock.method(console, 'error', () => {})
+  const sockets = []
+  class Socket {
+    sent = []
+    constructor() { sockets.push(this) }
+    send(text) { this.sent.push(JSON.parse(text)) }
+    close() { this.closed = true }
+  }
+  const failure = new Error('in the app')
+  const on = () => { throw failure }
+  const store = { load: async () => null, save: async () => {}, open: async () => new Blob([]), close: async () => {} }
+  const device = await Device.open({ server: 'http://s', token: async () => 't', store, WebSocket: Socket, on })
+  const running = device.start()
+  await new Promise(setImmediate)
+  const [socket] = sockets
+  const welcome = { type: 'welcome', server_time: '2026-01-02T03:04:05Z', heartbeat_s: 30, limits: LIMITS, policies: {} }
+  socket.onmessage({ data: JSON.stringify(welcome) })
+  await new Promise(setImmediate)
+  assert.deepEqual([types(socket.sent), socket.closed], [['hello', 'pull'], undefined])
+  assert.equal(reported.mock.calls[0].arguments[0], failure)
+  await device.stop()
+  await running
+})
+
+test('a device that is closed goes offline, and then lets its store go', async () => {
+  const done = []
+  const store = { load: async () => null, save: async () => done.push('saved'), close: async () => done.push('closed') }
+  const device = await Device.open({ server: 'http://s', token: async () => 't', store })
+  const edited = device.edit('journal', 'a', 'put', {})
+  await device.close()
+  await edited
+  assert.deepEqual(done, ['saved', 'closed'])
 })

@@ -12,6 +12,7 @@ from docs.api.openapi import VERSION
 from docs.api.policies import policies_section
 from docs.api.schema import REF, Schema, compact, message_schemas
 from engine.wire.close_codes import CloseCode
+from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import ERRORS
 
 #: The answer to each request; the others have none.
@@ -24,6 +25,16 @@ ANSWERS: Final = {
     "conflicts": "conflicts",
     "resolve": "resolved",
     "telemetry": "telemetry_ack",
+}
+#: When the server sends a message by itself.
+SENT: Final = {
+    "welcome": "The server sends `welcome` first on every connection.",
+    "changes": "The server sends `changes` of an open subscription as they happen. `id` is that of"
+    " `subscribe`.",
+    "policies": "The server sends `policies` when a policy of the tenant changed.",
+    "error": "The server sends `error` without an `id`: it has refused the connection, a `hello`, or a"
+    " message whose `id` it could not read.",
+    "goodbye": "The server sends `goodbye` before it closes the connection.",
 }
 #: The limits that a message takes of, beside those of every message.
 COSTS: Final[dict[str, Costs]] = {
@@ -57,6 +68,17 @@ in `/openapi.json`.
 - **Retries.** After a lost connection send each `sync` without an answer again, under the same `key`.
 
 """
+#: Of the handshake. A message of AsyncAPI has one media type, so the schema of the subprotocol names both.
+_HEADERS: Final[Schema] = {
+    "type": "object",
+    "properties": {
+        "Sec-WebSocket-Protocol": {
+            "type": "string",
+            "enum": [JSON.subprotocol, MSGPACK.subprotocol],
+            "description": "The encoding of all messages of the connection, as `x-content-types` says.",
+        }
+    },
+}
 _LIMITS: Final = (
     "## Limits\n\nEach message and the connection have a table of their limits.\n\n" + limits.LEGEND
 )
@@ -103,11 +125,12 @@ def asyncapi() -> Schema:
                 "description": "A device has one connection: a newer one replaces it.",
                 "servers": [{"$ref": "#/servers/here"}],
                 "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
-                "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
+                "bindings": {"ws": {"method": "GET", "headers": _HEADERS, "bindingVersion": "0.1.0"}},
+                "x-content-types": {one.subprotocol: one.content_type for one in (JSON, MSGPACK)},
                 "x-limits": limits.limits((*limits.CONNECTION, *limits.TOKEN, *limits.SOCKET)),
             }
         },
-        "operations": _operations(schemas.requests, schemas.answers),
+        "operations": _operations(schemas.requests),
         "components": {
             "messages": {name: _message(name, parts[kind]) for name, kind in names.items()},
             "schemas": parts,
@@ -123,8 +146,8 @@ def asyncapi() -> Schema:
     }
 
 
-def _operations(requests: dict[str, str], answers: dict[str, str]) -> dict[str, Any]:
-    """Make an operation of each request with its answers, and of each message that the server begins."""
+def _operations(requests: dict[str, str]) -> dict[str, Any]:
+    """Make an operation of each request with its answers, and of each message of ``SENT``."""
     channel = {"$ref": "#/channels/sync"}
     made: dict[str, Any] = {}
     for tag in requests:
@@ -137,11 +160,11 @@ def _operations(requests: dict[str, str], answers: dict[str, str]) -> dict[str, 
         if tag in ANSWERS:
             told = [_in_channel(f"server_{ANSWERS[tag]}"), _in_channel("server_error")]
             made[tag]["reply"] = {"channel": channel, "messages": told}
-    for tag in answers.keys() - {*ANSWERS.values(), "error"}:
+    for tag, summary in SENT.items():
         made[f"send_{tag}"] = {
             "action": "send",
             "channel": channel,
-            "summary": f"The server sends `{tag}` by itself.",
+            "summary": summary,
             "messages": [_in_channel(f"server_{tag}")],
         }
     return {name: made[name] for name in sorted(made)}

@@ -86,11 +86,11 @@ def error_answers(codes: Iterable[str], media: Iterable[str] = ("application/jso
 
 def _answer(kinds: list[ErrorKind], media: Iterable[str]) -> Schema:
     examples = {kind.code: {"$ref": f"#/components/examples/{kind.code}"} for kind in kinds}
+    codes = {"properties": {"code": {"enum": [kind.code for kind in kinds]}}}
+    schema = {"allOf": [{"$ref": "#/components/schemas/Error"}, codes]}
     answer: Schema = {
         "description": "\n\n".join(f"`{kind.code}`: {kind.cause} {kind.remedy}" for kind in kinds),
-        "content": {
-            kind: {"schema": {"$ref": "#/components/schemas/Error"}, "examples": examples} for kind in media
-        },
+        "content": {kind: {"schema": schema, "examples": examples} for kind in media},
         "x-codes": [kind.code for kind in kinds],
     }
     if any("retry_after_ms" in DETAILS.get(kind.code, {}) for kind in kinds):

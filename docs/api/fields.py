@@ -104,6 +104,14 @@ REFINED: Final[dict[Field, Schema]] = {
     ("Goodbye", "retry_after_ms"): _COUNT,
 }
 
+#: What one field asks of others, by Struct.
+CONDITIONS: Final[dict[str, Schema]] = {
+    "Item": {
+        "if": {"properties": {"op": {"const": "append"}}, "required": ["op"]},
+        "then": {"properties": {"at": _INSTANT}, "required": ["at"]},
+    },
+}
+
 #: What a field means, by its name, or by its Struct and name where the name alone has another meaning.
 TEXTS: Final[dict[str | Field, str]] = {
     "type": "The type of the message.",
@@ -111,7 +119,8 @@ TEXTS: Final[dict[str | Field, str]] = {
     ("Item", "id"): "The record or event, as its device named it. Control characters are not allowed.",
     ("Result", "id"): "The `id` of the item; null if it had none.",
     ("Change", "id"): "The record.",
-    ("Error", "id"): "The `id` of the request; missing if it could not be read.",
+    ("Error", "id"): "The `id` of the request; missing if it could not be read, or if there is none, as in"
+    " `hello`.",
     "app_version": "The version of the app.",
     "os_version": "The operating system and its version.",
     "clock": "The device's own time at the moment of sending. By it the server corrects the `at` of items.",

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
-from docs.api.fields import EXTRA, REFINED, TEXTS
+from docs.api.fields import CONDITIONS, EXTRA, REFINED, TEXTS
 from engine.wire import messages
 from engine.wire.messages import (
     Changes,
@@ -156,6 +156,7 @@ def _schema(kind: type[msgspec.Struct], made: Schema, transport: Transport) -> S
         "type": "object",
         "properties": properties,
         "required": required,
+        **CONDITIONS.get(name, {}),
     }
 
 

@@ -165,7 +165,7 @@ export interface DomainList {
  */
 export interface ErrorMessage {
   type: 'error'
-  /** The `id` of the request; missing if it could not be read. */
+  /** The `id` of the request; missing if it could not be read, or if there is none, as in `hello`. */
   id?: string
   /** Stable. A later server may add codes: judge one that is not known by `retryable`. */
   code:

@@ -18,17 +18,19 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from compose.edge import Edge
 from docs.api import limits
 from docs.api.asyncapi import ANSWERS, asyncapi
-from docs.api.errors import DETAILS
+from docs.api.errors import DETAILS, error_example
 from docs.api.examples import EXAMPLES
 from docs.api.openapi import OPERATIONS, openapi
 from docs.api.schema import message_schemas, refs
 from docs.costs.page import COSTS, default_settings
 from engine.model.domains import OUTCOMES
 from engine.wire.close_codes import CloseCode
+from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import ERRORS
 from handlers.http.response_headers import FOR_BROWSERS
 from handlers.reference.documents import FILES, STATIC
 from tests.harness.in_process_server import ON_SHARED, Running, Serve
+from tests.harness.schemas import faults, faults_of_schema
 
 RAPIDOC = STATIC / "rapidoc"
 #: What a limit answers, if a client notices it.
@@ -117,6 +119,52 @@ def test_asyncapi_has_every_message_with_an_example_and_each_request_its_answer(
     assert all(message["examples"] for message in document["components"]["messages"].values())
     kinds = {*schemas.requests.values(), *schemas.answers.values(), *message_schemas("http").answers.values()}
     assert kinds == EXAMPLES.keys()
+
+
+def test_asyncapi_has_every_message_that_the_server_sends_by_itself() -> None:
+    operations = asyncapi()["operations"]
+    sent = {name: one for name, one in operations.items() if one["action"] == "send"}
+    answers = message_schemas("socket").answers
+    unasked = {*answers} - {*ANSWERS.values()} | {"changes", "error"}
+    assert sent.keys() == {f"send_{tag}" for tag in unasked}
+    for name, one in sent.items():
+        assert refs(one["messages"]) == [f"#/channels/sync/messages/server_{name.removeprefix('send_')}"]
+    assert "refused" in sent["send_error"]["summary"]
+
+
+def test_asyncapi_names_the_encoding_of_each_subprotocol() -> None:
+    channel = asyncapi()["channels"]["sync"]
+    protocols = channel["bindings"]["ws"]["headers"]["properties"]["Sec-WebSocket-Protocol"]["enum"]
+    assert protocols == [codec.subprotocol for codec in (JSON, MSGPACK)]
+    assert channel["x-content-types"] == {codec.subprotocol: codec.content_type for codec in (JSON, MSGPACK)}
+
+
+def test_openapi_error_of_a_status_has_only_its_codes() -> None:
+    document = openapi()
+    error = error_example("quota_exceeded")
+    create = document["paths"]["/v1/uploads"]["post"]["responses"]
+    fits = {
+        status: faults_of_schema(
+            error, answer["content"]["application/json"]["schema"], document["components"]
+        )
+        == []
+        for status, answer in create.items()
+        if status != "201"
+    }
+    assert [status for status, fit in fits.items() if fit] == ["413"]
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                for code in answer.get("x-codes", ()):
+                    assert str(ERRORS[code].http) == status
+
+
+def test_schema_of_an_append_requires_its_time() -> None:
+    event = {"domain": "metrics", "id": "m", "op": "append", "data": {}}
+    assert faults(event, "Item", "socket") == [': "at" is a required property']
+    assert faults(event | {"at": None}, "Item", "http") != []
+    assert faults(event | {"at": "2026-01-02T03:04:05Z"}, "Item", "socket") == []
+    assert faults(event | {"op": "put"}, "Item", "socket") == []
 
 
 def test_openapi_no_part_is_unused() -> None:

@@ -88,6 +88,33 @@ async def test_site_probes_are_closed_to_strangers(path: str, front: Front) -> N
     assert answer.verdict in ((403, "forbidden"), (404, "not_found"))
 
 
+DOCUMENTS: Final = (
+    "/docs",
+    "/docs/rapidoc-min.js",
+    "/openapi.json",
+    "/asyncapi.json",
+    "//docs/%72equests.js",
+)
+
+
+@against("API4:2023", "V2.4")
+async def test_site_documents_of_one_address_are_bounded_and_cost_no_other(front: Front) -> None:
+    async with wired(front.url, front.tls, local="127.0.0.10") as wire:
+        answers = [await wire.ask("HEAD", DOCUMENTS[0], {}) for _ in range(10)]
+        answers += [await wire.ask("HEAD", path, {}) for path in DOCUMENTS * 4]
+        refused = next(
+            answer
+            for answer in [await wire.ask("GET", DOCUMENTS[1], {}) for _ in range(3)]
+            if answer.status != 200
+        )
+        assert (await wire.ask("GET", "/healthz", {})).status == 200
+    statuses = [answer.status for answer in answers]
+    assert (set(statuses[:10]), 503 in statuses) == ({200}, True)
+    assert (refused.verdict, len(refused.body) < 1000) == ((503, "unavailable"), True)
+    async with wired(front.url, front.tls, local="127.0.0.11") as wire:
+        assert (await wire.ask("GET", DOCUMENTS[1], {})).status == 200
+
+
 #: As bytes reach a worker over connections that nginx keeps: the next client would get the hidden answer.
 _FAST: Final = ("a length and chunks", "two lengths", "a line feed alone")
 SENT: Final = [

@@ -18,6 +18,7 @@ from bench.abuse.attacks import ATTACKS
 from bench.abuse.scenario import abuse
 from bench.conflicts.scenario import conflicts
 from bench.faults.scenario import faults
+from bench.harness.connections import most_connections
 from bench.harness.environment import BenchError, read_settings
 from bench.harness.progress import over, part_begins
 from bench.harness.sealed import seal_from_now
@@ -28,7 +29,7 @@ from bench.peers.installation import check_node
 from bench.peers.scenario import peers
 from bench.peers.stages import PEERS
 from bench.report.html import html_of
-from bench.report.results import Report
+from bench.report.results import OPEN_CONNECTIONS, Figure, Report
 from bench.report.targets import targets_of
 from bench.report.text import text_of, text_of_targets
 from bench.report.written import as_json, origin_of
@@ -216,12 +217,14 @@ def bench(
         )
         parts = _parts(suite, scenario, options)
         _check(parts, options)
-        reports = [_report(place, parts, options, suite) for place in range(len(parts))]
+        reports = _reports(parts, options, suite)
     except (BenchError, EmbeddedError, SettingsError, StoreError) as error:
         raise click.ClickException(str(error)) from None
     except asyncio.CancelledError:
         raise click.Abort from None
     targets = targets_of(reports, every=suite is not None and options.url is None)
+    if options.changed_load:
+        targets = []
     passed = all(report.passed for report in reports)
     if suite is not None:
         passed = all(one.met for one in targets) and not any(report.faulty for report in reports)
@@ -261,29 +264,54 @@ def _check(parts: Sequence[Part], options: Options) -> None:
         raise click.UsageError(f"only {', '.join(AT_URL)} measure a server that runs: leave --url out")
     if options.flame_graph and (options.url or "concurrent" not in names):
         raise click.UsageError("--profile is for concurrent, on a server that this starts")
+    if options.suite and options.changed_load:
+        raise click.UsageError(
+            f"targets are those of a load that is fixed: leave {' and '.join(options.changed_load)} out"
+        )
     if "uploads" in names and options.suite != "quick":
         check_node()
     if "peers" in names and "parse" in (options.peers or PEERS):
         check_node()
 
 
+def _reports(parts: Sequence[Part], options: Options, suite: Suite | None) -> list[Report]:
+    """Run the scenarios. An interrupted suite keeps what it has; its other scenarios count as failed."""
+    reports: list[Report] = []
+    try:
+        reports.extend(_report(place, parts, options, suite) for place in range(len(parts)))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        if not reports:
+            raise
+        left = [part.scenario.__name__ for part in parts[len(reports) :]]
+        reports += [Report(scenario=name, work="it was interrupted", failed=True) for name in left]
+    return reports
+
+
 def _report(place: int, parts: Sequence[Part], options: Options, suite: Suite | None) -> Report:
     """Run one scenario. One of a suite that cannot go on has a report that says why."""
     part = parts[place]
     if suite is None:
-        return asyncio.run(_interruptible(part.scenario(options)))
+        return _with_connections(asyncio.run(_interruptible(part.scenario(options))))
     name = part.scenario.__name__
     times_s = [expected_s(one, options, suite) for one in parts[place:]]
     part_begins(name, place + 1, len(parts), times_s[0], sum(times_s))
     try:
-        return asyncio.run(_interruptible(part.scenario(options_of(part, options, suite))))
+        report = asyncio.run(_interruptible(part.scenario(options_of(part, options, suite))))
     except Exception as error:  # the figures of the other scenarios are not to be lost
         if not isinstance(error, (BenchError, EmbeddedError, StoreError)):
             traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
-        return Report(scenario=name, work="it could not go on", remarks=[reason], failed=True)
+        report = Report(scenario=name, work="it could not go on", remarks=[reason], failed=True)
     finally:
         over()
+    return _with_connections(report)
+
+
+def _with_connections(report: Report) -> Report:
+    most = most_connections()
+    if most:
+        report.figures.append(Figure(OPEN_CONNECTIONS, most, "open"))
+    return report
 
 
 async def _interruptible(scenario: Awaitable[Report]) -> Report:

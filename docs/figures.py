@@ -77,8 +77,8 @@ def _lines(name: str) -> Iterator[str]:
         yield f"**Other programs kept up to {busy:.1f} CPUs busy**: a machine of its own is faster."
     yield from ("", "| scenario | target | wanted | measured |", "|---|---|---|---|")
     for one in whole.targets:
-        verdict = "" if one.met else f", **{one.verdict}**"
-        yield f"| `{one.scenario}` | {one.name} | {one.wanted} | {one.told}{verdict} |"
+        found = f"{one.told} {one.beside}".strip() + ("" if one.met else f", **{one.verdict}**")
+        yield f"| `{one.scenario}` | {one.name} | {one.wanted} | {found} |"
     told = [
         f"| `{one.scenario}` | {figure.name} | {number(figure.value)} {figure.unit} | {figure.beside} |"
         for one in whole.reports

@@ -124,7 +124,7 @@ async def photo_s(target: Target, tenant: str) -> float:
     Raises BenchError.
     """
     mark = secrets.token_hex(6)
-    picture = Album(mark, 1, _PHOTO_BYTES).picture(0, 0)
+    picture = Album(mark, 1, _PHOTO_BYTES, _PHOTO_BYTES).picture(0, 0)
     address = target.host, target.port
     uploader = Uploader(address, target.token(tenant, f"photo-{mark}"), _PHOTO_BYTES)
     try:

@@ -44,9 +44,9 @@ class Outcome(NamedTuple):
     data: Record | None
 
 
-def outcome(policy: Policy, server: Server, item: Item) -> Outcome:
-    """Return what becomes of the item, with ``most_recent_wins`` as the fallback of ``field_merge``."""
-    if policy == "manual":
+def outcome(policy: Policy, server: Server, item: Item, fallback: Policy = "most_recent_wins") -> Outcome:
+    """Return what becomes of the item; ``fallback`` is ``most_recent_wins`` or ``manual``."""
+    if policy == "manual" or (policy == "field_merge" and fallback == "manual" and _falls_back(server, item)):
         return Outcome("conflict", frozenset(), server.data)
     match policy:
         case "server_wins":
@@ -91,6 +91,14 @@ def _with_server_owned(server: Server, item: Item) -> Record | None:
     assert found is not None
     owned = {name: server.data[name] for name in SERVER_OWNED if name in server.data}
     return {name: value for name, value in found.items() if name not in SERVER_OWNED} | owned
+
+
+def _falls_back(server: Server, item: Item) -> bool:
+    """Whether both sides changed a field differently, or the item has no fields to merge."""
+    names = item.data if item.op == "patch" else item.changed
+    if server.data is None or item.data is None or names is None:
+        return True
+    return any(server.data.get(name) != item.data.get(name) for name in server.changed.intersection(names))
 
 
 def _merged(server: Server, item: Item) -> Record | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any, Final
 
@@ -30,11 +31,21 @@ from bench.faults.history import (
 )
 from bench.load.websocket_client import CUT_OFF
 
-#: What happens to a sync before it leaves, and to an answer: shares of all.
-_DELAYED, _DELAY_S = 0.05, (0.05, 0.5)
-_TWICE: Final = 0.01
-_DROPPED: Final = 0.001
-_GARBLED: Final = 0.001
+#: What happens to so many of a thousand syncs before they leave, by the field's load.
+HARMS: Final[Mapping[str, int]] = {"delayed": 50, "doubled": 10, "dropped": 1, "garbled": 1}
+_THOUSAND: Final = 1000
+_DELAY_S: Final = (0.05, 0.5)
+#: The share of answers that are lost.
+_ANSWERS_LOST: Final = 0.001
+
+
+def harms(seed: int, device: int, devices: int) -> Iterator[str]:
+    """Yield what happens to each sync of a device, empty for nothing; all devices share each thousand."""
+    deck = [harm for harm, count in HARMS.items() for _ in range(count)]
+    deck += [""] * (_THOUSAND - len(deck))
+    for thousand in itertools.count():
+        Random(f"{seed} {thousand}").shuffle(deck)
+        yield from deck[(device - thousand * _THOUSAND) % devices :: devices]
 
 
 class _Sent(msgspec.Struct):
@@ -68,13 +79,19 @@ _decode = msgspec.json.Decoder(_Heard).decode
 
 
 class FaultsDevice(Device):
-    """A device of a tenant. ``harmed``: some of its syncs are delayed, doubled, lost or begun with a half.
+    """A device of a tenant. ``harmed`` is what ``harms`` is given, None of a device that is left alone.
 
     Some answers are lost too. What is lost costs the connection, and is sent again on the next one.
     """
 
     def __init__(
-        self, history: History, tenant: str, harmed: str | None, store: Store, *more: Any, **options: Any
+        self,
+        history: History,
+        tenant: str,
+        harmed: tuple[int, int, int] | None,
+        store: Store,
+        *more: Any,
+        **options: Any,
     ) -> None:
         super().__init__(store, *more, **options)
         self.name = store.device_id
@@ -83,6 +100,7 @@ class FaultsDevice(Device):
         self._keys: dict[str, str] = {}
         self._feed = ""
         self._cursor: str | None = None
+        self._harms = iter(()) if harmed is None else harms(*harmed)
         self._harm = None if harmed is None else Random(f"{harmed} {self.name}")
         if self._harm is not None:
             self.compress = self._harm.choice((0, 15))
@@ -100,7 +118,7 @@ class FaultsDevice(Device):
             attempt = self._attempts[key]
             self._note(Sent, key=key, attempt=attempt, items=message.items if attempt == 1 else [])
             if self._harm is not None:
-                await self._do_harm(self._harm, socket, text)
+                await self._do_harm(next(self._harms), self._harm, socket, text)
         elif message.type in {"pull", "subscribe"}:
             self._feed = message.id
             if message.cursor != self._cursor:
@@ -108,15 +126,15 @@ class FaultsDevice(Device):
                 self._note(Rewound)
         await super()._send(socket, text)
 
-    async def _do_harm(self, draw: Random, socket: ClientWebSocketResponse, text: bytes) -> None:
-        if draw.random() < _DELAYED:
+    async def _do_harm(self, harm: str, draw: Random, socket: ClientWebSocketResponse, text: bytes) -> None:
+        self._history.harms[harm] += 1
+        if harm == "delayed":
             await asyncio.sleep(draw.uniform(*_DELAY_S))
-        luck = draw.random()
-        if luck < _GARBLED:
+        elif harm == "garbled":
             await super()._send(socket, text[: len(text) // 2])
-        elif luck < _GARBLED + _DROPPED:
+        elif harm == "dropped":
             raise ConnectionError("a sync was lost")
-        elif luck > 1 - _TWICE:
+        elif harm == "doubled":
             await super()._send(socket, text)
 
     def _hear(self, protocol: DeviceProtocol, text: bytes | str) -> list[bytes]:
@@ -125,7 +143,7 @@ class FaultsDevice(Device):
         key = self._keys.get(heard.id or "")
         match heard.type:
             case "synced" if key is not None:
-                if self._harm is not None and self._harm.random() < _DROPPED:
+                if self._harm is not None and self._harm.random() < _ANSWERS_LOST:
                     return self._lose_answer()
                 self._note(Answered, key=key, replayed=heard.replayed, results=heard.results)
             case "changes" if heard.id == self._feed:

@@ -6,6 +6,7 @@ Times are seconds since the run began.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -144,6 +145,8 @@ class History:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        #: How many syncs each thing happened to before they left.
+        self.harms: Counter[str] = Counter()
         self._changes: dict[bytes, Change] = {}
         self._began_s = time.monotonic()
 

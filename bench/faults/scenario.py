@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import secrets
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from aiohttp import ClientError
 
 from bench.client.crew import DOMAINS, Crew, CrewError, Member, Setting, crew, pull_all
 from bench.faults.check import Account, check
-from bench.faults.device import FaultsDevice
+from bench.faults.device import HARMS, FaultsDevice
 from bench.faults.history import Answered, Closed, Event, Fault, History, Logged, Paged, Refused, Sent, only
 from bench.faults.inject import FAULTS, Site
 from bench.faults.pipelining import PipeliningDevice
@@ -35,7 +36,7 @@ from bench.harness.product import product
 from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants
 from bench.load.proxy import Chances, proxied
-from bench.report.results import Figure, Report
+from bench.report.results import Bar, Figure, Report
 from engine.model.domains import DomainPolicy, Domains
 from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
@@ -92,8 +93,12 @@ async def faults(options: Options) -> Report:
         try:
             await run.rounds(rounds)
             report.audit = run.judge()
-            found = report.audit.fault_count
-            report.figures.append(Figure("lost, applied twice or otherwise wrong", found, "faults"))
+            # Without one of each harm nothing is known of it.
+            met = [run.history.harms[harm] for harm in HARMS]
+            found = report.audit.fault_count if all(met) else math.nan
+            beside = ", ".join(f"{count} {harm}" for harm, count in zip(HARMS, met, strict=True))
+            name = "lost, applied twice or otherwise wrong"
+            report.bars.append(Bar(name, found, "at most", 0, "faults", f"syncs: {beside}", must=True))
         finally:
             if options.history is not None:
                 run.history.write(options.history)
@@ -191,7 +196,7 @@ class _Run:
                 most_at_once=_MOST_AT_ONCE,
                 unseen=_UNSEEN,
                 tenant=tenant,
-                make=partial(kind, self.history, tenant, f"{seed}" if harmed else None),
+                make=partial(kind, self.history, tenant, (seed, index, DEVICES) if harmed else None),
             )
             yield f"device-{index:02}" if harmed else f"reference-{index - DEVICES}", setting
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from bench.harness.clusters import Cluster, cluster_in, migrate_for_roles
+from bench.harness.connections import counting_connections
 from bench.harness.sealed import seal
 from compose.configuration import database_services, layers
 from engine.runtime.setting_layers import settings
@@ -47,7 +48,8 @@ def fresh(chosen: Settings) -> Iterator[Environment]:
     """Start services in a new directory under ``data.dir``. Raises EmbeddedError, StoreError."""
     with _home(chosen) as home, embedded(home) as services:
         pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
-        yield Environment(home, services.owner, services.redis_url, pid)
+        with counting_connections(services.owner):
+            yield Environment(home, services.owner, services.redis_url, pid)
 
 
 @contextmanager
@@ -57,6 +59,7 @@ def fresh_on_tcp(chosen: Settings) -> Iterator[tuple[Environment, Cluster]]:
         _home(chosen) as home,
         embedded(home, postgres=False) as services,
         cluster_in(home / "clusters", "bench") as made,
+        counting_connections(made.dsn),
     ):
         yield Environment(home, made.dsn, services.redis_url, made.pid), made
 

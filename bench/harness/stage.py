@@ -63,6 +63,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     flame_graph: Path | None = None
 
     @property
+    def changed_load(self) -> list[str]:
+        """The options by which the load is another than that of the targets."""
+        own = {"connections": 1000, "rate_per_s": 1200.0, "tenants": 20, "workers": None, "saturate": False}
+        return [
+            f"--{name.removesuffix('_per_s')}" for name, usual in own.items() if getattr(self, name) != usual
+        ]
+
+    @property
     def tenant_names(self) -> list[str]:
         """The tenants that devices are spread over."""
         return [f"bench-{index:02}" for index in range(self.tenants)]
@@ -102,7 +110,10 @@ async def product_stage(
     if records:
         fill(dsn, options.tenant_names, records)
     secret = secrets.token_urlsafe(48)
-    async with product(environment, dsn, secret, options.config, workers, version) as server:
+    async with (
+        product(environment, dsn, secret, options.config, workers, version) as server,
+        tallied(server, logged),
+    ):
         yield Target(
             port=server.port,
             secret=secret,
@@ -113,6 +124,14 @@ async def product_stage(
             ports=server.own_ports if workers > 1 else (),
             workers=[server.workers[worker] for worker in sorted(server.workers)],
         )
+
+
+@asynccontextmanager
+async def tallied(server: Server, logged: Logged) -> AsyncIterator[None]:
+    """Add a server's warnings to ``logged`` in the end, and ``server_ended`` if it ended by itself."""
+    try:
+        yield
+    finally:
         server.logged["server_ended"] += not server.alive
         for event, count in (+server.logged).items():
             logged[event] = logged.get(event, 0) + count

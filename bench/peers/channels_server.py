@@ -16,7 +16,6 @@ import django
 import jwt
 from channels.db import DatabaseSyncToAsync
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
-from daphne.server import Server
 from django.conf import settings
 from django.db import connection, models, transaction
 
@@ -143,7 +142,12 @@ def _listening() -> None:
 
 
 def _serve(port: int) -> None:
-    """Run one Daphne until it is told to stop."""
+    """Run one Daphne until it is told to stop.
+
+    Its import makes the event loop, which a process must not share with those that are forked from it.
+    """
+    from daphne.server import Server  # noqa: PLC0415
+
     endpoint = f"tcp:port={port}:interface=127.0.0.1:backlog=4096"
     # With 1,000 handshakes at once some take longer than the 5 s that are usual.
     Server(

@@ -167,7 +167,7 @@ def _uploads(report: Report) -> Chart | None:
     names = [one.name for one in report.transfers]
     caption = "a: plain aiohttp; b: @tus/server, which does not wait for the disk." if len(names) > 1 else ""
     series = {"MB/s": [one.mb_per_s for one in report.transfers]}
-    limit = _limit("uploads", "product", "the product")
+    limit = _limit("uploads", "product, every chunk with its checksum", "the product")
     return bars("Uploads, MB/s", caption, names, series, limit=limit)
 
 

@@ -81,7 +81,8 @@ def _targets(targets: Sequence[Target]) -> Iterator[str]:
         yield (
             f'<tr><td class="s">{scenario}</td>'
             f'<td class="t" data-scenario="{scenario}">{escape(one.name)}</td>'
-            f'<td class="n">{escape(one.told)}</td><td class="n">{escape(one.wanted)}</td>'
+            f'<td class="n" title="{escape(one.beside)}">{escape(one.told)}</td>'
+            f'<td class="n">{escape(one.wanted)}</td>'
             f'<td class="{kind}">{one.verdict}</td></tr>'
         )
     yield "</table></div>"

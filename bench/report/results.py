@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from bench.report.statistics import Histogram, Latency, median_of
 
 #: The name of a row whose round was only there for a flame graph.
 PROFILED: Final = "profiled"
+#: The figure that each scenario has of the server with the most connections.
+OPEN_CONNECTIONS: Final = "connections to PostgreSQL"
 #: Below this part of the wanted rate a load counts as not offered.
 OFFERED: Final = 0.95
 #: Above this many CPUs busy with something else, latencies and rates suffer from it.
@@ -37,13 +40,14 @@ class Window(msgspec.Struct, frozen=True, array_like=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a run. Rates are syncs a second, of what happened in the step.
 
-    ``latency`` is that of the syncs that were due in it and stored, ``refusal`` that of the refused ones,
-    both from when they were due. ``times`` is the load over capacity. ``waiting`` syncs had no answer at its
-    end. ``late_*`` is how late syncs left and ``lag_p99_ms`` how late the generator's own timers were: it may
-    have read answers as late. ``cpus`` is how many CPUs each process tree kept busy, ``cpu_ms`` the same in
-    milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of the server's; ``frame_us`` is the
-    generator's CPU time a sync sent. ``other_cpus`` were busy with something else. ``sent``, ``errors`` and
-    ``unanswered`` count the whole run. ``histogram`` has all latencies of stored syncs.
+    ``due`` is how many syncs were due in it, ``latency`` that of those of them that were stored, ``refusal``
+    that of the refused ones, both from when they were due. ``times`` is the load over capacity. ``waiting``
+    syncs had no answer at its end. ``late_*`` is how late syncs left and ``lag_p99_ms`` how late the
+    generator's own timers were: it may have read answers as late. ``cpus`` is how many CPUs each process tree
+    kept busy, ``cpu_ms`` the same in milliseconds a stored sync, ``worker_cpu_ms`` each worker's part of the
+    server's; ``frame_us`` is the generator's CPU time a sync sent. ``other_cpus`` were busy with something
+    else. ``sent``, ``errors`` and ``unanswered`` count the whole run. ``histogram`` has all latencies of
+    stored syncs.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     connect_s: float
     refusals: dict[str, int]
     times: float | None = None
+    due: int = 0
     wanted_per_s: float = 0.0
     offered_per_s: float = 0.0
     stored_per_s: float = 0.0
@@ -178,7 +183,7 @@ class Abuse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One number with its unit, and what to read beside it."""
+    """One number with its unit, and what to read beside it. JSON leaves out one that is not finite."""
 
     name: str
     value: float
@@ -187,18 +192,25 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Bar(msgspec.Struct, frozen=True):
-    """What must hold: ``value`` at most or at least ``limit``. ``beside`` is to be read with it."""
+    """What is to hold: ``value`` at most or at least ``limit``. ``beside`` is to be read with it.
+
+    A value that is None or not finite was not measured, and misses. ``must`` is of a bar of correctness,
+    which a suite does not pass without.
+    """
 
     name: str
-    value: float
+    value: float | None
     bound: Literal["at most", "at least"]
     limit: float
     unit: str
     beside: str = ""
+    must: bool = False
 
     @property
     def met(self) -> bool:
-        """Whether it holds."""
+        """Whether it was measured and holds."""
+        if self.value is None or not math.isfinite(self.value):
+            return False
         return self.value <= self.limit if self.bound == "at most" else self.value >= self.limit
 
 
@@ -270,19 +282,30 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def faulty(self) -> bool:
-        """Whether the scenario could not go on, or an audit found a fault."""
+        """Whether the scenario could not go on, an audit found a fault, or a bar of correctness is missed."""
         audits = [self.audit, *(row.audit for row in self.rows)]
-        return self.failed or any(audit is not None and audit.fault_count > 0 for audit in audits)
+        found = any(audit is not None and audit.fault_count > 0 for audit in audits)
+        return self.failed or found or any(bar.must and not bar.met for bar in self.bars)
 
 
 def lost_bar(rows: Sequence[Row]) -> Bar:
     """Make the bar that no sync may be refused or stay without an answer."""
-    return Bar("syncs refused or not answered", sum(row.lost for row in rows), "at most", 0, "")
+    lost, due = sum(row.lost for row in rows), sum(row.sent for row in rows)
+    return Bar(
+        "syncs refused or not answered",
+        lost,
+        "at most",
+        0,
+        "",
+        f"of {due:,}, lost connections too",
+        must=True,
+    )
 
 
 def connected_bar(rows: Sequence[Row], name: str = "connected") -> Bar:
     """Make the bar that every device has to connect."""
-    return Bar(name, 100 * min(row.connected / row.asked for row in rows), "at least", 100, "%")
+    asked = f"of {max(row.asked for row in rows):,}"
+    return Bar(name, 100 * min(row.connected / row.asked for row in rows), "at least", 100, "%", asked)
 
 
 def median_latency(rows: Sequence[Row]) -> Latency:

@@ -22,7 +22,10 @@ _INTERVAL: Final = 2.0
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Milliseconds from the intended time of sending to the answer; zeros where nothing was answered."""
+    """Milliseconds from the intended time of sending to the answer; zeros where nothing was answered.
+
+    ``median_of`` takes these zeros as infinite, so that a run without answers meets no bar.
+    """
 
     p50_ms: float = 0.0
     p95_ms: float = 0.0
@@ -61,11 +64,11 @@ def merged(histograms: Iterable[Histogram]) -> Durations:
 class Drift(msgspec.Struct, frozen=True):
     """A slope by least squares: how much values grow in an hour.
 
-    ``least_per_h`` is the lower end of the interval that the slope is in with a probability of 95 %.
+    ``most_per_h`` is the upper end of the interval that the slope is in with a probability of 95 %.
     """
 
     per_h: float
-    least_per_h: float
+    most_per_h: float
 
 
 def drift_of(at_s: Sequence[float], values: Sequence[float]) -> Drift:
@@ -74,7 +77,7 @@ def drift_of(at_s: Sequence[float], values: Sequence[float]) -> Drift:
     residuals = [value - intercept - slope * at for at, value in zip(at_s, values, strict=True)]
     freedom, centre = len(at_s) - 2, fmean(at_s)
     error = math.sqrt(_squares(residuals) / freedom / _squares([at - centre for at in at_s]))
-    return Drift(slope * _HOUR_S, (slope - _INTERVAL * error) * _HOUR_S)
+    return Drift(slope * _HOUR_S, (slope + _INTERVAL * error) * _HOUR_S)
 
 
 def _squares(values: Iterable[float]) -> float:
@@ -94,7 +97,13 @@ def latency_of(values_us: Sequence[int]) -> Latency:
 
 def median_of(latencies: Sequence[Latency]) -> Latency:
     """Return the median of each percentile."""
-    return Latency(*map(median, zip(*map(msgspec.structs.astuple, latencies), strict=True)))
+    known = [msgspec.structs.astuple(one) if one.max_ms else (math.inf,) * 4 for one in latencies]
+    return Latency(*map(median, zip(*known, strict=True)))
+
+
+def over(value: float, of: float) -> float:
+    """Return a ratio; infinite if the value that it is of was not measured."""
+    return value / of if of and math.isfinite(of) else math.inf
 
 
 def counts(found: Mapping[str, int]) -> str:
@@ -102,8 +111,10 @@ def counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(found.items())) or "none"
 
 
-def number(value: float) -> str:
-    """Write a value with three digits or more."""
+def number(value: float | None) -> str:
+    """Write a value with three digits or more; a dash for one that was not measured."""
+    if value is None or not math.isfinite(value):
+        return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -68,6 +68,7 @@ def row_of(run: Run, audit: Audit | None = None, place: int = -1, times: float |
         connect_s=run.ready.connect_s,
         refusals=run.ready.refusals,
         times=times,
+        due=due,
         wanted_per_s=due / spent_s,
         offered_per_s=sent / spent_s,
         stored_per_s=stored / spent_s,

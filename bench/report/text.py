@@ -146,7 +146,13 @@ def _report(report: Report) -> Iterator[str]:
 def text_of_targets(targets: Sequence[Target]) -> str:
     """Write the targets of the field's system, and what was measured of each."""
     rows = [
-        (one.verdict if one.met else one.verdict.upper(), f"{one.scenario}: {one.name}", one.told, one.wanted)
+        (
+            one.verdict if one.met else one.verdict.upper(),
+            f"{one.scenario}: {one.name}",
+            one.told,
+            one.wanted,
+            one.beside,
+        )
         for one in targets
     ]
     met = sum(one.met for one in targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -106,6 +107,7 @@ def as_json(
             **asdict(report),
             "rows": [{**asdict(row), "offered": row.offered} for row in report.rows],
             "bars": [{**asdict(bar), "met": bar.met} for bar in report.bars],
+            "figures": [one for one in report.figures if math.isfinite(one.value)],
             "remarks": report.notes,
             "passed": report.passed,
         }

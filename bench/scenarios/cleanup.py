@@ -24,9 +24,9 @@ PER_S: Final = 300.0
 #: Rows of each kind unless told otherwise, and how many a second are to be deleted at least.
 _ROWS: Final = 1_000_000
 LEAST_PER_S: Final = 1_000
-#: For how long the load goes on once the job begins: the days of a kind are dropped, conflicts deleted.
+#: For how long the load goes on once the job begins: the days of a kind are dropped, conflicts deleted at
+#: least as fast as they have to be.
 _DROPPED_S: Final = 10.0
-_EXPECTED_PER_S: Final = 2_500
 _SLOWEST: Final = "conflicts"
 _DAY_US: Final = 86_400_000_000
 #: A day that ended 44 days ago begins at this time, and so many microseconds after 1970.
@@ -119,7 +119,7 @@ async def cleanup(options: Options) -> Report:
     )
     for name in kinds:
         kind = _KINDS[name]
-        lasts_s = options.duration_s or LOOK_S + (_DROPPED_S if kind.attach else rows / _EXPECTED_PER_S)
+        lasts_s = options.duration_s or LOOK_S + (_DROPPED_S if kind.attach else rows / LEAST_PER_S)
         with fresh(options.settings) as environment:
             took_s = await beside_job(
                 *(report, environment, "cleanup", f"the deletion of {name}"),

@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 from bench.harness.environment import BenchError, Environment
 from bench.harness.load_run import Target, run_tasks
 from bench.harness.product import HERE, variables
-from bench.harness.stage import add_tenants
+from bench.harness.stage import add_tenants, tallied
 from bench.report.results import Bar, Figure, Report
+from bench.report.statistics import over
 from bench.report.summary import latencies_beside, row_of
 from storage.postgres.blocking import connected
 
@@ -74,7 +75,10 @@ async def beside_job(
     dsn, secret = environment.database(f"beside_{len(report.rows)}"), secrets.token_urlsafe(48)
     add_tenants(dsn, load.tenants)
     await asyncio.to_thread(fill, dsn)
-    async with HERE.server({**variables(environment, dsn, secret, None), **(settings or {})}) as server:
+    async with (
+        HERE.server({**variables(environment, dsn, secret, None), **(settings or {})}) as server,
+        tallied(server, report.logged),
+    ):
         await asyncio.to_thread(started, dsn)
         watched = {"server": server.pid, "postgres": environment.postgres_pid}
         target = Target(port=server.port, secret=secret, tenants=load.tenants, watched=watched)
@@ -97,7 +101,8 @@ async def beside_job(
         Figure(f"p95 of a sync without {what}", alone.p95_ms, "ms"),
         Figure(f"p95 of a sync beside {what}", beside.p95_ms, "ms", f"{ended_s - began_s:.1f} s long"),
     ]
-    if alone.p95_ms and beside.max_ms:
-        name, slower = f"p95 of a sync beside {what}, over without", beside.p95_ms / alone.p95_ms
-        report.bars.append(Bar(name, slower, "at most", SYNC_RATIO, "times"))
+    slower = over(beside.p95_ms, alone.p95_ms) if beside.max_ms else None
+    report.bars.append(
+        Bar(f"p95 of a sync beside {what}, over without", slower, "at most", SYNC_RATIO, "times")
+    )
     return float(ended_s - began_s)

@@ -93,7 +93,8 @@ async def _idle(environment: Environment, options: Options, report: Report, *, d
         )
     kind = "with compression" if deflate else "without compression"
     progress(f"{connections:,} idle connections {kind}")
-    async with product_stage(environment, options, f"idle_{'deflate' if deflate else 'plain'}", {}) as target:
+    database = f"idle_{'deflate' if deflate else 'plain'}"
+    async with product_stage(environment, options, database, report.logged) as target:
         trees = Trees(target.watched)
         before_bytes = trees.rss_bytes("server")
         async with watching(target, target.tenants, connections, 1, deflate=deflate):

@@ -18,7 +18,7 @@ from bench.harness.progress import progress
 from bench.harness.stage import Options, staged
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar
-from bench.report.statistics import drift_of
+from bench.report.statistics import drift_of, over
 from bench.report.summary import audited
 
 DURATION_S: Final = 3600.0
@@ -28,10 +28,10 @@ _LEAST_S: Final = 5.0
 #: The part at the beginning, in which caches fill, that no line is fitted to.
 _FILLING: Final = 0.2
 _LEAST_FITTED: Final = 4
-#: How much of its mean a value may surely grow in an hour, in percent.
+#: How much of its mean a value may grow in an hour, at the upper end of the slope's interval, in percent.
 MEMORY_PERCENT_PER_H: Final = 5.0
 P95_PERCENT_PER_H: Final = 10.0
-#: A shorter run is told to be too short for a drift.
+#: A shorter run has no drift: its slope tells of caches that fill.
 _LONG_S: Final = 1200.0
 
 
@@ -70,12 +70,12 @@ def judge(report: Report, segment_s: float) -> None:
     at_s = list(accumulate(segment_s for _ in rows))
     fitted = slice(int(_FILLING * len(rows)), None)
     report.bars += [connected_bar(rows), lost_bar(rows)]
+    if at_s[-1] < _LONG_S:
+        report.remarks.append("in less than 20 minutes a slope tells of caches that fill: no drift is judged")
     _drift(report, at_s[fitted], rows[fitted], "p95", "ms", P95_PERCENT_PER_H, lambda row: row.latency.p95_ms)
     if all(row.rss_end_mib for row in rows):
         limit = MEMORY_PERCENT_PER_H
         _drift(report, at_s[fitted], rows[fitted], "memory", "MiB", limit, lambda row: row.rss_end_mib or 0.0)
-    if at_s[-1] < _LONG_S:
-        report.remarks.append("in less than 20 minutes a slope tells of caches that fill, not of a drift")
 
 
 def _drift(
@@ -87,11 +87,11 @@ def _drift(
     limit: float,
     value: Callable[[Row], float],
 ) -> None:
-    """Add the slope of a value, and the bar that it is not surely above the limit."""
+    """Add the slope of a value, and after a long run the bar that it is surely not above the limit."""
     values = [value(row) for row in rows]
     drift, mean = drift_of(at_s, values), fmean(values)
-    beside = f"mean {mean:.1f} {unit}; from {drift.least_per_h:+.3g} {unit} on"
+    beside = f"mean {mean:.1f} {unit}; at most {drift.most_per_h:+.3g} {unit}"
     report.figures.append(Figure(f"drift of {what} in an hour", drift.per_h, unit, beside))
-    surely = 100 * drift.least_per_h / mean
-    name = f"drift of {what} in an hour, lower bound"
-    report.bars.append(Bar(name, surely, "at most", limit, "%", beside))
+    percent = 100 * over(drift.most_per_h, mean) if at_s[-1] >= _LONG_S else None
+    name = f"drift of {what} in an hour, upper bound"
+    report.bars.append(Bar(name, percent, "at most", limit, "%", beside))

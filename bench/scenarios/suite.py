@@ -39,9 +39,9 @@ SUITES: Final[Mapping[Suite, Sequence[Part]]] = {
         Part(concurrent, 50),
         Part(high_volume, 70),
         Part(uploads, 190),
-        Part(conflicts, 15),
+        Part(conflicts, 25),
         Part(faults, 200, {"rounds": 21}),
-        Part(cleanup, 75, {"fill_records": 50_000}),
+        Part(cleanup, 105, {"fill_records": 50_000}),
         Part(limits, 245),
         Part(overload, 160),
         Part(scaling, 120, {"rounds": 2}),
@@ -50,11 +50,11 @@ SUITES: Final[Mapping[Suite, Sequence[Part]]] = {
     ),
     "quick": (
         Part(concurrent, 17),
-        Part(high_volume, 11, {"duration_s": 3.0}),
+        Part(high_volume, 14, {"duration_s": 6.0}),
         Part(uploads, 25, {"rounds": 1}),
-        Part(conflicts, 13),
+        Part(conflicts, 22),
         Part(faults, 42, {"rounds": 2}),
-        Part(cleanup, 48, {"fill_records": 10_000}),
+        Part(cleanup, 49, {"fill_records": 5_000}),
     ),
 }
 QUICK_S: Final = 10.0

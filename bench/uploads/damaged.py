@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from typing import Final
 
 from bench.uploads.device import Uploader
@@ -25,19 +23,19 @@ async def damaged_refused(address: tuple[str, int], token: str) -> float:
         OSError: The connection was lost.
     """
     uploader = Uploader(address, token, _FILE_BYTES)
-    album, refused = Album("damaged", 1, _FILE_BYTES), 0
+    album, refused = Album("damaged", 1, _FILE_BYTES, _FILE_BYTES), 0
     try:
         await uploader.make_record("damaged-0-0")
         for number in range(DAMAGED):
             picture = album.picture(0, number)
             location = await uploader.begin(picture)
             whole = b"".join(picture.parts)
-            digest = base64.b64encode(hashlib.sha256(whole).digest()).decode()
+            checksum = picture.checksum(0, [whole])
             place = number * len(whole) // DAMAGED
             broken = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
-            first = await uploader.patch(location, 0, [broken], {"Upload-Checksum": f"sha256 {digest}"})
+            first = await uploader.patch(location, 0, [broken], checksum)
             left = await uploader.ask("HEAD", location)
-            again = await uploader.patch(location, 0, [whole], {"Upload-Checksum": f"sha256 {digest}"})
+            again = await uploader.patch(location, 0, [whole], checksum)
             told = first.status, left.headers.get("upload-offset"), again.status
             refused += told == (_MISMATCH, "0", 204)
     finally:

@@ -113,18 +113,21 @@ class Uploader:
         length = {"Upload-Length": str(picture.size_bytes), "Upload-Metadata": picture.metadata}
         return (await self._asked("POST", "/v1/uploads", length))["location"]
 
-    async def patch(
-        self, location: str, offset: int, chunk: Sequence[Part], headers: dict[str, str] | None = None
-    ) -> Answer:
+    async def patch(self, location: str, offset: int, chunk: Sequence[Part], checksum: str) -> Answer:
         """Send a chunk. Raises OSError."""
-        kind = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
-        return await self.ask("PATCH", location, kind | (headers or {}), chunk)
+        headers = {
+            "Content-Type": "application/offset+octet-stream",
+            "Upload-Offset": str(offset),
+            "Upload-Checksum": checksum,
+        }
+        return await self.ask("PATCH", location, headers, chunk)
 
     async def _sent(self, location: str, picture: Picture, offset: int) -> int:
         """Send the next chunk and give the offset that was acknowledged. Raises OSError where none was."""
         chunk = picture.chunk(offset, self._chunk_bytes)
+        checksum = picture.checksum(offset, chunk)
         began_s = perf_counter()
-        answer = await self.patch(location, offset, chunk)
+        answer = await self.patch(location, offset, chunk, checksum)
         if answer.status != 204:
             raise _failure(answer)
         took_us = int((perf_counter() - began_s) * 1e6)

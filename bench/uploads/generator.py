@@ -58,7 +58,7 @@ class Uploads:
 
     def __init__(self, plan: UploadPlan) -> None:
         self._plan = plan
-        self._album = Album(plan.prefix, len(plan.tokens), plan.file_bytes)
+        self._album = Album(plan.prefix, len(plan.tokens), plan.file_bytes, plan.chunk_bytes)
         self.uploaders = [
             Uploader((plan.host, plan.port), token, plan.chunk_bytes, number)
             for number, token in enumerate(plan.tokens)

@@ -71,7 +71,7 @@ class TenantCache:
         watcher: TenantWatcher,
         on_generation: Callable[[], Awaitable[None]],
     ) -> None:
-        #: Lookups answered from memory, and lookups that asked the store.
+        #: Lookups answered from memory, and those that asked the store, waited for it or knew no tenant.
         self.hits = self.misses = 0
         self.durations = Distribution(LOOKUP_BOUNDS_S)
         self._store = store
@@ -99,7 +99,7 @@ class TenantCache:
         """Yield the counts of lookups, and the number of tenants in memory."""
         yield gauge("tidemark_tenants_remembered", "Tenants whose policies are in memory", len(self))
         yield counter("tidemark_policy_hits", "Reads of policies answered from memory", self.hits)
-        yield counter("tidemark_policy_misses", "Reads of policies that asked the database", self.misses)
+        yield counter("tidemark_policy_misses", "Reads of policies not answered from memory", self.misses)
         text = "Reads of policies, from memory or from the database"
         yield self.durations.metric("tidemark_policy_read_duration_seconds", text)
 
@@ -110,17 +110,17 @@ class TenantCache:
 
     def policies_of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
         """Return the policies of a tenant, by domain. The tenant was found by ``find`` before."""
-        self.hits += 1
-        if self.hits % _TIMED == 0:
+        if self.hits % _TIMED == _TIMED - 1:
             began_s = self._clock.monotonic_s()
-            policies = self._policies_of(tenant_id)
+            known = self._known.get(tenant_id)
             self.durations.add(self._clock.monotonic_s() - began_s, _TIMED)
-            return policies
-        return self._policies_of(tenant_id)
-
-    def _policies_of(self, tenant_id: int) -> Mapping[str, DomainPolicy]:
-        known = self._known.get(tenant_id)
-        return self._defaults if known is None else known.policies
+        else:
+            known = self._known.get(tenant_id)
+        if known is None:
+            self.misses += 1
+            return self._defaults
+        self.hits += 1
+        return known.policies
 
     async def find(self, name: str) -> Tenant | None:
         """Find a tenant by its name, and keep its policies in memory.
@@ -141,10 +141,12 @@ class TenantCache:
             self.durations.add(self._clock.monotonic_s() - began_s)
 
     async def _find(self, name: str) -> Tenant | None:
+        waited = False
         while True:
             known = self._by_name.get(name)
             if known is not None:
-                self.hits += 1
+                self.misses += waited
+                self.hits += not waited
                 return known.tenant
             if self._unknown.get(name, 0.0) > self._clock.monotonic_s():
                 return None
@@ -152,6 +154,7 @@ class TenantCache:
             if lookup is None:
                 self.misses += 1
                 return await self._lookup(name)
+            waited = True
             failure = await asyncio.shield(lookup)
             if failure is not None:
                 raise StoreUnavailableError(str(failure))

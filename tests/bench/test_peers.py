@@ -150,7 +150,7 @@ def row(loop: Literal["closed", "open"], per_s: float, p95_ms: float, cpu_ms: fl
         connect_s=0.0,
         refusals={},
         stored_per_s=per_s,
-        latency=Latency(p95_ms=p95_ms),
+        latency=Latency(p95_ms=p95_ms, max_ms=p95_ms),
         cpu_ms={"generator": 9.0, "server": cpu_ms / 2, "postgres": cpu_ms / 2},
         rss_peak_mib=100.0,
     )
@@ -170,7 +170,12 @@ def test_criteria_are_about_the_deployment_that_is_replaced(
 ) -> None:
     report = Report(scenario="peers", work="")
     pairs: scenario.Pairs = defaultdict(list)
-    for name, theirs in (("channels", (300.0, 100.0, 3.0)), ("parse", (9_000.0, 4.0, 0.2))):
+    others = {
+        "channels": (200.0, 200.0, 6.0),
+        "channels-threads": (300.0, 100.0, 3.0),  # the better of the two
+        "parse": (9_000.0, 4.0, 0.2),
+    }
+    for name, theirs in others.items():
         for loop in ("closed", "open"):
             pairs[name, loop] = [(row(loop, *ours), row(loop, *theirs))] * 3
     report.rows = [one for pair in pairs["channels", "closed"] for one in pair]
@@ -178,4 +183,4 @@ def test_criteria_are_about_the_deployment_that_is_replaced(
     assert [bar.name.split(",")[0] for bar in report.bars if not bar.met] == missed
     figures = {figure.name: figure.value for figure in report.figures}
     assert figures["throughput, product over parse"] == pytest.approx(ours[0] / 9_000)
-    assert figures["CPU of a sync, product over channels"] == pytest.approx(ours[2] / 3)
+    assert figures["CPU of a sync, product over channels"] == pytest.approx(ours[2] / 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,10 @@ from bench.harness.meter import Usage
 from bench.load.plan import Loop, Outcome, Plan, Ready, Step
 from bench.report.html import html_of
 from bench.report.results import Bar, Machine, Report, Row, Window, median_latency
-from bench.report.statistics import merged
+from bench.report.statistics import merged, over
 from bench.report.summary import row_of
 from bench.report.text import text_of
-from bench.report.written import as_json
+from bench.report.written import Whole, as_json
 
 MACHINE = Machine(2, "a processor", "Linux 6", "3.11")
 CLEAN = Audit(100, 50, 2, 0, [])
@@ -101,6 +102,31 @@ def test_bar_is_met_or_missed(bar: Bar, met: bool) -> None:
     assert bar.met is met
     assert report(bars=[bar]).passed is met
     assert ("MISSED" in text_of(report(bars=[bar]))) is not met
+
+
+@pytest.mark.parametrize("value", [None, math.inf, math.nan])
+def test_bar_not_measured_is_missed(value: float | None) -> None:
+    bars = [Bar("b", value, bound, 1.0, "ms") for bound in ("at most", "at least")]
+    assert [bar.met for bar in bars] == [False, False]
+    assert "MISSED  b  - ms" in text_of(report(bars=bars))
+    assert read_reports(as_json([report(bars=bars)])) == [None, None]
+
+
+def test_report_bar_of_correctness_missed_makes_it_faulty() -> None:
+    bars = [Bar("b", 1, "at most", 0, "", must=must) for must in (False, True)]
+    assert [report(bars=[bar]).faulty for bar in bars] == [False, True]
+
+
+def test_median_latency_of_rounds_without_answers_meets_no_bar() -> None:
+    silent, fast = row_of(run_of(latencies_ms=())), row_of(run_of(latencies_ms=[4]))
+    assert median_latency([silent, fast, silent]).p95_ms == math.inf
+    assert median_latency([silent, fast, fast]).p95_ms == pytest.approx(4, rel=0.001)
+    assert over(1.0, median_latency([silent]).p95_ms) == math.inf
+
+
+def read_reports(text: bytes) -> list[float | None]:
+    (one,) = msgspec.json.decode(text, type=Whole).reports
+    return [bar.value for bar in one.bars]
 
 
 def test_report_fault_of_an_audit_fails_it() -> None:

@@ -44,7 +44,7 @@ def whole(picture: Picture, chunk_bytes: int = CHUNK_BYTES) -> bytes:
 
 
 def test_album_chunks_are_the_file_and_no_two_files_are_alike() -> None:
-    album = Album("p", 3, FILE_BYTES)
+    album = Album("p", 3, FILE_BYTES, CHUNK_BYTES)
     pictures = [album.picture(uploader, number) for uploader in range(3) for number in range(2)]
     contents = [whole(picture) for picture in pictures]
     assert {len(content) for content in contents} == {FILE_BYTES}
@@ -55,7 +55,7 @@ def test_album_chunks_are_the_file_and_no_two_files_are_alike() -> None:
 
 
 def test_album_no_chunk_is_like_one_of_another_uploader() -> None:
-    album = Album("p", 100, 1 << 20)
+    album = Album("p", 100, 1 << 20, 1 << 18)
     chunks = {
         b"".join(map(bytes, album.picture(uploader, 0).chunk(offset, 1 << 18)))[100:-100]
         for uploader in range(100)
@@ -65,7 +65,7 @@ def test_album_no_chunk_is_like_one_of_another_uploader() -> None:
 
 
 def test_picture_metadata_names_the_file_and_its_record() -> None:
-    picture = Album("p", 1, FILE_BYTES).picture(0, 4)
+    picture = Album("p", 1, FILE_BYTES, CHUNK_BYTES).picture(0, 4)
     pairs = [pair.split(" ") for pair in picture.metadata.split(",")]
     said = {key: base64.b64decode(value).decode() for key, value in pairs}
     assert said == {
@@ -81,7 +81,10 @@ def test_picture_metadata_names_the_file_and_its_record() -> None:
 
 
 class Server:
-    """Keeps uploads in memory. ``spoil`` may answer in place of a chunk, ``told`` is an offset to tell."""
+    """Keeps uploads in memory. ``spoil`` may answer in place of a chunk, ``told`` is an offset to tell.
+
+    ``wrong`` counts chunks that came without their checksum.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -89,6 +92,7 @@ class Server:
         self.spoil: Callable[[Server, web.Request, bytes], web.Response | None] = lambda *_: None
         self.asked: list[str] = []
         self.told = ""
+        self.wrong = 0
         self.records: list[str] = []
         self.second_record = asyncio.Event()
         self.port = 0
@@ -117,6 +121,8 @@ class Server:
         """Take a chunk."""
         self.asked.append("PATCH")
         body = await request.read()
+        digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        self.wrong += request.headers["Upload-Checksum"] != f"sha256 {digest}"
         spoiled = self.spoil(self, request, body)
         if spoiled is not None:
             return spoiled
@@ -181,7 +187,7 @@ class Client:
             chunk_bytes=CHUNK_BYTES,
             records=True,
         )
-        self.album = Album("p", 2, FILE_BYTES)
+        self.album = Album("p", 2, FILE_BYTES, CHUNK_BYTES)
         self.run = Uploads(plan)
         self.uploaders = self.run.uploaders
 
@@ -206,6 +212,7 @@ async def test_uploader_every_chunk_is_acknowledged_and_every_file_compared(
     assert server.asked == ["POST", "PATCH", "PATCH", "PATCH"] * 3
     assert [one.sent_bytes for one in client.uploaders] == [2 * FILE_BYTES, FILE_BYTES]
     assert [len(one.chunk_us) for one in client.uploaders] == [6, 3]
+    assert server.wrong == 0, "each chunk has its checksum"
     assert await client.run.check(stored) == 3
     assert client.run.faults == []
 

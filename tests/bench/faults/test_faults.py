@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import cast
@@ -11,10 +13,12 @@ import msgspec
 import pytest
 from aiohttp import ClientSession
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.cli import bench
 from bench.client.crew import DOMAINS, Member, Setting
-from bench.faults import inject, scenario
+from bench.faults import device, inject, scenario
 from bench.faults.history import Answered, Event, Fault, Paged
 from bench.faults.inject import FAULTS, crash_postgres, cut_lines, end_connections
 from bench.faults.tables import Tables, read_tables
@@ -32,6 +36,9 @@ def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(scenario, "PER_S", 10.0)
     monkeypatch.setattr(scenario, "CALM_S", (0.1, 0.2))
     monkeypatch.setattr(scenario, "_STOPPED_S", 0.3)
+    monkeypatch.setattr(device, "_THOUSAND", 100)
+    monkeypatch.setitem(device.HARMS, "delayed", 5)
+    monkeypatch.setitem(device.HARMS, "doubled", 5)
     monkeypatch.setattr(inject, "_AWAY_S", (0.0, 0.1))
     monkeypatch.setattr(inject, "_CUTTING_S", 0.3)
     cheap = {
@@ -57,9 +64,14 @@ def test_faults_lose_nothing_and_write_the_history(home: Path, tmp_path: Path) -
     names = [figure["name"].rpartition(": ")[2] for figure in report["figures"]]
     assert sorted(names[:3]) == ["crash", "cut", "end"]
     assert names[3:] == [
-        *("behind a stopped worker", "a policy in force", "a policy in force without Redis"),
-        "lost, applied twice or otherwise wrong",
+        "behind a stopped worker",
+        "a policy in force",
+        "a policy in force without Redis",
+        "connections to PostgreSQL",
     ]
+    (wrong,) = report["bars"]
+    assert (wrong["value"], wrong["met"]) == (0, True)
+    assert re.fullmatch(r"syncs: \d+ delayed, \d+ doubled, \d+ dropped, \d+ garbled", wrong["beside"])
     lines = (tmp_path / "r.json.history.jsonl").read_bytes()
     history = msgspec.json.Decoder(Event).decode_lines(lines)
     assert [one.phase for one in history if isinstance(one, Fault)] == ["begins", "over", "answered"] * 3
@@ -134,6 +146,15 @@ def test_workload_seed_decides_what_devices_send(tmp_path: Path) -> None:
 
     assert drawn(1, "a") == drawn(1, "b") != drawn(2, "c")
     assert {op for _, _, op, _ in drawn(1, "d")} == {"put", "patch", "delete", "append"}
+
+
+@given(st.integers(0, 99), st.integers(1, 50))
+def test_harms_of_each_thousand_syncs_of_all_devices_are_the_shares(seed: int, devices: int) -> None:
+    of_device = [device.harms(seed, index, devices) for index in range(devices)]
+    for first in (0, 1000):
+        found = Counter(next(of_device[place % devices]) for place in range(first, first + 1000))
+        assert found.pop("") == 1000 - sum(device.HARMS.values())
+        assert found == device.HARMS
 
 
 def test_order_has_every_fault_once_before_one_comes_again() -> None:

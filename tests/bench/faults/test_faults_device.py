@@ -23,12 +23,13 @@ pytestmark = ON_SHARED
 async def test_harmed_devices_meet_it_all_and_lose_no_edit(
     shared: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[device.FaultsDevice]
 ) -> None:
-    shares = {"_DELAYED": 0.1, "_DELAY_S": (0.0, 0.05), "_TWICE": 0.2, "_DROPPED": 0.1, "_GARBLED": 0.2}
-    for name, share in shares.items():
-        monkeypatch.setattr(device, name, share)
+    changed = {"_DELAY_S": (0.0, 0.05), "_ANSWERS_LOST": 0.1, "_THOUSAND": 10}
+    changed |= {"HARMS": {"delayed": 1, "doubled": 2, "dropped": 1, "garbled": 2}}
+    for name, value in changed.items():
+        monkeypatch.setattr(device, name, value)
     history, tenant = History(), shared.tenant()
     setting = Setting(shared.url, shared.token, tmp_path, 1, DOMAINS, 4, 1200.0, tenant=tenant)
-    setting = setting._replace(make=partial(kind, history, tenant, "1"), unseen=0.2)
+    setting = setting._replace(make=partial(kind, history, tenant, (1, 0, 1)), unseen=0.2)
 
     def met_it_all() -> bool:
         lost = any(one.attempt > 1 for one in only(Sent, history.events))
@@ -39,4 +40,5 @@ async def test_harmed_devices_meet_it_all_and_lose_no_edit(
         while not met_it_all():
             await working.work(0.5, lambda _: iter(()))
         assert await working.converge(30)
+        assert all(history.harms[harm] for harm in device.HARMS)
         assert faults(working, history, read_tables(shared.dsn, [tenant])) == []

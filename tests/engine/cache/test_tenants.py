@@ -154,6 +154,17 @@ async def test_tenant_cache_many_lookups_of_one_name_ask_the_store_once(world: W
     assert world.asked == {"acme": 1, "nobody": 1}
 
 
+async def test_tenant_cache_lookup_that_waits_for_a_read_is_no_hit(world: World) -> None:
+    tasks = await waiting(world, *["acme"] * 5)
+    world.gate.set()
+    await asyncio.gather(*tasks)
+    assert (world.cache.hits, world.cache.misses) == (0, 5)
+    await world.cache.find("acme")
+    world.cache.policies_of(1)
+    world.cache.policies_of(99)  # of no tenant in memory: the defaults
+    assert (world.cache.hits, world.cache.misses) == (2, 6)
+
+
 async def test_tenant_cache_lookups_of_different_names_run_side_by_side(world: World) -> None:
     world.add(2, "globex")
     (slow,) = await waiting(world, "nobody")

@@ -18,7 +18,9 @@ from bench.harness.load_run import Target
 from bench.report.results import Figure
 
 #: How often it is asked whether devices still connect: a page takes a worker's loop two milliseconds.
+#: More often while they do, so that few reads of the load count as cold.
 _SAMPLE_S: Final = 2.0
+_CONNECTING_S: Final = 0.2
 _PAGE_S: Final = ClientTimeout(10.0)
 _READ: Final = "tidemark_device_reads_total"
 #: A sample of a page; of its labels, the one that may matter here.
@@ -59,11 +61,14 @@ async def own_figures(target: Target) -> AsyncIterator[list[Figure]]:
 
 
 async def _watch(http: ClientSession, url: str, pages: list[_Page]) -> None:
+    read = 0.0
     while True:
         page = await _page(http, url)
+        connecting = page is not None and page[_READ] > read
         if page is not None:
             pages.append(page)
-        await asyncio.sleep(_SAMPLE_S)
+            read = page[_READ]
+        await asyncio.sleep(_CONNECTING_S if connecting or not read else _SAMPLE_S)
 
 
 async def _page(http: ClientSession, url: str) -> _Page | None:

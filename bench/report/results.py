@@ -93,11 +93,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """How many syncs of the run were refused or not answered, errors besides them included."""
         return sum(self.errors.values()) + self.unanswered
 
-    @property
-    def faultless(self) -> bool:
-        """Whether every sync was acknowledged, and everything acknowledged is stored."""
-        return not (self.lost or (self.audit is not None and self.audit.fault_count))
-
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """One run of uploads, many at once. A MB is 1,000,000 bytes.

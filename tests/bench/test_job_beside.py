@@ -1,17 +1,26 @@
-"""What the scenarios of jobs write is what is due: the clean-up finds all of it, the aggregation one hour."""
+"""What the scenarios of jobs write is what is due: the clean-up finds all of it, the aggregation one hour.
+
+And connections to PostgreSQL are counted as it counts them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
+from typing import Literal
 
 import pytest
 
+from bench.harness import connections
+from bench.harness.clusters import as_role
+from bench.harness.connections import counting_connections
 from bench.harness.stage import add_tenants
 from bench.scenarios.aggregation import fill
 from bench.scenarios.cleanup import _EVENTS_D, _KINDS, TENANTS, _attach, _fill
 from engine.cluster.jobs import Counts
 from engine.operate.figures.aggregation import Aggregation
 from engine.operate.retention import KeptFor, Retention
+from storage.postgres.blocking import connected
 from storage.postgres.partitions.maintenance import maintain
 from storage.stores.jobs.retention import PostgresRetention
 from storage.stores.monitoring.aggregation import PostgresAggregation
@@ -19,6 +28,28 @@ from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.services import Serving, rows
 from tests.harness.uploads.upload_stack import job_run, now_us
+
+Role = Literal["serving", "jobs"]
+
+
+async def test_connections_of_a_server_are_the_most_at_once_without_the_owners(dsn: str) -> None:
+    def held(role: Role | None, count: int) -> ExitStack:
+        stack = ExitStack()
+        for _ in range(count):
+            stack.enter_context(connected(dsn if role is None else as_role(dsn, role)))
+        return stack
+
+    connections.most_connections()
+    with counting_connections(dsn), held(None, 30), held("serving", 12), held("jobs", 3):
+        await _seen(15)
+    assert connections.most_connections() == 15
+    assert connections.most_connections() is None
+
+
+async def _seen(count: int) -> None:
+    async with asyncio.timeout(10):
+        while max(connections._found, default=0) < count:  # noqa: ASYNC110  # it is counted in a thread
+            await asyncio.sleep(0.01)
 
 
 async def _cleaned(dsn: str) -> Counts:

@@ -19,7 +19,7 @@ from bench.harness.server import Server
 from bench.harness.stage import Options, add_tenants, fill
 from bench.live import scenario as live
 from bench.overload import scenario as overload
-from bench.report.results import Bar, Report
+from bench.report.results import Bar, Report, Row
 from bench.report.summary import row_of
 from bench.scenarios import concurrent, limits, scaling
 from bench.uploads import criteria
@@ -41,6 +41,10 @@ def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     place = data_dir(services) / tmp_path.name
     monkeypatch.setenv("TIDEMARK__DATA__DIR", str(place))
     return place
+
+
+def faultless(row: Row) -> bool:
+    return not row.lost and (row.audit is None or not row.audit.fault_count)
 
 
 def run_bench(*arguments: str) -> tuple[int, str]:
@@ -94,19 +98,6 @@ def test_bench_missed_bar_is_exit_status_1(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("home")
-def test_concurrent_filled_and_empty_go_by_turns() -> None:
-    _, text = run_bench(
-        *("--connections", "3", "--tenants", "3", "--rate", "50", "--duration", "1"),
-        *("--rounds", "2", "--fill", "900"),
-    )
-    names = [line.split("  ")[0] for line in text.splitlines() if ", round " in line and "/3 in" in line]
-    assert names == ["empty, round 1", "filled, round 1", "filled, round 2", "empty, round 2"]
-    assert "p95 filled over p95 empty" in text
-    assert "p50, 900 records" in text
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("home")
 async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SIZES", (1, 4))
     monkeypatch.setattr(limits, "TABLE_A", {1: 1, 4: 1})
@@ -127,7 +118,7 @@ async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.Monk
     assert "idle subscribed connection with compression" in figures
     audits = [row.audit for row in report.rows if row.name.startswith("product")]
     assert [audit is not None and audit.fault_count for audit in audits] == [0, 0]
-    assert all(row.faultless for row in report.rows)
+    assert all(faultless(row) for row in report.rows)
 
 
 async def test_concurrent_measures_a_server_that_runs_already(
@@ -139,7 +130,7 @@ async def test_concurrent_measures_a_server_that_runs_already(
     report = await concurrent.concurrent(options(url=server.url))
     (row,) = report.rows
     assert row.connected == 3
-    assert row.faultless
+    assert faultless(row)
     assert row.audit is not None
     assert row.audit.items == row.sent > 0
     assert row.cpu_ms.keys() == {"generator"}
@@ -197,7 +188,7 @@ async def test_concurrent_measures_each_of_two_workers(monkeypatch: pytest.Monke
     monkeypatch.setattr(concurrent, "_REFERENCE_S", 0.2)
     report = await concurrent.concurrent(options(connections=8, workers=2, saturate=True, duration_s=3.0))
     row = report.rows[0]
-    assert row.faultless
+    assert faultless(row)
     assert len(row.worker_cpu_ms) == 2
     assert all(spent > 0 for spent in row.worker_cpu_ms)
     assert row.cpu_ms["server"] >= sum(row.worker_cpu_ms)
@@ -215,7 +206,7 @@ async def test_scaling_goes_by_turns_over_one_two_and_many_workers(monkeypatch: 
     names = [row.name.rpartition(", ")[0] for row in report.rows]
     assert names == [turn.name for turn in turns]
     assert [len(row.worker_cpu_ms) for row in report.rows] == [0, 2, 2, 3, 0, 2]
-    assert all(row.faultless for row in report.rows)
+    assert all(faultless(row) for row in report.rows)
     assert {bar.name for bar in report.bars} >= {
         "2 workers over 1, saturated",
         "one tenant on 2 workers, over many tenants",
@@ -234,7 +225,7 @@ async def test_live_delivers_to_another_worker_and_loses_nothing(monkeypatch: py
     report = await live.live(options(connections=8, rounds=1))
     assert [bar.name for bar in report.bars if not bar.met] == []
     alone, wide, dense = report.rows
-    assert all(row.faultless and row.sent for row in report.rows)
+    assert all(faultless(row) and row.sent for row in report.rows)
     assert alone.cpu_ms.keys() == {"generator", "server", "postgres"}
     assert {"subscribers 1", "subscribers 2"} < wide.cpu_ms.keys()
     figures = {figure.name: figure.value for figure in report.figures}
@@ -254,7 +245,7 @@ async def test_connections_are_idle_but_for_heartbeats(monkeypatch: pytest.Monke
     report = await live.connections(options(connections=90, duration_s=1.0))
     assert [bar.name for bar in report.bars if not bar.met] == []
     (row,) = report.rows
-    assert row.faultless
+    assert faultless(row)
     figures = {figure.name: figure for figure in report.figures}
     assert figures["heartbeats"].value >= 1
     assert figures["connections opened and subscribed"].value > 0
@@ -283,7 +274,7 @@ async def test_uploads_take_turns_with_others_and_go_on_beside_syncs(monkeypatch
         "syncs alone, round 1",
         "syncs beside uploads, round 1",
     ]
-    assert all(row.faultless and row.sent for row in report.rows)
+    assert all(faultless(row) and row.sent for row in report.rows)
     assert "uploads" in report.rows[1].cpu_ms
     assert {bar.name for bar in report.bars if not bar.met} <= {"product over (b), by rounds"}
 
@@ -352,8 +343,6 @@ def options(**changes: Any) -> Options:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--fill", "5", "--saturate"], "--fill compares latencies"),
-        (["--fill", "5", "--url", "http://127.0.0.1:1"], "--fill compares latencies"),
         (["--scenario", "limits", "--url", "http://127.0.0.1:1"], "leave --url out"),
         (["--url", "https://example.org"], "http://HOST:PORT is required"),
         (["--scenario", "overload", "--url", "https://example.org"], "http://HOST:PORT is required"),

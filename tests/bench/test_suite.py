@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from bench.cli import SCENARIOS, bench
 from bench.harness.environment import BenchError
-from bench.harness.stage import Options
+from bench.harness.server import Server
+from bench.harness.stage import Options, tallied
 from bench.report.results import OPEN_CONNECTIONS, Bar, Figure, Report
 from bench.report.statistics import drift_of
 from bench.report.summary import row_of
@@ -26,7 +28,7 @@ from bench.report.written import read_whole
 from bench.scenarios import soak
 from bench.scenarios.suite import SUITES, Part, Scenario, Suite, expected_s, options_of
 from tests.bench.test_report import run_of
-from tests.bench.test_scenarios import options
+from tests.bench.test_scenarios import faultless, options
 from tests.harness.in_process_server import Serve
 from tests.harness.services import rows
 from tests.harness.ws_device import SECRET
@@ -99,6 +101,22 @@ def test_targets_count_crashes_where_no_scenario_kills(scenario: str, missed: bo
     reports = reports_of()
     next(one for one in reports if one.scenario == scenario).logged = {"worker_died": 1}
     assert any(not one.met for one in targets_of(reports, every=True)) is missed
+
+
+class _Crashed:
+    """A server that is gone."""
+
+    def __init__(self) -> None:
+        self.logged = Counter({"worker_died": 2})
+        self.alive = False
+
+
+async def test_crash_is_counted_though_the_scenario_could_not_go_on() -> None:
+    logged = {"worker_died": 1}
+    with pytest.raises(BenchError):
+        async with tallied(cast(Server, _Crashed()), logged):
+            raise BenchError("nobody answers")
+    assert logged == {"worker_died": 3, "server_ended": 1}
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -282,6 +300,6 @@ async def test_soak_same_devices_sync_in_each_segment_and_all_is_audited(
     monkeypatch.setattr(soak, "_LEAST_S", 0.3)
     report = await soak.soak(options(url=server.url, duration_s=1.8))
     assert [row.name for row in report.rows] == [f"segment {number}" for number in range(1, 7)]
-    assert all(row.faultless and row.audit is not None and row.audit.items for row in report.rows)
+    assert all(faultless(row) and row.audit is not None and row.audit.items for row in report.rows)
     assert rows(server.dsn, "SELECT count(DISTINCT device_id)::int FROM records") == [(3,)]
     assert "drift of p95 in an hour" in {figure.name for figure in report.figures}

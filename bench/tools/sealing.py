@@ -37,7 +37,7 @@ _DELAY: Final = re.compile(r"^tidemark_loop_delay_longest_seconds(?:\{.*\})? (\S
 
 
 class _Page(msgspec.Struct):
-    """A page of changes, as far as its size asks for it: to read the rows would cost more than to send them."""
+    """A page of changes. Its rows are counted, not read: that would cost more than to send them."""
 
     type: str
     changes: list[msgspec.Raw] = []
@@ -75,7 +75,7 @@ def _item(number: int) -> dict[str, object]:
 
 
 async def _pull_all(target: Target, records: int) -> float:
-    """Pull from the beginning as a new device. Returns rows a second. Raises ValueError if rows are missing."""
+    """Pull from the beginning as a new device; return rows a second. Raises ValueError if some miss."""
     pages: asyncio.Queue[_Page] = asyncio.Queue()
     decode = msgspec.json.Decoder(_Page).decode
 

@@ -190,8 +190,10 @@ async def test_close_devices_of_a_removed_tenant_is_4403(server: Running) -> Non
     phone, other = await server.device("phone", "globex"), await server.device("phone", "acme")
     execute(
         server.dsn,
-        "DELETE FROM tenant_counters USING tenants WHERE name = 'globex'"
-        " AND tenants.tenant_id = tenant_counters.tenant_id",
+        *(
+            f"DELETE FROM {table} USING tenants WHERE name = 'globex' AND tenants.tenant_id = {table}.tenant_id"
+            for table in ("tenant_counters", "devices")
+        ),
         "DELETE FROM tenants WHERE name = 'globex'",
         "UPDATE cluster_state SET generation = generation + 1",
     )

@@ -19,9 +19,9 @@ import msgspec
 from aiohttp import ClientSession
 
 from bench.harness import sealed
-from bench.harness.child import progress
 from bench.harness.environment import fresh, read_settings
 from bench.harness.load_run import Target
+from bench.harness.progress import progress
 from bench.harness.stage import Options, product_stage
 from bench.load.simple_device import SimpleDevice
 from bench.load.websocket_client import Socket, connect

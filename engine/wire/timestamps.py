@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_WITHOUT_ZONE = datetime(1970, 1, 1)  # noqa: DTZ001  # of the text, which ends with its zone
 _MICROSECOND = timedelta(microseconds=1)
 
 #: 0001-01-01T00:00:00Z, the earliest instant that can be written as text.
@@ -19,8 +20,8 @@ def to_us(instant: datetime) -> int:
 
 def to_text(instant_us: int) -> str:
     """Return RFC 3339 text in UTC, with microseconds only if there are any."""
-    moment = _EPOCH + timedelta(microseconds=instant_us)
-    return moment.replace(tzinfo=None).isoformat() + "Z"
+    # A page has 500 of them. By position, and without a zone to take off again, it costs half.
+    return (_EPOCH_WITHOUT_ZONE + timedelta(0, 0, instant_us)).isoformat() + "Z"
 
 
 def corrected_us(sent_us: int, clock_offset_us: int, now_us: int) -> int:

@@ -28,7 +28,7 @@ from storage.postgres.driver import Values
 from storage.postgres.transactions import READ_PREPARED, SETTINGS
 from storage.stores.commit import reads as commit_reads
 from storage.stores.commit.reads import LOCK, kinds_of
-from storage.stores.feed import _ALL, _NEWS, _SOME
+from storage.stores.feed import _ALL, _BY_INDEX, _NEWS, _SOME
 from tests.harness.services import Serving, execute
 
 ROWS = 100_000
@@ -153,7 +153,7 @@ async def _pages_are_read_in_order(session: PooledConnection) -> None:
         some: Values = {**every, "domains": "{task,ticket}", "rows": 5000}
         for statement, asked in ((_ALL, every), (_SOME, some)):
             values = {**asked, "after": after}
-            scans = await _explained(session, f"EXPLAIN (FORMAT JSON) {statement}", values)
+            scans = await _explained(session, f"BEGIN; {_BY_INDEX}EXPLAIN (FORMAT JSON) {statement}", values)
             # Of several domains also where the piece ends, which the index tells by itself.
             read = [scan for scan in scans if scan["Relation Name"] == "records"]
             assert len(read) == (1 if statement is _ALL else 2)
@@ -185,6 +185,7 @@ async def test_batch_plans_use_indexes_on_empty_and_grown_tables(
         execute(tenants, _GROWTH)
         for session in (early, grown):
             await _batch_is_read_by_identity(session)
+            await _pages_are_read_in_order(session)
         execute(tenants, "ANALYZE")
         for session in (early, grown, analysed):
             await _batch_is_read_by_identity(session)

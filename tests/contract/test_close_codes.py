@@ -191,7 +191,7 @@ async def test_close_devices_of_a_removed_tenant_is_4403(server: Running) -> Non
     execute(
         server.dsn,
         *(
-            f"DELETE FROM {table} AS t USING tenants WHERE name = 'globex' AND tenants.tenant_id = t.tenant_id"
+            f"DELETE FROM {table} WHERE tenant_id = (SELECT tenant_id FROM tenants WHERE name = 'globex')"
             for table in ("tenant_counters", "devices", "tenant_storage")
         ),
         "DELETE FROM tenants WHERE name = 'globex'",

@@ -46,7 +46,7 @@ def _open(report: Report) -> list[Row]:
 
 def _limit(scenario: str, figure: str, name: str) -> Limit:
     """Return a target's limit; ``name`` says to what it belongs."""
-    wanted = next(one.limit for one in WANTED if (one.scenario, one.figure) == (scenario, figure))
+    wanted = next(one.limit for one in WANTED if (one.scenario, one.name) == (scenario, figure))
     return Limit(f"target: {name}", wanted)
 
 

@@ -186,6 +186,9 @@ class Figure(msgspec.Struct, frozen=True):
     beside: str = ""
 
 
+Bound = Literal["at most", "at least"]
+
+
 class Bar(msgspec.Struct, frozen=True):
     """What is to hold: ``value`` at most or at least ``limit``. ``beside`` is to be read with it.
 
@@ -195,7 +198,7 @@ class Bar(msgspec.Struct, frozen=True):
 
     name: str
     value: float | None
-    bound: Literal["at most", "at least"]
+    bound: Bound
     limit: float
     unit: str
     beside: str = ""

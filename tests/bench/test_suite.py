@@ -19,13 +19,13 @@ from bench.cli import SCENARIOS, bench
 from bench.harness.environment import BenchError
 from bench.harness.server import Server
 from bench.harness.stage import Options, tallied
-from bench.report.results import OPEN_CONNECTIONS, Bar, Figure, Report
+from bench.report.results import OPEN_CONNECTIONS, Bar, Figure, Report, lost_bar
 from bench.report.statistics import drift_of
 from bench.report.summary import row_of
-from bench.report.targets import WANTED, Wanted, targets_of
+from bench.report.targets import WANTED, Target, targets_of
 from bench.report.text import text_of_targets
 from bench.report.written import read_whole
-from bench.scenarios import soak
+from bench.scenarios import concurrent, soak
 from bench.scenarios.suite import SUITES, Part, Scenario, Suite, expected_s, options_of
 from tests.bench.test_report import run_of
 from tests.bench.test_scenarios import faultless, options
@@ -37,7 +37,7 @@ from tests.harness.ws_device import SECRET
 _WORSE = {"at most": 1.01, "at least": 0.99}
 
 
-ALL = [*WANTED, Wanted("all", OPEN_CONNECTIONS, "at most", 35, "open")]
+ALL = [*WANTED, Target(OPEN_CONNECTIONS, None, "at most", 35, "open", scenario="all")]
 
 
 def reports_of(**changed: float) -> list[Report]:
@@ -45,7 +45,7 @@ def reports_of(**changed: float) -> list[Report]:
     found: dict[str, Report] = {}
     for one in WANTED:
         report = found.setdefault(one.scenario, Report(scenario=one.scenario, work=""))
-        report.figures.append(Figure(one.figure, changed.get(one.figure, one.limit), one.unit))
+        report.figures.append(Figure(one.name, changed.get(one.name, one.limit), one.unit))
     most = Figure(OPEN_CONNECTIONS, changed.get(OPEN_CONNECTIONS, 35), "open")
     found["cleanup"].figures.append(most)
     return list(found.values())
@@ -57,11 +57,11 @@ def test_targets_at_their_limits_are_met() -> None:
     assert len(targets) == len(ALL) + 1
 
 
-@pytest.mark.parametrize("wanted", [one for one in ALL if one.limit], ids=lambda one: one.figure)
+@pytest.mark.parametrize("wanted", [one for one in ALL if one.limit], ids=lambda one: one.name)
 def test_targets_value_beyond_a_limit_is_missed(wanted: Any) -> None:
-    reports = reports_of(**{wanted.figure: wanted.limit * _WORSE[wanted.bound]})
-    assert [one.name for one in targets_of(reports, every=True) if not one.met] == [wanted.figure]
-    assert f"MISSED  {wanted.scenario}: {wanted.figure}" in text_of_targets(targets_of(reports, every=True))
+    reports = reports_of(**{wanted.name: wanted.limit * _WORSE[wanted.bound]})
+    assert [one.name for one in targets_of(reports, every=True) if not one.met] == [wanted.name]
+    assert f"MISSED  {wanted.scenario}: {wanted.name}" in text_of_targets(targets_of(reports, every=True))
 
 
 def test_targets_nothing_measured_is_missed_and_named() -> None:
@@ -137,6 +137,19 @@ def test_suite_duration_is_for_concurrent_alone() -> None:
     assert {name: one.duration_s for name, one in found.items() if one.duration_s} == {"concurrent": 7.0}
     assert found["faults"].rounds == 21
     assert found["concurrent"].rounds is None
+
+
+def test_concurrent_syncs_that_are_lost_miss_targets() -> None:
+    done_us = [1_002_000] * 95 + [3_500_000] * 5 + [-1] * 3  # five after the end of the step
+    rows = [row_of(run_of(codes=["unanswered"] * 3, done_us=done_us))]
+    report = Report(scenario="concurrent", work="", figures=concurrent.stored_figures(rows))
+    report.bars.append(lost_bar(rows))
+    found = {one.name: one for one in targets_of([report], every=False) if one.value is not None}
+    assert {name: (round(one.value or 0, 1), one.met) for name, one in found.items()} == {
+        "syncs stored in time": (92.2, False),
+        "success": (97.1, False),
+        "syncs refused or not answered": (3, False),
+    }
 
 
 async def _broken(_: Options) -> Report:

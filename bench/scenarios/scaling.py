@@ -19,6 +19,7 @@ from bench.harness.stage import Options, product_stage
 from bench.load.plan import Loop
 from bench.load.workload import MIX
 from bench.report.results import Bar, Figure, Report, Row, connected_bar, lost_bar, median_latency
+from bench.report.statistics import over
 from bench.report.summary import audited
 
 DURATION_S: Final = 5.0
@@ -117,7 +118,7 @@ def judge(report: Report, rows: Mapping[str, Sequence[Row]], rate_per_s: float) 
         Bar(what, rates[name] / rates[other], "at least", ratio, "times")
         for what, name, other, ratio in _RATIOS
     ]
-    slower = p95_ms[_OPEN_2] / p95_ms[_OPEN_1]
+    slower = over(p95_ms[_OPEN_2], p95_ms[_OPEN_1])
     report.bars.append(Bar("p95 of 2 workers, over 1", slower, "at most", P95_RATIO, "times"))
     _predict(report, rows)
 

@@ -108,7 +108,7 @@ Examples:
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), metavar="N",
-    help="How often each run is repeated; medians count. 1 of concurrent, 3 of limits,"
+    help="How often each run is repeated; medians count. 1 of concurrent, 3 with --fill, of limits,"
     " scaling, uploads, behind_nginx and overload's quiet tenant. 50 of faults, each with one fault; 20 of"
     " outages, each with every kind.",
 )  # fmt: skip
@@ -149,7 +149,8 @@ Examples:
 @click.option("--saturate", is_flag=True, help="concurrent as a closed loop: as many syncs as are taken.")
 @click.option(
     "--fill", "fill_records", type=click.IntRange(0), default=0, metavar="N",
-    help="Rows of each kind that cleanup deletes: 1000000.",
+    help="concurrent by turns on an empty database and on one with N records; rows of each kind that cleanup"
+    " deletes, 1000000.",
 )  # fmt: skip
 @click.option(
     "--url", metavar="U",
@@ -255,6 +256,10 @@ def _check(parts: Sequence[Part], options: Options) -> None:
         raise click.UsageError("a server at --url has its workers already: leave --workers out")
     if options.url and options.through_nginx:
         raise click.UsageError("--through-nginx starts a server of its own: leave --url out")
+    if options.fill_records and (options.saturate or options.url):
+        raise click.UsageError(
+            "--fill compares latencies on databases of its own: leave --saturate and --url out"
+        )
     if options.url and not names <= {*AT_URL}:
         raise click.UsageError(f"only {', '.join(AT_URL)} measure a server that runs: leave --url out")
     if options.flame_graph and (options.url or "concurrent" not in names):

@@ -102,10 +102,13 @@ async def product_stage(
     logged: Logged,
     workers: int = 1,
     version: Version = HERE,
+    records: int = 0,
 ) -> AsyncIterator[Target]:
-    """Run the product on a fresh database with its tenants. Raises BenchError, StoreError."""
+    """Run the product on a fresh database with its tenants and ``records``. Raises BenchError, StoreError."""
     dsn = await version.database(environment, database)
     add_tenants(dsn, options.tenant_names)
+    if records:
+        fill(dsn, options.tenant_names, records)
     secret = secrets.token_urlsafe(48)
     async with (
         product(environment, dsn, secret, options.config, workers, version) as server,

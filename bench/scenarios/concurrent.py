@@ -1,6 +1,7 @@
 """Scenario ``concurrent``: many devices on open sockets, each syncing now and then.
 
-An open loop at a fixed rate, or with ``--saturate`` as many syncs as the server takes.
+An open loop at a fixed rate, or with ``--saturate`` as many syncs as the server takes. With ``--fill`` the
+same load goes by turns to an empty database and to one that holds many records.
 
 ``high_volume``: 10,000 items in a minute or less, 100 in each sync, at even intervals.
 """
@@ -31,9 +32,12 @@ DURATION_S: Final = 60.0
 WARMUP_S: Final = 5.0
 PROFILED_S: Final = 15.0
 _REFERENCE_S: Final = 5.0
+_FILL_ROUNDS: Final = 3
 
 #: What the open loop must show, in milliseconds.
 P50_MS, P95_MS, P99_MS = 5.0, 15.0, 40.0
+#: How much slower a filled database may be than an empty one.
+FILLED_RATIO: Final = 1.3
 
 #: Of ``high_volume``, in ``DURATION_S``.
 ITEMS: Final = 10_000
@@ -49,7 +53,7 @@ async def concurrent(options: Options) -> Report:
             await _rounds(target, options, report)
         return report
     with fresh(options.settings) as environment:
-        await _own(environment, options, report)
+        await (_filled if options.fill_records else _own)(environment, options, report)
     return report
 
 
@@ -109,6 +113,29 @@ async def _own(environment: Environment, options: Options, report: Report) -> No
         await _rounds(target, options, report)
         if options.suite != "quick":
             await by_turns(report, target, rival, [options.connections], 1, _REFERENCE_S)
+
+
+async def _filled(environment: Environment, options: Options, report: Report) -> None:
+    rows: dict[str, list[Row]] = {"empty": [], "filled": []}
+    workers = options.workers or 1
+    async with (
+        product_stage(environment, options, "empty", report.logged, workers) as empty,
+        product_stage(
+            environment, options, "filled", report.logged, workers, records=options.fill_records
+        ) as filled,
+    ):
+        sides = [("empty", empty), ("filled", filled)]
+        for number in range(1, (options.rounds or _FILL_ROUNDS) + 1):
+            for name, target in sides if number % 2 else reversed(sides):
+                rows[name].append(await _round(f"{name}, round {number}", target, options))
+                report.rows.append(rows[name][-1])
+    report.bars = _bars(rows["empty"], options)
+    for name in ("p50", "p95"):
+        empty_ms, filled_ms = (getattr(median_latency(rows[side]), f"{name}_ms") for side in rows)
+        report.figures.append(Figure(f"{name}, empty database", empty_ms, "ms"))
+        report.figures.append(Figure(f"{name}, {options.fill_records:,} records", filled_ms, "ms"))
+        slower = over(filled_ms, empty_ms)
+        report.bars.append(Bar(f"{name} filled over {name} empty", slower, "at most", FILLED_RATIO, "times"))
 
 
 def _bars(rows: Sequence[Row], options: Options) -> list[Bar]:

@@ -98,6 +98,19 @@ def test_bench_missed_bar_is_exit_status_1(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("home")
+def test_concurrent_filled_and_empty_go_by_turns() -> None:
+    _, text = run_bench(
+        *("--connections", "3", "--tenants", "3", "--rate", "50", "--duration", "1"),
+        *("--rounds", "2", "--fill", "900"),
+    )
+    names = [line.split("  ")[0] for line in text.splitlines() if ", round " in line and "/3 in" in line]
+    assert names == ["empty, round 1", "filled, round 1", "filled, round 2", "empty, round 2"]
+    assert "p95 filled over p95 empty" in text
+    assert "p50, 900 records" in text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("home")
 async def test_limits_measure_all_three_and_idle_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SIZES", (1, 4))
     monkeypatch.setattr(limits, "TABLE_A", {1: 1, 4: 1})
@@ -343,6 +356,8 @@ def options(**changes: Any) -> Options:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--fill", "5", "--saturate"], "--fill compares latencies"),
+        (["--fill", "5", "--url", "http://127.0.0.1:1"], "--fill compares latencies"),
         (["--scenario", "limits", "--url", "http://127.0.0.1:1"], "leave --url out"),
         (["--url", "https://example.org"], "http://HOST:PORT is required"),
         (["--scenario", "overload", "--url", "https://example.org"], "http://HOST:PORT is required"),

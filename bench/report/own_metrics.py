@@ -28,6 +28,9 @@ _SAMPLE: Final = re.compile(
     r'^(tidemark_\w+)(?:\{(?:.*?(?:outcome="(\w+)"|le="([^"]+)").*?|.*?)\})? (\S+)$', re.MULTILINE
 )
 
+#: Read apart, because of several workers the longest delay counts and not the sum.
+_DELAY: Final = re.compile(r"^tidemark_loop_delay_longest_seconds(?:\{.*\})? (\S+)$", re.MULTILINE)
+
 #: What the server times of a sync, each within the one before: the last two are of a batch of many.
 STAGES: Final = {
     "sync": "a sync in the server",
@@ -58,6 +61,12 @@ async def own_figures(target: Target) -> AsyncIterator[list[Figure]]:
         after = await _page(http, url)
     if before is not None and after is not None:
         figures += figures_of(before, [*pages, after])
+
+
+async def longest_delay_ms(target: Target) -> float:
+    """Return the longest delay of the loop of any worker since this was asked last."""
+    async with ClientSession() as http, http.get(f"http://{target.host}:{target.port}/metrics") as response:
+        return 1000 * max(float(text) for text in _DELAY.findall(await response.text()))
 
 
 async def _watch(http: ClientSession, url: str, pages: list[_Page]) -> None:

@@ -7,7 +7,6 @@ turns a new device pulls them all from the beginning, and one device syncs by it
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from collections.abc import Sequence
 from statistics import median
@@ -16,7 +15,6 @@ from typing import Final
 
 import click
 import msgspec
-from aiohttp import ClientSession
 
 from bench.harness import sealed
 from bench.harness.environment import fresh, read_settings
@@ -26,6 +24,7 @@ from bench.harness.stage import Options, product_stage
 from bench.load.simple_device import SimpleDevice
 from bench.load.websocket_client import Socket, connect
 from bench.load.workload import DOMAIN, data_of
+from bench.report.own_metrics import longest_delay_ms
 from bench.report.statistics import latency_of, ratio_of
 from bench.report.text import table
 
@@ -33,7 +32,6 @@ _ITEMS: Final = 100
 _PAGE_ROWS: Final = 500
 _LONE_SYNCS: Final = 500
 _WARM_SYNCS: Final = 100
-_DELAY: Final = re.compile(r"^tidemark_loop_delay_longest_seconds(?:\{.*\})? (\S+)$", re.MULTILINE)
 
 
 class _Page(msgspec.Struct):
@@ -113,16 +111,10 @@ async def _alone(target: Target) -> list[int]:
     return took_us[_WARM_SYNCS:]
 
 
-async def _longest_ms(target: Target) -> float:
-    """Return the longest delay of the server's loop since this was asked last."""
-    async with ClientSession() as http, http.get(f"http://{target.host}:{target.port}/metrics") as answer:
-        return 1000 * max(float(text) for text in _DELAY.findall(await answer.text()))
-
-
 async def _round(target: Target, side: _Side, records: int) -> None:
-    await _longest_ms(target)
+    await longest_delay_ms(target)
     side.rows_per_s.append(await _pull_all(target, records))
-    side.delay_ms.append(await _longest_ms(target))
+    side.delay_ms.append(await longest_delay_ms(target))
     side.lone_us.append(await _alone(target))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator
@@ -17,13 +16,13 @@ from time import perf_counter
 from typing import Any, Final
 
 import click
-from aiohttp import ClientSession
 
 from bench.harness.environment import Environment, fresh, read_settings
 from bench.harness.load_run import Target, planned, run_tasks
 from bench.harness.product import product
 from bench.harness.stage import add_tenants
 from bench.load.simple_device import SimpleDevice
+from bench.report.own_metrics import longest_delay_ms
 from bench.report.summary import latencies_beside
 from bench.report.text import table
 from storage.postgres.blocking import connected
@@ -32,7 +31,6 @@ TENANTS: Final = [f"bench-{number}" for number in range(8)]
 CONNECTIONS: Final = 100
 WARMUP_S: Final = 3.0
 _CALM_S: Final = 20.0
-_DELAY: Final = re.compile(r"^tidemark_loop_delay_longest_seconds(?:\{.*\})? (\S+)$", re.MULTILINE)
 
 
 def _hours(draw: random.Random) -> Iterator[dict[str, Any]]:
@@ -57,12 +55,6 @@ async def _send(device: SimpleDevice, hours: Iterator[dict[str, Any]], answers: 
         answers[answer.get("code", "stored")] += 1
 
 
-async def _longest_ms(target: Target) -> float:
-    """Return the longest delay of any worker's loop since this was asked last."""
-    async with ClientSession() as http, http.get(f"http://{target.host}:{target.port}/metrics") as response:
-        return 1000 * max(float(text) for text in _DELAY.findall(await response.text()))
-
-
 async def _measure(count: int, per_s: float, duration_s: float, environment: Environment) -> None:
     dsn, secret = environment.database("telemetry"), secrets.token_urlsafe(48)
     add_tenants(dsn, TENANTS)
@@ -76,14 +68,14 @@ async def _measure(count: int, per_s: float, duration_s: float, environment: Env
         load = run_tasks("syncs", target, "open", CONNECTIONS, duration_s, per_s=per_s, warmup_s=WARMUP_S)
         syncing = asyncio.create_task(load)
         await asyncio.sleep(2 * WARMUP_S)
-        await _longest_ms(target)
+        await longest_delay_ms(target)
         await asyncio.sleep(_CALM_S)
-        delays_ms, began_s = [await _longest_ms(target)], perf_counter()
+        delays_ms, began_s = [await longest_delay_ms(target)], perf_counter()
         await asyncio.gather(
             *(_send(*one, answers) for one in zip(devices, hours, strict=True) for _ in "1234")
         )
         ended_s = perf_counter()
-        delays_ms.append(await _longest_ms(target))
+        delays_ms.append(await longest_delay_ms(target))
         latency = latencies_beside(await syncing, began_s, ended_s, warmup_s=WARMUP_S)
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*), pg_total_relation_size('device_telemetry') FROM device_telemetry")

@@ -13,7 +13,6 @@ import base64
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from statistics import median
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +24,7 @@ from bench.harness.environment import BenchError, Environment, fresh, read_setti
 from bench.harness.load_run import Target
 from bench.harness.product import product
 from bench.harness.stage import add_tenants
-from bench.report.statistics import percentile
+from bench.report.statistics import Ratio, percentile, ratio_of
 from bench.report.text import table
 from storage.postgres.blocking import connected
 
@@ -33,7 +32,6 @@ ATTACKER, VICTIM = "bench-attacker", "bench-victim"
 #: Devices that ask, in turn: each may send 6,000 messages a minute.
 _DEVICES: Final = 8
 _WARMUP: Final = 20
-_RESAMPLES: Final = 1_000
 _TUS: Final = {"Tus-Resumable": "1.0.0"}
 _CHUNK: Final = _TUS | {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
 _JSON: Final = {"Content-Type": "application/json"}
@@ -70,18 +68,9 @@ class Times(NamedTuple):
     another_s: list[float]
     nothing_s: list[float]
 
-    def ratio(self, draw: random.Random) -> tuple[float, float, float]:
+    def ratio(self) -> Ratio:
         """Return the ratio of the medians, and its interval."""
-        ratios = sorted(
-            median(draw.choices(self.another_s, k=len(self.another_s)))
-            / median(draw.choices(self.nothing_s, k=len(self.nothing_s)))
-            for _ in range(_RESAMPLES)
-        )
-        return (
-            median(self.another_s) / median(self.nothing_s),
-            percentile(ratios, 2.5),
-            percentile(ratios, 97.5),
-        )
+        return ratio_of(self.nothing_s, self.another_s, rate=False, paired=False)
 
 
 class _Device(NamedTuple):
@@ -177,7 +166,6 @@ async def _measure(rounds: int, environment: Environment) -> None:
     lines = [
         ["asked for", "of another", "p50 ms", "p95 ms", "of nothing p50", "p95", "ratio", "95 % interval"]
     ]
-    draw = random.Random(1)  # resampling
     async with product(environment, dsn, secret, None, 1) as server, ClientSession() as http:
         target = Target(port=server.port, secret=secret, tenants=[ATTACKER, VICTIM])
         url = f"http://{target.host}:{target.port}"
@@ -192,11 +180,13 @@ async def _measure(rounds: int, environment: Environment) -> None:
                 if owner == "device" and kind in ("record", "file"):
                     continue  # all devices of a tenant have these
                 times = await measure(look, seeded[kind], devices, rounds)
-                ratio, low, high = times.ratio(draw)
+                ratio = times.ratio()
                 figures = [
                     f"{1000 * percentile(sorted(one), percent):.2f}" for one in times for percent in (50, 95)
                 ]
-                lines.append([kind, owner, *figures, f"{ratio:.3f}", f"{low:.3f} to {high:.3f}"])
+                lines.append(
+                    [kind, owner, *figures, f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}"]
+                )
     click.echo("\n".join(table(lines)))
 
 

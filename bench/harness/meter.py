@@ -61,13 +61,12 @@ def _machine_cpu_ms() -> float:
 class Usage(msgspec.Struct, frozen=True):
     """What was used between two marks: CPU by name of a process tree, and of the whole machine.
 
-    Memory is the server's: before the first mark, at the second one, and at most between them; None of a
-    server that was not started here. ``worker_cpu_ms`` is what each of several workers used.
+    Memory is the server's: at the second mark, and at most between both; None of a server that was not
+    started here. ``worker_cpu_ms`` is what each of several workers used.
     """
 
     cpu_ms: dict[str, float]
     machine_cpu_ms: float
-    rss_before_bytes: int | None = None
     rss_end_bytes: int | None = None
     rss_peak_bytes: int | None = None
     worker_cpu_ms: Sequence[float] = ()
@@ -81,7 +80,7 @@ class Meter:
         # Apart, since a tree inside another one does not count there.
         self._workers = Trees({str(place): pid for place, pid in enumerate(workers)})
         self._has_server = _SERVER in roots
-        self._before_bytes = self._peak_bytes = self._trees.rss_bytes(_SERVER)
+        self._peak_bytes = self._trees.rss_bytes(_SERVER)
         self._last = self._now()
 
     async def __aenter__(self) -> Self:
@@ -106,7 +105,7 @@ class Meter:
         each_ms = [after - earlier for after, earlier in zip(self._last[2], before[2], strict=True)]
         if not self._has_server:
             return Usage(spent_ms, machine_ms)
-        return Usage(spent_ms, machine_ms, self._before_bytes, end_bytes, peak_bytes, each_ms)
+        return Usage(spent_ms, machine_ms, end_bytes, peak_bytes, each_ms)
 
     async def _sample(self) -> None:
         while True:

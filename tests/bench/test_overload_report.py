@@ -80,7 +80,7 @@ def test_row_sums_up_one_step() -> None:
         (290, 310, 320, 1),  # sent too late
         (295, -1, -1, 0),  # its connection was gone
     )
-    usage = Usage({"generator": 20.0, "server": 100.0}, 180.0, 1 << 20, 2 << 20, 3 << 20)
+    usage = Usage({"generator": 20.0, "server": 100.0}, 180.0, 2 << 20, 3 << 20)
     load = row_of(run_of(outcome, [usage, usage]), times=2.0)
     assert (load.name, load.times) == ("b", 2.0)
     assert load.wanted_per_s == 7 / 0.2

@@ -58,9 +58,7 @@ def run_of(
         "codes": names,
         "base": [0] * stored,
     }
-    usage = Usage(
-        *({"generator": 10.0, "server": 20.0, "postgres": 30.0}, machine_ms, 1 << 20, 2 << 20, 3 << 20)
-    )
+    usage = Usage(*({"generator": 10.0, "server": 20.0, "postgres": 30.0}, machine_ms, 2 << 20, 3 << 20))
     ready = Ready(1, 0.1, changes.pop("refusals", {}))
     return Run(plan, ["acme"], ready, Outcome(**(usual | changes)), [usage, usage])
 

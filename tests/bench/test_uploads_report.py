@@ -36,7 +36,7 @@ def transfer(name: str, mb_per_s: float = 100.0, **changes: Any) -> Transfer:
         "faults": [],
     }
     peak_mib = changes.pop("peak_mib", 150)
-    spent = Usage({"server": 1800.0}, 3000.0, 0, 0, peak_mib << 20)
+    spent = Usage({"server": 1800.0}, 3000.0, 0, peak_mib << 20)
     return transfer_of(name, Transfer(name="", **(usual | changes)), spent)
 
 

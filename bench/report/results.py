@@ -300,10 +300,11 @@ def lost_bar(rows: Sequence[Row]) -> Bar:
     )
 
 
-def connected_bar(rows: Sequence[Row], name: str = "connected") -> Bar:
+def connected_bar(rows: Sequence[Row]) -> Bar:
     """Make the bar that every device has to connect."""
     asked = f"of {max(row.asked for row in rows):,}"
-    return Bar(name, 100 * min(row.connected / row.asked for row in rows), "at least", 100, "%", asked)
+    part = min(row.connected / row.asked for row in rows)
+    return Bar("connected", 100 * part, "at least", 100, "%", asked)
 
 
 def median_latency(rows: Sequence[Row]) -> Latency:

@@ -22,7 +22,7 @@ from bench.harness.stage import Options, add_tenants, staged
 from bench.live.delivery import Delivered, check_files, delivered, tables_of, watching
 from bench.live.subscribers import Seen
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, Row, lost_bar, median_latency
+from bench.report.results import IDLE_KIB, Bar, Figure, Report, Row, lost_bar, median_latency
 from bench.report.statistics import median_of, over, percentile
 from bench.report.summary import audited
 
@@ -52,8 +52,6 @@ CONNECTIONS: Final = 15_000
 _IDLE_PROCESSES: Final = 3
 SYNCS_PER_S: Final = 200.0
 P95_MS: Final = 15.0
-#: What an idle, subscribed connection may hold of the server's memory.
-IDLE_KIB: Final = 25.0
 
 
 async def live(options: Options) -> Report:

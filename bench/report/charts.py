@@ -8,13 +8,11 @@ from typing import Final
 
 from bench.report.drawing import Chart, Limit, bars, lines
 from bench.report.own_metrics import STAGES
-from bench.report.results import PROFILED, Report, Row, named
+from bench.report.results import IDLE_KIB, PROFILED, Report, Row, named
 from bench.report.statistics import merged
 from bench.report.targets import WANTED
 from bench.report.text import KINDS
 
-#: What an idle connection may hold, in ``limits`` and ``connections``.
-_IDLE_KIB: Final = 25.0
 #: Points of a line over time, at most.
 _POINTS: Final = 60
 #: A run of fewer windows has no line over time.
@@ -212,7 +210,7 @@ def _memory(found: Mapping[str, Report]) -> Chart | None:
     if not any(known.values()):
         return None
     caption = "The growth of the server's memory, divided by its idle, subscribed connections."
-    series, limit = {"KiB": list(known.values())}, Limit("limit", _IDLE_KIB)
+    series, limit = {"KiB": list(known.values())}, Limit("limit", IDLE_KIB)
     return bars("Memory of a connection, KiB", caption, list(known), series, limit=limit)
 
 

@@ -23,6 +23,8 @@ PROFILED: Final = "profiled"
 OPEN_CONNECTIONS: Final = "connections to PostgreSQL"
 #: Below this part of the wanted rate a load counts as not offered.
 OFFERED: Final = 0.95
+#: What an idle, subscribed connection may hold of the server's memory, without compression.
+IDLE_KIB: Final = 25.0
 #: Above this many CPUs busy with something else, latencies and rates suffer from it.
 BUSY_CPUS: Final = 0.2
 

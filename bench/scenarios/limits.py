@@ -20,7 +20,7 @@ from bench.harness.progress import progress
 from bench.harness.stage import Options, add_tenants, bare_stage, product_stage, tenant_ids
 from bench.live.delivery import watching
 from bench.load.workload import MIX
-from bench.report.results import Bar, Figure, Report, lost_bar
+from bench.report.results import IDLE_KIB, Bar, Figure, Report, lost_bar
 from bench.report.summary import row_of
 
 SIZES: Final = (1, 100, 1_000)
@@ -29,8 +29,6 @@ _ROUNDS: Final = 3
 _TURN_S: Final = 5.0
 
 IDLE_CONNECTIONS: Final = 10_000
-#: The memory of the server that an idle, subscribed connection may hold without compression.
-IDLE_KIB: Final = 25.0
 _IDLE_S: Final = 5.0
 #: Files that a server holds besides its connections.
 _OWN_FILES: Final = 200

@@ -55,6 +55,7 @@ class Saves(Tasks):
 
     def __init__(self, plan: Plan, unit: Callable[[], float]) -> None:
         super().__init__(plan.prefix, plan.devices, unit)
+        self._key_of = partial(key_of, plan.prefix)
         self._signed = [token.encode().partition(b":")[::2] for token in plan.tokens]
         self._under_way: list[deque[int]] = [deque() for _ in plan.devices]
 
@@ -62,10 +63,10 @@ class Saves(Tasks):
         """Write the request that saves the next task of a device."""
         record, base = self.choose(device)
         user, session = self._signed[device]
-        name, task = self._devices[device].encode(), record_id(self._devices[device], record).encode()
+        name, task = self._names[device], record_id(self._devices[device], record).encode()
         data = data_of(record, number)
         save = _CHANGED % (task, name, data) if base else _NEW % (task, name, data, user)
-        body = _BATCH % (save, _KEY % key_of(self._prefix.decode(), number).encode())
+        body = _BATCH % (save, _KEY % self._key_of(number).encode())
         self._under_way[device].append(number)
         return _HEAD % (session, len(body)) + body
 
@@ -76,7 +77,7 @@ class Saves(Tasks):
             return number, Answer("error", code=f"http_{answer.status}")
         task, key = (one.success for one in _saved(answer.body))
         record, base = self.record[number], self.base[number]
-        right = key.id == key_of(self._prefix.decode(), number) and (
+        right = key.id == self._key_of(number) and (
             task.version == base + 1 if base else task.id == record_id(self._devices[device], record)
         )
         if not right:

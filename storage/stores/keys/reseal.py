@@ -19,9 +19,19 @@ from storage.postgres.arrays import text_array_or_null
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
 from storage.postgres.roles.named_tenants import EVERYONE
-from storage.postgres.transactions import transaction_settings
 from storage.stores.held_changes import StoredChange, changes_in_steps, encode_changes
-from storage.stores.keys.reseal_statements import HERE, MOVE, Statements, statements_of
+from storage.stores.keys.reseal_statements import (
+    HERE,
+    MOVE,
+    PAGE_SETTINGS,
+    Statements,
+    flags_of,
+    key_of,
+    own_of,
+    statements_of,
+    stored_of,
+    unreadable_value,
+)
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
 from storage.stores.sealed.answers import open_answer
 from storage.stores.sealed.checked import checked_transaction
@@ -78,9 +88,6 @@ _DEAD: Final = (
     "SELECT coalesce(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables"
     " WHERE schemaname = current_schema() AND relname ~ %(tables)s"
 )
-#: COMMIT does not wait for the disk: a page that a crash takes back is done again, for its position goes with
-#: it. A page is read in the order of an index, whatever the planner makes of a table that grows.
-_SETTINGS: Final = transaction_settings("off", enable_bitmapscan="off", enable_sort="off")
 
 _decode_changes: Final = msgspec.json.Decoder(list[StoredChange]).decode
 _decode: Final = json_decoder(dict[str, Any]).decode
@@ -217,9 +224,9 @@ class PostgresReseal:
             "followed": followed_s,
         }
         if where.after is None:
-            return await self._database.execute(statements.first_page, values, _SETTINGS, [tenant_id])
+            return await self._database.execute(statements.first_page, values, PAGE_SETTINGS, [tenant_id])
         values |= {f"a{at}": text for at, text in enumerate(where.after)}
-        return await self._database.execute(statements.page, values, _SETTINGS, [tenant_id])
+        return await self._database.execute(statements.page, values, PAGE_SETTINGS, [tenant_id])
 
     async def _write(
         self, tenant_id: int, where: _Where, rows: list[Row]
@@ -230,41 +237,40 @@ class PostgresReseal:
             Values done, rows missed, and what cannot be opened, which is left as it is.
         """
         table, statements = _STATEMENTS[where.table]
-        last = list(rows[-1][2 : 2 + len(table.key)])
-        due = [row for row in rows if any(_flags(table, row))]
+        due = [row for row in rows if any(flags_of(table, row))]
         unreadable: list[Row] = []
         before = self._sealing.seals_as(tenant_id)
         changed = await self._sealing.opened(
             due, lambda row: _changed(self._sealing, table, tenant_id, row), unreadable.append
         )
         due = [row for row in due if row not in unreadable]
-        values = sum(sum(_flags(table, row)) for row in due)
+        values = sum(sum(flags_of(table, row)) for row in due)
         for row in unreadable:  # its other values are done
             around = await in_steps(_changed(self._sealing, table, tenant_id, row, around=True))
-            if done := sum(map(ne, around[len(table.key) + 1 :], _stored(table, row))):
+            if done := sum(map(ne, around[len(table.key) + 1 :], stored_of(table, row))):
                 due.append(row)
                 changed.append(around)
                 values += done
-        named = [
-            UnreadableValue(table.name, *row[3 + len(table.key) : 5 + len(table.key)]) for row in unreadable
-        ]
+        named = [unreadable_value(table, row) for row in unreadable]
         moved: dict[str, object] = {
             "unreadable_values": len(named),
             "unreadable": _encode(named).decode(),
             "tenant": tenant_id,
             "place": table.name,
-            "position": _encode(last).decode(),
+            "position": _encode(key_of(table, rows[-1])).decode(),
             "values": values,
             **where.stored,
         }
         if not due:
-            await self._database.execute(MOVE, moved, _SETTINGS, [tenant_id])
+            await self._database.execute(MOVE, moved, PAGE_SETTINGS, [tenant_id])
             return 0, 0, named
         arrays = {
             name: text_array_or_null(column)
             for name, column in zip(statements.changed, zip(*changed, strict=True), strict=True)
         }
-        async with checked_transaction(self._database, self._sealing, [tenant_id], _SETTINGS) as transaction:
+        async with checked_transaction(
+            self._database, self._sealing, [tenant_id], PAGE_SETTINGS
+        ) as transaction:
             if self._sealing.seals_as(tenant_id) != before:
                 return 0, len(due), ()  # another key, or another domain, since the rows were read
             # The tenant is locked from here on.
@@ -287,18 +293,6 @@ def _where(place: str | None, position: str | None) -> _Where:
     return _Where(0, None, stored)
 
 
-def _flags(table: SealedTable, row: Row) -> list[bool]:
-    """Return of each column whether it is to be changed."""
-    first = 2 + len(table.key) + 4
-    return [bool(row[first + 2 * at]) for at in range(len(table.columns))]
-
-
-def _stored(table: SealedTable, row: Row) -> list[str | None]:
-    """Return the values of a row as they are stored."""
-    first = 2 + len(table.key) + 5
-    return [row[first + 2 * at] for at in range(len(table.columns))]
-
-
 def _changed(
     sealing: Sealing, table: SealedTable, tenant_id: int, row: Row, *, around: bool = False
 ) -> Generator[None, None, list[str | None]]:
@@ -307,12 +301,12 @@ def _changed(
     It yields where the loop is to be given back. With ``around``, values that cannot be opened stay.
     """
     keys = len(table.key)
-    domain, value_id, version = row[3 + keys : 6 + keys]
+    domain, value_id, version = own_of(table, row)
     own = tenant_id, domain, value_id, version
-    flags = _flags(table, row)
+    flags = flags_of(table, row)
     values: list[str | None] = []
     more: Sequence[str | None] = row[6 + keys + 2 * len(table.columns) :]
-    for column, is_due, stored in zip(table.columns, flags, _stored(table, row), strict=True):
+    for column, is_due, stored in zip(table.columns, flags, stored_of(table, row), strict=True):
         value = stored
         if is_due and stored is not None:
             try:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
+from engine.operate.rows import UnreadableValue
+from storage.postgres.driver import Row
 from storage.postgres.plain_bytes import TEXT_MARK_SQL
+from storage.postgres.transactions import transaction_settings
 from storage.stores.keys.sealed_columns import SealedColumn, SealedTable
 
 _JSON_MARK: Final = "'\"'"
@@ -41,6 +44,9 @@ MOVE: Final = (
     " THEN unreadable || %(unreadable)s::jsonb ELSE unreadable END"
     f" WHERE tenant_id = %(tenant)s::int AND {HERE}"
 )
+#: COMMIT does not wait for the disk: a page that a crash takes back is done again, for its position goes with
+#: it. A page is read in the order of an index, whatever the planner makes of a table that grows.
+PAGE_SETTINGS: Final = transaction_settings("off", enable_bitmapscan="off", enable_sort="off")
 
 
 class Statements(NamedTuple):
@@ -83,6 +89,35 @@ def statements_of(table: SealedTable) -> Statements:
     )
 
 
+def key_of(table: SealedTable, row: Row) -> list[str]:
+    """Return the key of a row of a page."""
+    return list(row[2 : 2 + len(table.key)])
+
+
+def own_of(table: SealedTable, row: Row) -> tuple[str | None, str, int]:
+    """Return the domain, id and version of a row of a page: what its values are bound to."""
+    first = 3 + len(table.key)
+    domain, value_id, version = row[first : first + 3]
+    return domain, value_id, version
+
+
+def flags_of(table: SealedTable, row: Row) -> list[bool]:
+    """Return of each column of a row of a page whether its value is asked for."""
+    first = 6 + len(table.key)
+    return [bool(row[first + 2 * at]) for at in range(len(table.columns))]
+
+
+def stored_of(table: SealedTable, row: Row) -> list[str | None]:
+    """Return the values of a row of a page as they are stored."""
+    first = 7 + len(table.key)
+    return [row[first + 2 * at] for at in range(len(table.columns))]
+
+
+def unreadable_value(table: SealedTable, row: Row) -> UnreadableValue:
+    """Return what names a row of a page that cannot be opened."""
+    return UnreadableValue(table.name, *own_of(table, row)[:2])
+
+
 def _after(table: SealedTable) -> str:
     after = ", ".join(f"%(a{at})s::{column.kind}" for at, column in enumerate(table.key))
     return f" AND ({_names(table)}) > ({after})"
@@ -91,8 +126,8 @@ def _after(table: SealedTable) -> str:
 def _page(table: SealedTable, after: str, asked: Callable[[SealedColumn], str]) -> str:
     """Return the rows of a page with values that are asked for, and its last row in any case.
 
-    The columns: the number of rows of the page, the key, xmin, domain, id, version, then of each column
-    whether it is asked for and its value, and the further columns.
+    The columns: the number of rows of the page, that of the row, the key, xmin, domain, id, version, then of
+    each column whether it is asked for and its value, and the further columns.
     """
     keys = [f"{column.name}::text AS k{at}" for at, column in enumerate(table.key)]
     values = [

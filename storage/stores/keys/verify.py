@@ -13,17 +13,24 @@ from engine.operate.ports import NoTenantError
 from engine.operate.rows import UnreadableValue
 from storage.postgres.driver import Row
 from storage.postgres.pool import Database
-from storage.postgres.transactions import transaction_settings
 from storage.stores.held_changes import StoredChange, changes_in_steps
-from storage.stores.keys.reseal_statements import LISTED, SealedPages, sealed_pages_of
+from storage.stores.keys.reseal_statements import (
+    LISTED,
+    PAGE_SETTINGS,
+    SealedPages,
+    flags_of,
+    key_of,
+    own_of,
+    sealed_pages_of,
+    stored_of,
+    unreadable_value,
+)
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedColumn, SealedTable
 from storage.stores.sealed.answers import open_answer
 from storage.stores.sealed.sealing import Sealing, UnreadableValueError
 
 #: Rows of one read.
 PAGE_ROWS: Final = 200
-#: A page is read in the order of an index, whatever the planner makes of a table that grows.
-_SETTINGS: Final = transaction_settings("off", enable_bitmapscan="off", enable_sort="off")
 _TENANTS: Final = (
     "SELECT tenant_id, name FROM tenants WHERE %(name)s::text IS NULL OR name = %(name)s ORDER BY name"
 )
@@ -90,47 +97,35 @@ class PostgresVerify:
             statement, after = pages.first_page, dict[str, object]()
             while True:
                 values = {"tenant": tenant_id, "limit": self._page_rows, **after}
-                rows = await self._database.execute(statement, values, _SETTINGS, [tenant_id])
+                rows = await self._database.execute(statement, values, PAGE_SETTINGS, [tenant_id])
                 if not rows:
                     break
-                last = rows[-1][2 : 2 + len(table.key)]
+                last = key_of(table, rows[-1])
                 statement, after = pages.page, {f"a{at}": text for at, text in enumerate(last)}
                 unreadable: list[Row] = []
-                due = [row for row in rows if any(_flags(table, row))]
+                due = [row for row in rows if any(flags_of(table, row))]
                 await self._sealing.opened(
                     due, partial(_opened, self._sealing, table, tenant_id), unreadable.append
                 )
                 looked, opened, count = looked + rows[0][0], opened + len(due), count + len(unreadable)
                 room = max(0, LISTED - len(listed))
-                listed += [_named(table, row) for row in unreadable[:room]]
+                listed += [unreadable_value(table, row) for row in unreadable[:room]]
                 watch(looked)
         noted = {"tenant": tenant_id, "count": count, "listed": _encode(listed).decode()}
         await self._database.execute(_NOTE if count else _NOTE_NONE, noted, tenants=[tenant_id])
         return Verified(opened, count, listed)
 
 
-def _flags(table: SealedTable, row: Row) -> list[bool]:
-    """Return of each column whether its value is sealed."""
-    first = 6 + len(table.key)
-    return [bool(row[first + 2 * at]) for at in range(len(table.columns))]
-
-
-def _named(table: SealedTable, row: Row) -> UnreadableValue:
-    first = 3 + len(table.key)
-    return UnreadableValue(table.name, *row[first : first + 2])
-
-
 def _opened(sealing: Sealing, table: SealedTable, tenant_id: int, row: Row) -> Generator[None, None, None]:
     """Open the sealed values of a row; yield where the loop is to be given back. Raises as ``open``."""
-    keys = len(table.key)
-    own = tenant_id, *row[3 + keys : 6 + keys]
-    flags = _flags(table, row)
-    for at, column in enumerate(table.columns):
-        if flags[at]:
+    domain, value_id, version = own_of(table, row)
+    own = tenant_id, domain, value_id, version
+    flags, values = flags_of(table, row), stored_of(table, row)
+    for column, is_sealed, stored in zip(table.columns, flags, values, strict=True):
+        if is_sealed and stored is not None:
             try:
-                yield from _open_value(sealing, column, own, row[7 + keys + 2 * at])
+                yield from _open_value(sealing, column, own, stored)
             except msgspec.DecodeError as error:
-                domain, value_id = own[1:3]
                 sentence = f"{column.place} of {domain} {value_id}: {error}"
                 raise UnreadableValueError(tenant_id, sentence) from None
             if sealing.slice_is_full():
@@ -138,14 +133,16 @@ def _opened(sealing: Sealing, table: SealedTable, tenant_id: int, row: Row) -> G
 
 
 def _open_value(
-    sealing: Sealing, column: SealedColumn, own: tuple[int, str, str, int], stored: str
+    sealing: Sealing, column: SealedColumn, own: tuple[int, str | None, str, int], stored: str
 ) -> Generator[None, None, None]:
-    tenant_id, domain, value_id, _ = own
+    tenant_id, domain, value_id, version = own
     if column.form == "text":
         sealing.open_text(column.place, *own, stored)
-    elif column.form == "answer":
+        return
+    assert domain is not None
+    if column.form == "answer":
         open_answer(sealing, IdempotencyKey(tenant_id, value_id), stored)
     elif column.form == "changes":
         yield from changes_in_steps(_decode_changes(stored), sealing, (tenant_id, domain, value_id))
     else:
-        sealing.open(column.place, *own, stored)
+        sealing.open(column.place, tenant_id, domain, value_id, version, stored)

@@ -20,7 +20,7 @@ from storage.postgres.pool import Database
 from storage.stores.keys import reseal
 from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.reseal import PostgresReseal
-from storage.stores.keys.reseal_statements import statements_of
+from storage.stores.keys.reseal_statements import PAGE_SETTINGS, statements_of
 from storage.stores.keys.sealed_columns import SEALED_TABLES, SealedTable
 from storage.stores.keys.verify import PostgresVerify
 from storage.stores.monitoring.voice import PostgresVoice
@@ -475,7 +475,7 @@ def test_reseal_page_is_read_in_the_order_of_the_primary_key(dsn: str, table: Se
         **{f"a{at}": _SOME[column.kind] for at, column in enumerate(table.key)},
     }
     with connected(dsn) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(f"{reseal._SETTINGS.text}; EXPLAIN {statements_of(table).page}", values)
+        cursor.execute(f"{PAGE_SETTINGS.text}; EXPLAIN {statements_of(table).page}", values)
         whole = "\n".join(line for (line,) in cursor.fetchall())
     plan = whole.split("CTE page")[1].split("Subquery Scan")[0]
     assert "Index Scan using" in plan

@@ -130,13 +130,8 @@ class Database:
             StoreUnknownError: The outcome of the commit is not known.
             StoreError: Nothing was written.
         """
-        transaction = await self.begin(settings, tenants)
-        try:
+        async with await self.begin(settings, tenants) as transaction:
             yield transaction
-        except BaseException:
-            await transaction.rollback()
-            raise
-        await transaction.commit()
 
     async def execute(
         self,

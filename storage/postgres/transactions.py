@@ -7,7 +7,7 @@ matters.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -126,8 +126,8 @@ class _Release(Protocol):
 class Transaction:
     """One transaction. It begins with its first statements, in their round trip.
 
-    ``commit`` or ``rollback`` has to follow, and gives the connection back. Two tasks must not use it at the
-    same time.
+    ``commit`` or ``rollback`` has to follow, and gives the connection back: a block (``async with``) commits
+    at its end, and rolls back if it raises. Two tasks must not use it at the same time.
 
     Args:
         connection: The borrowed connection.
@@ -151,6 +151,17 @@ class Transaction:
         self._tenants = tenants
         self._begun = False
         self._ended = False
+
+    async def __aenter__(self) -> Self:
+        """Return this transaction."""
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Commit, or roll back if the block raised. Raises as ``commit``."""
+        if kind is None:
+            await self.commit()
+        else:
+            await self.rollback()
 
     async def run(self, statements: Sequence[Statement], values: Values) -> list[Row]:
         """Run statements in one round trip and return the rows of the last one.

@@ -82,13 +82,8 @@ async def checked_transaction(
         SealingChangedError: Others change what is sealed faster than this process reads it.
         StoreError: As ``Database.transaction``.
     """
-    transaction = await _begun(database, sealing, tenants, settings)
-    try:
+    async with await _begun(database, sealing, tenants, settings) as transaction:
         yield transaction
-    except BaseException:
-        await transaction.rollback()
-        raise
-    await transaction.commit()
 
 
 async def _begun(

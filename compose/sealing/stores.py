@@ -98,4 +98,4 @@ class TenantsWithKeys(PostgresTenants):
         await super().add(name)
         number = await self.number(name)
         if sealing.on and number is not None:
-            await sealing.load_keys(number)
+            await sealing.load_keys([number])

@@ -186,7 +186,7 @@ class PostgresReseal:
         if not state:
             return None  # the tenant was removed
         place, position, followed_s = state[0]
-        await self._sealing.load_keys(tenant_id)
+        await self._sealing.load_keys([tenant_id])
         where = _where(place, position)
         for table in range(where.table, len(_STATEMENTS)):
             at = where if table == where.table else _Where(table, None, where.stored)

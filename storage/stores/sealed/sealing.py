@@ -138,14 +138,13 @@ class Sealing:
     async def load_missing(self, tenant_ids: Collection[int]) -> None:
         """Have the keys of tenants in memory, before anything of theirs is written. Raises StoreError."""
         if self.on:
-            missing = [tenant_id for tenant_id in tenant_ids if not self._can_seal(tenant_id)]
-            if missing:
-                await self._ring.load_to_seal(missing)
+            await self.load_keys(tenant_ids)
 
-    async def load_keys(self, tenant_id: int) -> None:
-        """Have the keys of a tenant ready to seal, whether or not anything is sealed. Raises StoreError."""
-        if not self._can_seal(tenant_id):
-            await self._ring.load_to_seal([tenant_id])
+    async def load_keys(self, tenant_ids: Collection[int]) -> None:
+        """Have the keys of tenants ready to seal, whether or not anything is sealed. Raises StoreError."""
+        missing = [tenant_id for tenant_id in tenant_ids if not self._can_seal(tenant_id)]
+        if missing:
+            await self._ring.load_to_seal(missing)
 
     def seals_as(self, tenant_id: int) -> tuple[str | None, str]:
         """Return what ``check`` compares: sealed domains, the id of a tenant's key. Raises as ``seal``."""

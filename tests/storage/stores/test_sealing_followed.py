@@ -247,7 +247,7 @@ async def test_reseal_page_with_a_key_that_a_failover_lost_is_sealed_with_anothe
     if before_check:
         monkeypatch.setattr(reseal, "_changed", fail_over)
     else:
-        await sealing.load_keys(1)
+        await sealing.load_keys([1])
         execute(dsn, *lost)
     while await store.step(1) is not None:
         pass

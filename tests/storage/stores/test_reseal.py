@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -170,20 +171,24 @@ async def test_reseal_seals_plain_rows_rotates_and_unseals_without_another_chang
     assert world.dump() == plain
 
 
+def _at_row(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
+    """Act before a row of the pass is made anew, counted over all pages: after its read, before its write."""
+    changed = reseal._changed
+    made = count(1)
+
+    def counted(*arguments: Any) -> object:
+        if next(made) == number:
+            act()
+        return changed(*arguments)
+
+    monkeypatch.setattr(reseal, "_changed", counted)
+
+
 async def test_reseal_row_that_changes_between_read_and_write_keeps_the_change(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = reseal._changed
     newer = msgspec.structs.replace(RECORD, version=3, seq=9, data=b'{"name":"newer"}')
-    done: list[str] = []
-
-    def once(*arguments: Any) -> object:
-        if not done:
-            done.append("changed")
-            execute(world.dsn, _NEWER)
-        return changed(*arguments)
-
-    monkeypatch.setattr(reseal, "_changed", once)
+    _at_row(monkeypatch, 1, lambda: execute(world.dsn, _NEWER))
     await world.run()
     ((version, stored),) = rows(world.dsn, "SELECT version, data::text FROM records WHERE id = 'r1'")
     assert version == 3
@@ -195,16 +200,10 @@ async def test_reseal_row_that_changes_between_read_and_write_keeps_the_change(
 async def test_reseal_that_fails_midway_goes_on_where_it_was(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = reseal._changed
-    calls: list[object] = []
+    def cut_short() -> None:
+        raise StoreError("cut short")
 
-    def third(*arguments: Any) -> object:
-        calls.append(arguments)
-        if len(calls) == 4:
-            raise StoreError("cut short")
-        return changed(*arguments)
-
-    monkeypatch.setattr(reseal, "_changed", third)
+    _at_row(monkeypatch, 4, cut_short)
     with pytest.raises(StoreError, match="cut short"):
         await world.run(1)
     ((place, values),) = rows(world.dsn, "SELECT place, resealed FROM reseal_passes")
@@ -224,16 +223,7 @@ _LOST_POSITION = "UPDATE reseal_passes SET place = NULL, position = NULL, reseal
 async def test_reseal_failover_between_read_and_write_does_lost_pages_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = reseal._changed
-    calls: list[object] = []
-
-    def third(*arguments: Any) -> object:
-        calls.append(arguments)
-        if len(calls) == 3:
-            execute(world.dsn, _LOST_PAGE, _LOST_POSITION)
-        return changed(*arguments)
-
-    monkeypatch.setattr(reseal, "_changed", third)
+    _at_row(monkeypatch, 3, lambda: execute(world.dsn, _LOST_PAGE, _LOST_POSITION))
     await world.run(1)
     assert SECRET not in str(world.dump()["records"])
 
@@ -317,8 +307,8 @@ async def test_reseal_row_with_a_value_that_cannot_be_opened_has_its_others_seal
 
 async def test_reseal_goes_on_behind_a_held_change_that_is_no_list(world: World) -> None:
     execute(world.dsn, "UPDATE conflict_resolution_log SET client_changes = '\"no list\"'")
-    (count,) = rows(world.dsn, "SELECT count(*) FROM conflict_resolution_log")[0]
-    with pytest.raises(UnreadableValuesError, match=f"which were left as they are: {count};"):
+    (conflicts,) = rows(world.dsn, "SELECT count(*) FROM conflict_resolution_log")[0]
+    with pytest.raises(UnreadableValuesError, match=f"which were left as they are: {conflicts};"):
         await world.run()
     assert rows(world.dsn, "SELECT done_at IS NOT NULL FROM reseal_passes") == [(True,)]
     assert SECRET not in str(world.dump()["conflict_resolution_log"])

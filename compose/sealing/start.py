@@ -38,10 +38,11 @@ async def start_sealing(settings: Settings, dsn: str, jobs_dsn: str) -> None:
         MasterKeyError: As ``check_master_keys``.
         StoreError: The database is away.
     """
-    await check_master_keys(settings, dsn, jobs_dsn)
     async with command_database(dsn, jobs_dsn) as database:
         store = PostgresKeyAdmin(database)
-        unsealed = unsealed_domains(settings, await store.sealed_domains())
+        sealed = await store.sealed_domains()
+        await check_master_keys(settings, store, sealed)
+        unsealed = unsealed_domains(settings, sealed)
         if unsealed and has_master_key(settings) and await store.nothing_is_stored():
             given = master_keys(settings).ids
             with suppress(RefusedError):  # a server of an older version runs, or one without this key
@@ -72,22 +73,21 @@ def seal_remedy(settings: Settings, unsealed: Sequence[str]) -> str:
     )
 
 
-async def check_master_keys(settings: Settings, dsn: str, jobs_dsn: str) -> None:
+async def check_master_keys(
+    settings: Settings, store: PostgresKeyAdmin, sealed: Sequence[SealedDomain]
+) -> None:
     """Make the master key of the embedded default, and see that no master key of the database is missing.
 
     Args:
         settings: The settings.
-        dsn: The database, as the role of serving.
-        jobs_dsn: The same, as the role of jobs: it sees the keys of all tenants.
+        store: The keys of the database. It sees those of all tenants.
+        sealed: The domains that are sealed there.
 
     Raises:
         MasterKeyError: One is missing, or one that is set cannot be read. Sealed data could not be read.
         StoreError: The database is away.
     """
-    async with command_database(dsn, jobs_dsn) as database:
-        store = PostgresKeyAdmin(database)
-        in_use = await store.master_keys_in_use()
-        sealed = await store.sealed_domains()
+    in_use = await store.master_keys_in_use()
     made = made_master_key(settings)
     if made is not None and not in_use:  # one that is missing is not replaced by another
         try:

@@ -12,7 +12,10 @@ from bench.harness.clusters import as_role
 from compose.sealing import start
 from compose.sealing.start import check_master_keys, sealing_findings, start_sealing
 from engine.cache.key_ring import TenantKeyRing
+from engine.runtime.settings import Settings
 from engine.seal.master_keys import MasterKeyError, MasterKeys, master_key_id
+from storage.postgres.commands import command_database
+from storage.stores.keys.admin import PostgresKeyAdmin
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from tests.compose.test_master_key import ONE, TEXT, TWO, given, key_file
 from tests.harness.admin import add_tenants
@@ -49,11 +52,17 @@ async def _wrap_a_key(dsn: str) -> None:
         await database.close()
 
 
+async def _check(settings: Settings, dsn: str) -> None:
+    async with command_database(dsn) as database:
+        store = PostgresKeyAdmin(database)
+        await check_master_keys(settings, store, await store.sealed_domains())
+
+
 async def test_check_without_master_keys_is_fine_until_something_is_sealed(dsn: str) -> None:
-    await check_master_keys(given(), dsn, dsn)
+    await _check(given(), dsn)
     execute(dsn, "INSERT INTO sealed_domains VALUES ('voice')")
     with pytest.raises(MasterKeyError, match="there is no master key"):
-        await check_master_keys(given(), dsn, dsn)
+        await _check(given(), dsn)
 
 
 async def test_check_lost_master_key_is_refused_by_its_id(dsn: str, tmp_path: Path) -> None:
@@ -61,25 +70,25 @@ async def test_check_lost_master_key_is_refused_by_its_id(dsn: str, tmp_path: Pa
     for wrong in (TWO, b"3" * 32):
         file = key_file(tmp_path / "key", wrong)
         with pytest.raises(MasterKeyError, match=f"{master_key_id(ONE)} is needed to open sealed data"):
-            await check_master_keys(given(master_key_file=str(file)), dsn, dsn)
+            await _check(given(master_key_file=str(file)), dsn)
     with pytest.raises(MasterKeyError, match="there is no master key"):
-        await check_master_keys(given(), dsn, dsn)
-    await check_master_keys(given(master_key_file=str(key_file(tmp_path / "key", TWO, ONE))), dsn, dsn)
+        await _check(given(), dsn)
+    await _check(given(master_key_file=str(key_file(tmp_path / "key", TWO, ONE))), dsn)
 
 
 async def test_check_embedded_default_makes_a_key_and_never_in_place_of_a_lost_one(
     dsn: str, tmp_path: Path
 ) -> None:
     chosen = given(dsn="", data_dir=str(tmp_path))
-    await check_master_keys(chosen, dsn, dsn)
+    await _check(chosen, dsn)
     file = tmp_path / "master.key"
     assert file.exists()
     await _wrap_a_key(dsn)
     with pytest.raises(MasterKeyError, match=f"{master_key_id(ONE)} is needed"):
-        await check_master_keys(chosen, dsn, dsn)
+        await _check(chosen, dsn)
     file.unlink()
     with pytest.raises(MasterKeyError, match=r"master\.key: No such file or directory"):
-        await check_master_keys(chosen, dsn, dsn)
+        await _check(chosen, dsn)
     assert not file.exists()
 
 

@@ -78,7 +78,7 @@ _PROCESSES: Final = (
     f" WHERE seen_at > now() - interval '{GONE_S:g} seconds' ORDER BY place"
 )
 _STORED: Final = "SELECT " + " OR ".join(f"EXISTS (SELECT FROM {table.name})" for table in SEALED_TABLES)
-_SEEN: Final = "UPDATE sealed_domains SET since = now() WHERE domain = %(domain)s"
+_SET_SINCE: Final = "UPDATE sealed_domains SET since = now() WHERE domain = %(domain)s"
 _DOMAINS: Final = "SELECT domain, since FROM sealed_domains ORDER BY domain"
 _decode_unreadable: Final = msgspec.json.Decoder(list[UnreadableValue]).decode
 
@@ -258,7 +258,7 @@ class PostgresKeyAdmin:
             await transaction.note(by_account("domain_sealed", domain))
             await advance_generation(transaction)
         # The time of the first moment at which everybody sees it: a commit may wait for a standby.
-        await self._database.execute(_SEEN, values, tenants=EVERYONE)
+        await self._database.execute(_SET_SINCE, values, tenants=EVERYONE)
         return None
 
 

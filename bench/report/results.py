@@ -290,14 +290,14 @@ class Report(msgspec.Struct, kw_only=True):
 
 def lost_bar(rows: Sequence[Row]) -> Bar:
     """Make the bar that no sync may be refused or stay without an answer."""
-    lost, due = sum(row.lost for row in rows), sum(row.sent for row in rows)
+    lost, sent = sum(row.lost for row in rows), sum(row.sent for row in rows)
     return Bar(
         "syncs refused or not answered",
         lost,
         "at most",
         0,
         "",
-        f"of {due:,}, lost connections too",
+        f"of {sent:,}, lost connections too",
         must=True,
     )
 

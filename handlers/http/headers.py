@@ -23,6 +23,8 @@ _QUOTES: Final = re.compile(_QUOTED, re.DOTALL)
 #: RFC 9110, 12.4.2.
 _WEIGHT: Final = re.compile(r";[ \t]*+[qQ]=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t]*+(?:;|\Z)")
 _HAS_WEIGHT: Final = re.compile(r";[ \t]*+[qQ]=")
+#: Tags are compared weakly.
+_ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")', re.ASCII)
 #: Names of one coding (RFC 9110, 8.4.1.3).
 _GZIP: Final = ("gzip", "x-gzip")
 _MOST_CHARS: Final = 255
@@ -81,6 +83,11 @@ def prefers_msgpack(headers: Headers) -> bool:
     named = taken.get(MSGPACK.content_type, 0.0)
     json = taken.get(JSON.content_type, taken.get("application/*", taken.get("*/*", 0.0)))
     return 0.0 < named >= json
+
+
+def is_known(if_none_match: str, entity_tag: str) -> bool:
+    """Return whether ``If-None-Match`` says that the client has the content (RFC 9110, 13.1.2)."""
+    return if_none_match.strip(" \t") == "*" or entity_tag in _ENTITY_TAG.findall(if_none_match)
 
 
 def takes_gzip(headers: Headers) -> bool:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from engine.wire.errors import SyncError
-from handlers.http.headers import combined, elements, takes_gzip
+from handlers.http.headers import combined, is_known, takes_gzip
 
 #: Where ``python -m docs.generate`` writes the documents.
 STATIC: Final = Path(__file__).parent / "static"
@@ -100,7 +100,7 @@ class Documents:
         packs = takes_gzip(request.headers)
         body, tag = (document.packed, document.packed_tag) if packs else (document.plain, document.plain_tag)
         headers = document.headers | {"ETag": tag}
-        if _has(request, tag):
+        if is_known(combined(request.headers, "If-None-Match"), tag):
             return web.Response(status=304, headers=headers)
         if packs:
             headers["Content-Encoding"] = "gzip"
@@ -114,9 +114,3 @@ class Documents:
                     await response.write(view[start : start + _PIECE_BYTES])
             await response.write_eof()
         return response
-
-
-def _has(request: web.Request, tag: str) -> bool:
-    """Return whether the client has the document already (RFC 9110, 13.1.2: tags are compared weakly)."""
-    named = elements(combined(request.headers, "If-None-Match"))
-    return "*" in named or tag in {one.removeprefix("W/") for one in named}

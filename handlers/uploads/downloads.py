@@ -27,8 +27,8 @@ from handlers.http.authenticate import RequestGate, reader_of
 from handlers.http.caching import VARY
 from handlers.http.cors import CorsPolicy
 from handlers.http.errors import error_body
-from handlers.http.headers import combined
-from handlers.uploads.ranges import Part, is_known, wanted_part
+from handlers.http.headers import combined, is_known
+from handlers.uploads.ranges import Part, wanted_part
 
 #: A reader that takes less than this many bytes in this time is cut off, so that none keeps a file open.
 _WRITTEN_BYTES: Final = 65_536

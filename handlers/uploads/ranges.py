@@ -12,7 +12,6 @@ from typing import Final, Literal, NamedTuple
 from handlers.http.headers import elements
 
 _SINGLE: Final = re.compile(r"([0-9]*)-([0-9]*)", re.ASCII)
-_ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")', re.ASCII)
 #: 18 digits are beyond any file; longer numbers are not parsed.
 _DIGITS: Final = 18
 
@@ -60,11 +59,6 @@ def wanted_part(
     if first_byte >= size_bytes:
         return "unsatisfiable"
     return Part(first_byte, min(last_byte, size_bytes - 1) - first_byte + 1)
-
-
-def is_known(if_none_match: str, entity_tag: str) -> bool:
-    """Return True if ``If-None-Match`` says that the client has the file."""
-    return if_none_match.strip(" \t") == "*" or entity_tag in _ENTITY_TAG.findall(if_none_match)
 
 
 def _number(digits: str) -> int:

@@ -260,7 +260,7 @@ def _addresses(given: CIMultiDictProxy[str]) -> None:
 
 
 def _range(given: CIMultiDictProxy[str]) -> None:
-    ranges.is_known(given.get("If-None-Match", ""), '"tag"')
+    headers.is_known(given.get("If-None-Match", ""), '"tag"')
     for size_bytes in (0, 1, 1_000):
         part = ranges.wanted_part(given.get("Range", ""), given.get("If-Range"), '"tag"', size_bytes)
         if isinstance(part, ranges.Part):

@@ -15,6 +15,7 @@ from handlers.http.headers import (
     combined,
     content_coding,
     elements,
+    is_known,
     media_type,
     prefers_msgpack,
     qualities,
@@ -22,7 +23,7 @@ from handlers.http.headers import (
     tokens,
 )
 from handlers.http.tokens import offered_subprotocols, token_of
-from handlers.uploads.ranges import Part, is_known, wanted_part
+from handlers.uploads.ranges import Part, wanted_part
 
 _TCHAR = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOKEN = st.text(_TCHAR, min_size=1, max_size=8)
@@ -198,6 +199,26 @@ def test_expectation_of_100_continue_alone_is_met(data: st.DataObject) -> None:
 
 
 # -- what files are asked with ------------------------------------------------------------------
+
+_ABC = '"abc"'
+
+
+@pytest.mark.parametrize(
+    ("header", "known"),
+    [
+        ("", False),
+        (_ABC, True),
+        (f'W/{_ABC}, "x"', True),
+        (f'"x",{_ABC}', True),
+        ("*", True),
+        ('"x"', False),
+        ("abc", False),
+        ('"x" "abc', False),
+    ],
+)
+def test_is_known_if_none_match(header: str, known: bool) -> None:
+    assert is_known(header, _ABC) is known
+
 
 _ETAGC = st.text(
     st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters='"\x7f'), max_size=6

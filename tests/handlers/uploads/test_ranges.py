@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.uploads.ranges import Part, is_known, wanted_part
+from handlers.uploads.ranges import Part, wanted_part
 
 TAG = '"abc"'
 
@@ -77,20 +77,3 @@ def test_wanted_part_always_within_the_file(wanted: str, size_bytes: int) -> Non
     part = wanted_part(wanted, None, TAG, size_bytes)
     if isinstance(part, Part):
         assert 0 <= part.first_byte < part.first_byte + part.count_bytes <= size_bytes
-
-
-@pytest.mark.parametrize(
-    ("header", "known"),
-    [
-        ("", False),
-        (TAG, True),
-        (f'W/{TAG}, "x"', True),
-        (f'"x",{TAG}', True),
-        ("*", True),
-        ('"x"', False),
-        ("abc", False),
-        ('"x" "abc', False),
-    ],
-)
-def test_is_known_if_none_match(header: str, known: bool) -> None:
-    assert is_known(header, TAG) is known

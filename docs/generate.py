@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from docs.api.asyncapi import asyncapi
+from docs.api.components import Schema
 from docs.api.errors import errors_page
 from docs.api.inventory import with_routes
 from docs.api.openapi import openapi
-from docs.api.schema import Schema
 from docs.api.typescript import typescript
 from docs.costs.page import with_costs
 from docs.figures import has_figures, with_figures

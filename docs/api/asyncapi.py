@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from docs.api import limits
+from docs.api.components import Schema, ref
 from docs.api.errors import error_example, error_tables
 from docs.api.examples import EXAMPLES
 from docs.api.limits import Costs
 from docs.api.openapi import VERSION
 from docs.api.policies import policies_section
-from docs.api.schema import REF, Schema, compact, message_schemas
+from docs.api.schema import compact, message_schemas
 from engine.wire.close_codes import CloseCode
 from engine.wire.codec import JSON, MSGPACK
 from engine.wire.errors import ERRORS
@@ -189,7 +190,7 @@ def _message(name: str, schema: Schema) -> Schema:
         "summary": "From the device." if direction == "device" else "From the server.",
         "description": schema["description"],
         "contentType": "application/json",
-        "payload": {"$ref": REF + title},
+        "payload": ref(title),
         "examples": told,
     }
     if direction == "device":

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from docs.api.components import Schema, ref
 from engine.wire.errors import ERRORS, ErrorKind
-
-Schema = dict[str, Any]
 
 _HEAD: Final = """\
 # Errors
@@ -87,7 +86,7 @@ def error_answers(codes: Iterable[str], media: Iterable[str] = ("application/jso
 def _answer(kinds: list[ErrorKind], media: Iterable[str]) -> Schema:
     examples = {kind.code: {"$ref": f"#/components/examples/{kind.code}"} for kind in kinds}
     codes = {"properties": {"code": {"enum": [kind.code for kind in kinds]}}}
-    schema = {"allOf": [{"$ref": "#/components/schemas/Error"}, codes]}
+    schema = {"allOf": [ref("Error"), codes]}
     answer: Schema = {
         "description": "\n\n".join(f"`{kind.code}`: {kind.cause} {kind.remedy}" for kind in kinds),
         "content": {kind: {"schema": schema, "examples": examples} for kind in media},

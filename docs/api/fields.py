@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
+from docs.api.components import Schema, ref
 from engine.feed.cursor import MAX_DOMAINS
 from engine.model.domains import Fallback, Policy
 from engine.model.minutes import DURATION_BOUNDS_US
 from engine.model.telemetry import MAX_BYTES, MAX_COUNTERS, MAX_HISTOGRAMS
 from engine.wire.errors import ERRORS
 from engine.wire.values import MAX_ID_CHARS
-
-Schema = dict[str, Any]
 
 #: A field of a Struct, by the Struct's name.
 Field = tuple[str, str]
@@ -22,11 +21,14 @@ def _nullable(schema: Schema) -> Schema:
 
 
 def _list_of(name: str) -> Schema:
-    return {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
+    return {"type": "array", "items": ref(name)}
 
 
-_DATA: Final[Schema] = {"$ref": "#/components/schemas/Data"}
+_DATA: Final[Schema] = ref("Data")
 _NULLABLE_DATA: Final = _nullable(_DATA)
+_NULLABLE_DOMAINS: Final = _nullable(
+    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_DOMAINS}
+)
 _INSTANT: Final[Schema] = {"type": "string", "format": "date-time"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _CODES: Final = sorted(code for code, kind in ERRORS.items() if kind.http is not None)
@@ -56,12 +58,8 @@ REFINED: Final[dict[Field, Schema]] = {
     ("Item", "id"): {"minLength": 1, "maxLength": MAX_ID_CHARS},
     ("Item", "base"): _nullable({"type": "integer", "minimum": 1}),
     ("Item", "data"): _NULLABLE_DATA,
-    ("Pull", "domains"): _nullable(
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_DOMAINS}
-    ),
-    ("Subscribe", "domains"): _nullable(
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_DOMAINS}
-    ),
+    ("Pull", "domains"): _NULLABLE_DOMAINS,
+    ("Subscribe", "domains"): _NULLABLE_DOMAINS,
     ("Resolve", "data"): _NULLABLE_DATA,
     ("Telemetry", "counters"): {
         "type": "object",

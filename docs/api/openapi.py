@@ -9,12 +9,13 @@ from typing import Final
 import msgspec
 
 from docs.api import operator_operations, sync_operations, upload_operations
+from docs.api.components import REF, Schema, ref
 from docs.api.errors import error_answers, error_examples, error_tables
 from docs.api.examples import EXAMPLES, over_http
 from docs.api.limits import CONNECTION, DEVICE, LEGEND, limits, limits_table
 from docs.api.operation import Answer, Caller, Operation, Parameter
 from docs.api.policies import policies_section
-from docs.api.schema import BODIES, REF, Schema, compact, message_schemas
+from docs.api.schema import BODIES, compact, message_schemas
 from engine.operate.monitor.report import Finding, Judgement, Report, Values
 from engine.wire.messages import PROTOCOL_VERSION
 
@@ -123,7 +124,7 @@ def _operation(operation: Operation) -> Schema:
         media.append("application/problem+json")
     for status, refusal in error_answers(operation.errors).items():
         if "application/problem+json" in media and status in {"400", "409"}:
-            refusal["content"]["application/problem+json"] = {"schema": {"$ref": REF + "Problem"}}
+            refusal["content"]["application/problem+json"] = {"schema": ref("Problem")}
         if status in answers:
             _join(answers[status], refusal)
         else:

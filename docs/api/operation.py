@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final, Literal, NamedTuple
 
 from docs.api import limits
+from docs.api.components import Schema, ref
 from docs.api.limits import Costs
 
-Schema = dict[str, Any]
 Codes = tuple[str, ...]
 #: Whose token an operation needs; ``machine``: none on the server's own machine, else an operator's.
 Caller = Literal["device", "person", "machine", "anybody"]
@@ -84,11 +84,6 @@ class Operation(NamedTuple):
 
 MEDIA: Final = ("application/json", "application/msgpack")
 TOKEN_COSTS: Final[Costs] = (*limits.CONNECTION, *limits.DEVICE)
-
-
-def ref(name: str) -> Schema:
-    """Refer to a schema."""
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def as_message(name: str) -> dict[str, Schema]:

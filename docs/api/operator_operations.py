@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from docs.api import limits
-from docs.api.operation import ANY, Answer, Operation, Parameter, ref
+from docs.api.components import ref
+from docs.api.operation import ANY, Answer, Operation, Parameter
 from handlers.operate.admin_health import MOST_HOURS
 
 _TAG: Final = "Operation"

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
+from docs.api.components import REF, Schema
 from docs.api.fields import CONDITIONS, EXTRA, REFINED, TEXTS
 from engine.wire import messages
 from engine.wire.messages import (
@@ -26,11 +27,7 @@ from engine.wire.messages import (
     Welcome,
 )
 
-Schema = dict[str, Any]
 Transport = Literal["socket", "http"]
-
-#: Where both documents have their schemas.
-REF: Final = "#/components/schemas/"
 
 _Kinds = tuple[type[msgspec.Struct], ...]
 #: What a socket sends to a device: messages of its own, and answers.

@@ -6,7 +6,8 @@ import textwrap
 from typing import Final
 
 from docs.api.asyncapi import ANSWERS
-from docs.api.schema import REF, MessageSchemas, Schema, message_schemas
+from docs.api.components import REF, Schema
+from docs.api.schema import MessageSchemas, message_schemas
 
 _HEAD: Final = """\
 // `python -m docs.generate` makes this file from the messages in engine/wire/messages.py.

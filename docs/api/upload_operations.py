@@ -7,6 +7,7 @@ import hashlib
 from typing import Any, Final
 
 from docs.api import examples, limits
+from docs.api.components import ref
 from docs.api.operation import AUTHENTICATED, TOKEN_COSTS, Answer, Operation, Parameter, preflight
 from docs.costs.page import default_settings
 
@@ -263,7 +264,7 @@ OPERATIONS: Final = (
             304: _KNOWN,
             416: Answer(
                 "The file has no such bytes: `invalid_message`.",
-                {"application/json": {"$ref": "#/components/schemas/Error"}},
+                {"application/json": ref("Error")},
                 headers={"Content-Range": "How many bytes the file has."},
             ),
         },

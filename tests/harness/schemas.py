@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from jsonschema_rs import Draft202012Validator
 
-from docs.api.schema import REF, MessageSchemas, Schema, Transport, message_schemas
+from docs.api.components import Schema, ref
+from docs.api.schema import MessageSchemas, Transport, message_schemas
 
 SCHEMAS: Final[dict[Transport, MessageSchemas]] = {
     "socket": message_schemas("socket"),
@@ -38,7 +39,7 @@ def _validator(name: str, transport: Transport) -> Draft202012Validator:
         part: {**schema, "additionalProperties": False} if "properties" in schema else schema
         for part, schema in parts.items()
     }
-    return _made({"$ref": REF + name}, {"schemas": strict})
+    return _made(ref(name), {"schemas": strict})
 
 
 def _made(schema: Schema, components: dict[str, Any]) -> Draft202012Validator:

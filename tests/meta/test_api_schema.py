@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from docs.api.components import REF
 from docs.api.fields import EXTRA, REFINED, TEXTS
-from docs.api.schema import REF, MessageSchemas, Transport, compact, message_schemas, refs, said, structs
+from docs.api.schema import MessageSchemas, Transport, compact, message_schemas, refs, said, structs
 
 TRANSPORTS: tuple[Transport, ...] = ("socket", "http")
 FIELDS = {

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from docs.api import examples
+from docs.api.components import REF, ref
 from docs.api.errors import error_example
 from docs.api.examples import EXAMPLES, VOLATILE, over_http
 from docs.api.openapi import OPERATIONS, openapi
 from docs.api.operation import Operation
-from docs.api.schema import BODIES, REF, Transport
+from docs.api.schema import BODIES, Transport
 from engine.wire.errors import ERRORS
 from tests.harness.in_process_server import ON_SHARED, Running
 from tests.harness.schemas import SCHEMAS, faults, faults_of_schema
@@ -264,5 +265,5 @@ async def test_health_of_a_tenant_is_of_its_schema(shared: Running) -> None:
     async with shared.http.get(shared.url + "/v1/admin/health", headers=bearer) as answer:
         judgement = await answer.json()
     document = msgspec.json.decode((await shared.get("/openapi.json")).body)
-    assert faults_of_schema(judgement, {"$ref": REF + "Judgement"}, document["components"]) == []
+    assert faults_of_schema(judgement, ref("Judgement"), document["components"]) == []
     assert judgement["reports"][0]["window_s"] == timedelta(hours=24).total_seconds()

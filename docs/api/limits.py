@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from docs.costs.cost import Cost
-from docs.costs.page import COSTS, answer_text, default_settings, limit_text
+from docs.costs.page import COSTS, answer_text, cells, default_settings, limit_text
 
 #: The names of costs (``Cost.taken``) that a request of a kind takes.
 Costs = tuple[str, ...]
@@ -119,24 +119,23 @@ SUBSCRIPTION: Final[Costs] = ("subscriptions", "the tail of a tenant with subscr
 def limits(names: Iterable[str]) -> list[dict[str, Any]]:
     """Describe the costs of these names: what is limited, of whom, to how much, and the answer past it."""
     defaults = default_settings()
-    return [_limit(cost, defaults) for name in dict.fromkeys(names) for cost in _named(name)]
+    return [_limit(cost, defaults) for cost in _named(names)]
 
 
 def limits_table(names: Iterable[str]) -> str:
     """Make a Markdown table of the same."""
-    lines = ["| limit | counted for each | default | setting | past the limit |", "|---|---|---|---|---|"]
-    for one in limits(names):
-        settings = ", ".join(f"`{setting}`" for setting in one["settings"]) or "fixed"
-        row = (one["what"], one["of_one"], one["default"], settings, ", ".join(one["past_it"]))
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+    defaults = default_settings()
+    rows = [f"| {cells(cost, defaults)} |" for cost in _named(names)]
+    heads = ["| limit | counted for each | default | setting | past the limit |", "|---|---|---|---|---|"]
+    return "\n".join([*heads, *rows])
 
 
-def _named(name: str) -> list[Cost]:
-    found = [cost for costs in COSTS.values() for cost in costs if cost.taken == name]
-    if not found:
-        raise LookupError(f"docs/costs/ has no {name!r}")
-    return found
+def _named(names: Iterable[str]) -> Iterator[Cost]:
+    for name in dict.fromkeys(names):
+        found = [cost for costs in COSTS.values() for cost in costs if cost.taken == name]
+        if not found:
+            raise LookupError(f"docs/costs/ has no {name!r}")
+        yield from found
 
 
 def _limit(cost: Cost, defaults: dict[str, Any]) -> dict[str, Any]:

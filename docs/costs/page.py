@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ def with_costs(text: str) -> str:
     return head + BEGIN + "\n" + "\n".join(sections) + "\n" + END + tail
 
 
+@cache
 def default_settings() -> dict[str, Any]:
     """Read the defaults of all settings."""
     return tomllib.loads(_DEFAULTS.read_text("utf-8"))
@@ -56,12 +58,17 @@ def _section(heading: str, costs: tuple[Cost, ...], defaults: Mapping[str, Any])
 
 
 def _row(cost: Cost, defaults: Mapping[str, Any]) -> str:
+    metric, _, label = cost.metric.rstrip("}").partition("{")
+    shown = f"`{metric}`" + (f" `{label}`" if label else "")
+    return f"| {cells(cost, defaults)} | {shown} |"
+
+
+def cells(cost: Cost, defaults: Mapping[str, Any]) -> str:
+    """Return the cells of a row: the thing, of whom, its limit, the setting and what is answered past it."""
     limits = ", ".join(limit_text(limit, defaults) for limit in cost.limit)
     settings = ", ".join(f"`{limit}`" for limit in cost.limit if isinstance(limit, str)) or "fixed"
     answers = ", ".join(answer_text(answer) for answer in cost.answer)
-    metric, _, label = cost.metric.rstrip("}").partition("{")
-    shown = f"`{metric}`" + (f" `{label}`" if label else "")
-    return f"| {cost.taken} | {cost.owner} | {limits} | {settings} | {answers} | {shown} |"
+    return f"{cost.taken} | {cost.owner} | {limits} | {settings} | {answers}"
 
 
 def limit_text(limit: str | Fixed, defaults: Mapping[str, Any]) -> str:

@@ -68,6 +68,12 @@ class Seeded(NamedTuple):
     quarantine_id: str
 
 
+def figures(page: bytes) -> dict[str, float]:
+    """Return the metrics of a page, by name with labels."""
+    rows = (line.rpartition(" ") for line in page.decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in rows}
+
+
 class Arena:
     """Tenants acme and globex to attack and to attack from, and a device of a third that syncs on.
 
@@ -172,9 +178,7 @@ class Arena:
 
     async def counted(self) -> dict[str, float]:
         """Read the metrics of the server, by name with labels."""
-        page = (await self.ask("GET", "/metrics")).body.decode()
-        rows = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
-        return {name: float(value) for name, _, value in rows}
+        return figures((await self.ask("GET", "/metrics")).body)
 
     @asynccontextmanager
     async def holds(self, *changing: str, tenants: Sequence[str] = ("acme",)) -> AsyncIterator[None]:

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from engine.model.audit import SERVER_EVENTS, EventName
+from engine.model.audit import EventName
 from tests.contract.test_frames_masked import HANDSHAKE, shaken
 from tests.harness.in_process_server import SHARED, Running
 from tests.harness.postgres_stalls import until
 from tests.harness.raw_http import Wire, wired
 from tests.harness.ws_device import Json
-from tests.security.arena import Arena
+from tests.security.arena import Arena, figures
 
 #: Bounds that a flood of a few messages meets.
 NARROW: Final[Json] = {
@@ -81,33 +81,28 @@ class Pond:
     async def held(self) -> Held:
         """Count what is held."""
         gc.collect()
-        async with wired(self.url) as wire:
-            page = (await wire.ask("GET", "/metrics", {"Connection": "close"})).body.decode()
+        metrics = await self._metrics()
         await asyncio.sleep(0)
-        figures = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
         return Held(
             len(list(Path("/proc/self/fd").iterdir())),
             threading.active_count(),
             len(asyncio.all_tasks()),
             sum(len(files) for _, _, files in os.walk(self._files)),
-            *(
-                float(figures[f"tidemark_{name}"])
-                for name in ("connections", "subscriptions", "partial_bytes")
-            ),
+            *(metrics[f"tidemark_{name}"] for name in ("connections", "subscriptions", "partial_bytes")),
         )
+
+    async def _metrics(self) -> dict[str, float]:
+        """Read the metrics of the server over a connection that is gone afterwards."""
+        async with wired(self.url) as wire:
+            return figures((await wire.ask("GET", "/metrics", {"Connection": "close"})).body)
 
     async def counted(self) -> Callable[[EventName], Awaitable[int]]:
         """Returns how many security events of a kind there were since."""
-
-        async def count(event: EventName) -> int:
-            page = (await self.running.get("/metrics")).body.decode()
-            row = f'tidemark_security_events_total{{event="{event}"}} '
-            return int(page.partition(row)[2].split("\n")[0])
-
-        before = {event: await count(event) for event in SERVER_EVENTS}
+        before = await self._metrics()
 
         async def since(event: EventName) -> int:
-            return await count(event) - before[event]
+            name = f'tidemark_security_events_total{{event="{event}"}}'
+            return int((await self._metrics())[name] - before[name])
 
         return since
 

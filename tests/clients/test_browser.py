@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
 from aiohttp import web
-from playwright.async_api import Page, async_playwright
+from aiohttp.test_utils import TestServer
 
+from tests.harness.browser import IN_CHROMIUM, browser_page
 from tests.harness.in_process_server import Serve
 from tests.harness.uploads.tus_js import TusJs
 from tests.harness.ws_device import Json
 
-CHROMIUM = "/usr/bin/chromium"
-_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 #: What a page does over HTTP and over a socket; ``server`` and ``token`` come from outside.
 _VISIT = """
 async ({ server, token, content }) => {
@@ -106,27 +96,12 @@ async def pages(tus_js: TusJs) -> AsyncIterator[int]:
         return web.Response(text=f"<script>{script}</script>", content_type="text/html")
 
     app.router.add_get("/", page)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    async with TestServer(app) as server:
+        assert server.port is not None
+        yield server.port
 
 
-@asynccontextmanager
-async def browser_page() -> AsyncIterator[Page]:
-    """Open a page in Debian's Chromium."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
-        try:
-            yield await browser.new_page()
-        finally:
-            await browser.close()
-
-
-@pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="chromium is not installed")
+@IN_CHROMIUM
 async def test_browser_page_of_a_listed_origin_syncs_and_of_another_refused(
     serve: Serve, tus_js: TusJs
 ) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from tests.clients.test_browser import CHROMIUM, browser_page
+from tests.harness.browser import IN_CHROMIUM, browser_page
 from tests.harness.in_process_server import Serve
 
 #: An edit without a server, then a file with one, on what the first visit of the page left.
@@ -62,16 +61,12 @@ async def pages() -> AsyncIterator[int]:
 
     app.router.add_get("/", page)
     app.router.add_static("/examples", Path(__file__).parents[2] / "docs" / "examples")
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    async with TestServer(app) as server:
+        assert server.port is not None
+        yield server.port
 
 
-@pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="chromium is not installed")
+@IN_CHROMIUM
 async def test_browser_device_keeps_its_edits_over_a_reload_and_syncs(serve: Serve) -> None:
     content = b"\x89PNG\r\n\x1a\n" + bytes(2500)
     async with pages() as port, browser_page() as page:

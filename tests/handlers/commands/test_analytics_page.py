@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import random
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from playwright.async_api import async_playwright
 
 from engine.model.commit_counts import HOUR_US, CommitCounts
 from engine.model.minutes import Durations, Minute
@@ -19,13 +17,13 @@ from engine.operate.figures.aggregation import snapshot
 from engine.operate.figures.analytics import Analytics, HourFigures, Uniques, analytics
 from engine.operate.figures.voice import LoggedResult, Result, VoiceAnalytics, voice_analytics
 from handlers.commands.pages.analytics_page import sync_page, voice_page
+from tests.harness.browser import IN_CHROMIUM, browser_page
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Serve, serve
 from tests.harness.ws_device import put
 
 __all__ = ["command", "serve"]
 
-_CHROMIUM: Final = "/usr/bin/chromium"
 #: 2026-01-05T00:00:00Z
 _START_US: Final = 1_767_571_200_000_000
 _HOURS: Final = 72
@@ -194,7 +192,7 @@ async def test_page_that_cannot_be_drawn_or_written_is_refused(command: Run, ser
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which(_CHROMIUM) is None, reason="chromium is not installed")
+@IN_CHROMIUM
 @pytest.mark.parametrize("kind", ["syncs", "voice"])
 async def test_page_in_a_browser_is_drawn_without_a_request_or_an_error(kind: str, tmp_path: Path) -> None:
     text = sync_page(await _figures(), "now") if kind == "syncs" else voice_page(await _voice(), "now")
@@ -202,11 +200,7 @@ async def test_page_in_a_browser_is_drawn_without_a_request_or_an_error(kind: st
     file.write_text(text, "utf-8")
     requests: list[str] = []
     said: list[str] = []
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=_CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = await browser.new_page(viewport={"width": 1280, "height": 900})
+    async with browser_page(viewport={"width": 1280, "height": 900}) as page:
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -220,7 +214,6 @@ async def test_page_in_a_browser_is_drawn_without_a_request_or_an_error(kind: st
         )
         too_wide = await page.evaluate("document.documentElement.scrollWidth > innerWidth")
         await page.screenshot(path=str(tmp_path / f"{kind}.png"), full_page=True)
-        await browser.close()
     assert requests == [file.as_uri()]
     assert said == []
     assert len(sizes) == (6 if kind == "syncs" else 4)

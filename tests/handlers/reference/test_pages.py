@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 
-import pytest
 from playwright.async_api import Page, Request
 
-from tests.clients.test_browser import CHROMIUM, browser_page
+from tests.harness.browser import IN_CHROMIUM, browser_page
 from tests.harness.in_process_server import ON_SHARED, Running
 
-pytestmark = [ON_SHARED, pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="no chromium")]
+pytestmark = [ON_SHARED, IN_CHROMIUM]
 
 _AUTHORITY = """() => {
   const tries = { cookies: () => document.cookie, storage: () => localStorage.length }

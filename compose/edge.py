@@ -91,7 +91,7 @@ class Edge:
         keys: The keys of tokens.
         engine: The engine.
         connections: The connections of devices.
-        readiness: Lists what keeps the database from being ready.
+        readiness: Looks at the database.
         workers: The workers of which this process is one; None if it is alone.
         sources: The components besides the edge and the engine that yield metrics.
     """

@@ -18,6 +18,7 @@ from compose.sealing.master_key import (
     made_master_key,
     master_keys,
     put_in_front,
+    refused,
 )
 from compose.sealing.start import unsealed_domains
 from compose.sealing.stores import open_sealing
@@ -27,7 +28,7 @@ from engine.operate.ports import RefusedError
 from engine.operate.rows import KeyStatus, MasterRotation, TenantVerification
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.settings import Settings
-from engine.seal.master_keys import NONCE_BYTES, MasterKeyError, MasterKeys, missing_sentence
+from engine.seal.master_keys import NONCE_BYTES, MasterKeys, require_given
 from storage.postgres.pool import Database
 from storage.stores.keys.admin import PostgresKeyAdmin, RunningProcess, TenantKey, refuse_without_key
 from storage.stores.keys.verify import PostgresVerify
@@ -97,19 +98,16 @@ class KeyAdmin:
             return await self._rotate_master(watch)
 
     async def _rotate_master(self, watch: Watch) -> MasterRotation:
-        masters = await self._masters()
-        unused = await self._store.retire_unused(masters.ids)
-        in_use = await self._store.master_keys_in_use()
-        if missing := set(in_use) - set(masters.ids):
-            raise RefusedError(missing_sentence(missing, masters.ids))
-        is_last = in_use == [masters.active] or (not in_use and made_master_key(self._settings))
-        if is_last and not unused:
-            masters = await self._with_new_key(masters)
-        await self._wait_for_servers(masters.active, watch)
-        try:
+        with refused():
+            masters = await self._source.keys()
+            unused = await self._store.retire_unused(masters.ids)
+            in_use = await self._store.master_keys_in_use()
+            require_given(in_use, masters.ids)
+            is_last = in_use == [masters.active] or (not in_use and made_master_key(self._settings))
+            if is_last and not unused:
+                masters = await self._with_new_key(masters)
+            await self._wait_for_servers(masters.active, watch)
             keys, retired = await self._rewrap(masters, watch)
-        except MasterKeyError as error:
-            raise RefusedError(str(error)) from None
         return MasterRotation(masters.active, sorted({*unused, *retired}), keys)
 
     async def _rewrap(self, masters: MasterKeys, watch: Watch) -> tuple[int, list[str]]:
@@ -121,7 +119,12 @@ class KeyAdmin:
         return keys, await self._store.end_rotation(masters.ids, keys)
 
     async def _with_new_key(self, masters: MasterKeys) -> MasterKeys:
-        """Put a new key into the file of the embedded default. Raises RefusedError for any other source."""
+        """Put a new key into the file of the embedded default.
+
+        Raises:
+            RefusedError: There is another source, or this account may not write the file.
+            MasterKeyError: The file cannot be read.
+        """
         made = made_master_key(self._settings)
         if made is None:
             raise RefusedError(
@@ -133,14 +136,6 @@ class KeyAdmin:
             return await anyio.to_thread.run_sync(master_keys, self._settings)
         except OSError as error:
             raise _unwritable(made, error) from None
-        except MasterKeyError as error:
-            raise RefusedError(str(error)) from None
-
-    async def _masters(self) -> MasterKeys:
-        try:
-            return await self._source.keys()
-        except MasterKeyError as error:
-            raise RefusedError(str(error)) from None
 
     async def _wait_for_servers(self, master_key_id: str, watch: Watch) -> None:
         """Wait until every server process has a master key. Raises RefusedError."""
@@ -154,7 +149,8 @@ class KeyAdmin:
     async def rotate_tenant(self, tenant: str) -> int:
         """Make a new key for a tenant."""
         tenant_id = await self._store.tenant_id(tenant)
-        await self._masters()  # an error in them is said before anything is changed
+        with refused():
+            await self._source.keys()  # an error in them is said before anything is changed
         return await self._ring.rotate(tenant_id)
 
     async def seal_domain(self, domain: str) -> datetime | None:
@@ -166,10 +162,8 @@ class KeyAdmin:
                 f"the domain {domain} names no pii fields in the settings: name them in [domains.{domain}]"
                 f" (those that do: {named})"
             )
-        try:
-            return await self._store.seal_domain(domain, (await self._masters()).ids)
-        except MasterKeyError as error:
-            raise RefusedError(str(error)) from None
+        with refused():
+            return await self._store.seal_domain(domain, (await self._source.keys()).ids)
 
 
 def _unwritable(made: Path, error: OSError) -> RefusedError:

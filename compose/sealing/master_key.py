@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 import anyio.to_thread
 
+from engine.operate.ports import RefusedError
 from engine.runtime.settings import Sealing, Settings
 from engine.seal.master_keys import KEY_BYTES, MasterKeyError, MasterKeys, parse_master_keys
 from handlers.http.keys import make_secret_file, replace_secret_file
@@ -209,6 +210,15 @@ def _text(source: str, content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise MasterKeyError(f"{source}: not a text in UTF-8: a master key is base64") from None
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Have a command refuse what a master key is missing for. Raises RefusedError."""
+    try:
+        yield
+    except MasterKeyError as error:
+        raise RefusedError(str(error)) from None
 
 
 @contextmanager

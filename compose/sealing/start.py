@@ -14,7 +14,7 @@ from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult, SealedDomain, TenantKeyState
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings, SettingsError
-from engine.seal.master_keys import MasterKeyError, missing_sentence
+from engine.seal.master_keys import MasterKeyError, missing_sentence, require_given
 from storage.postgres.commands import command_database
 from storage.stores.keys.admin import PostgresKeyAdmin
 
@@ -95,9 +95,7 @@ async def check_master_keys(
         except OSError as error:
             raise MasterKeyError(f"{made}: {error.strerror}") from None
     if in_use or sealed or made is not None or is_set(settings.sealing):
-        given = master_keys(settings)
-        if missing := set(in_use) - set(given.ids):
-            raise MasterKeyError(missing_sentence(missing, given.ids))
+        require_given(in_use, master_keys(settings).ids)
 
 
 def check_reloaded(settings: Settings) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterator
 
 import anyio.to_thread
 
-from compose.sealing.master_key import MasterKeySource, master_keys
+from compose.sealing.master_key import MasterKeySource, master_keys, refused
 from engine.cache.key_ring import COMMAND_SEALS, SERVER_SEALS, TenantKeyRing
-from engine.operate.ports import RefusedError
 from engine.runtime.metrics import Metric, Value
 from engine.runtime.settings import Settings
-from engine.seal.master_keys import MasterKeyError, missing_sentence
+from engine.seal.master_keys import require_given
 from engine.seal.ports import KeysMissingError
 from storage.postgres.pool import Database
 from storage.stores.keys.admin import PostgresKeyAdmin
@@ -88,13 +87,9 @@ class TenantsWithKeys(PostgresTenants):
         """Create a tenant, its counter and its key. Raises RefusedError if a master key is missing."""
         sealing = await open_sealing(self._settings, self._database)
         if sealing.on:
-            try:
-                given = (await anyio.to_thread.run_sync(master_keys, self._settings)).ids
-            except MasterKeyError as error:
-                raise RefusedError(str(error)) from None
-            in_use = await PostgresKeyAdmin(self._database).master_keys_in_use()
-            if missing := set(in_use) - set(given):
-                raise RefusedError(missing_sentence(missing, given))
+            with refused():
+                given = await anyio.to_thread.run_sync(master_keys, self._settings)
+                require_given(await PostgresKeyAdmin(self._database).master_keys_in_use(), given.ids)
         await super().add(name)
         number = await self.number(name)
         if sealing.on and number is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import hmac
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -125,6 +125,12 @@ def parse_master_keys(text: str) -> MasterKeys:
                 f"a master key is {KEY_BYTES} bytes as base64: `openssl rand -base64 {KEY_BYTES}` makes one"
             ) from None
     return MasterKeys(keys)
+
+
+def require_given(in_use: Iterable[str], given: Collection[str]) -> None:
+    """See that master keys in use are given, by their ids. Raises MasterKeyError."""
+    if missing := set(in_use).difference(given):
+        raise MasterKeyError(missing_sentence(missing, given))
 
 
 def missing_sentence(missing: Iterable[str], given: Iterable[str]) -> str:

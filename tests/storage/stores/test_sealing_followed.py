@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -28,9 +28,11 @@ from storage.stores.sealed.followed import SealingChangedError
 from storage.stores.sealed.sealing import Sealing, UnreadableValueError
 from storage.stores.uploads import PostgresUploads
 from tests.harness.in_process_server import settings_with
-from tests.harness.services import Serving, execute, rows
-from tests.storage.stores.test_sealing import HASH, RECORD, SECRET, TABLES, _write
+from tests.harness.services import execute, rows
+from tests.storage.stores.test_sealing import HASH, RECORD, SECRET, TABLES, _write, database
 from tests.storage.stores.test_uploads import ROOM, new
+
+__all__ = ["database"]
 
 SETTINGS = settings_with(
     domains={"patient": {"policy": "server_wins", "pii": ["name"]}},
@@ -47,14 +49,6 @@ FAILOVER = (
     "UPDATE tenant_counters SET seq = 0",
 )
 VERIFICATION = Verification(f"{SECRET}-1", "phone", SECRET, 0, Result(verified=True))
-
-
-@pytest.fixture
-async def database(dsn: str) -> AsyncIterator[Database]:
-    execute(dsn, "INSERT INTO tenants (name) VALUES ('one')", "INSERT INTO tenant_counters VALUES (1)")
-    database = Serving(dsn, 2)
-    yield database
-    await database.close()
 
 
 async def _process(database: Database) -> FollowedSealing:

@@ -126,20 +126,21 @@ const base64 = (/** @type {string} */ text) => btoa(String.fromCharCode(...new T
  * @param {Http} http @param {Blob} blob @param {Outgoing} file @param {(url: string) => Promise<unknown>} begun
  */
 export async function upload(http, blob, { domain, record_id, filename, filetype, url }, begun) {
-  const tus = (/** @type {string} */ method, /** @type {Record<string, string>} */ headers, /** @type {Blob} */ body) =>
-    http(url, { method, headers: { 'Tus-Resumable': '1.0.0', ...headers }, body })
+  /** @param {string} method @param {string} path @param {Record<string, string>} [headers] @param {Blob} [body] */
+  const tus = (method, path, headers, body) =>
+    http(path, { method, headers: { 'Tus-Resumable': '1.0.0', ...headers }, body })
   if (!url) {
     const told = { filename, filetype, domain, record_id, sha256: await sha256(blob) }
     const metadata = Object.entries(told).map(([name, value]) => `${name} ${base64(value)}`).join(',')
-    const headers = { 'Tus-Resumable': '1.0.0', 'Upload-Length': `${blob.size}`, 'Upload-Metadata': metadata }
-    const response = await http('/v1/uploads', { method: 'POST', headers })
+    const headers = { 'Upload-Length': `${blob.size}`, 'Upload-Metadata': metadata }
+    const response = await tus('POST', '/v1/uploads', headers)
     url = response.headers.get('Location') ?? ''
     await begun(url)
   }
-  const head = await http(url, { method: 'HEAD', headers: { 'Tus-Resumable': '1.0.0' } })
+  const head = await tus('HEAD', url)
   for (let offset = Number(head.headers.get('Upload-Offset')); offset < blob.size; ) {
     const headers = { 'Upload-Offset': `${offset}`, 'Content-Type': 'application/offset+octet-stream' }
-    const response = await tus('PATCH', headers, blob.slice(offset, offset + CHUNK_BYTES))
+    const response = await tus('PATCH', url, headers, blob.slice(offset, offset + CHUNK_BYTES))
     offset = Number(response.headers.get('Upload-Offset'))
   }
 }

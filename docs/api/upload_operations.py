@@ -78,12 +78,12 @@ _METADATA_TEXT: Final = (
     f"{_types('image')}; of documents, {_types('document')}; of voice clips, {_types('voice')}."
     " An operator may list others."
 )
-_FILE: Final = {
+_KNOWN: Final = {
     "ETag": "The SHA-256 of the file.",
     "Repr-Digest": "The SHA-256 of the file (RFC 9530).",
-    "Content-Disposition": "The name of the file.",
     "Accept-Ranges": "`bytes`.",
 }
+_FILE: Final = _KNOWN | {"Content-Disposition": "The name of the file."}
 _APPENDING: Final = (
     *("invalid_message", "not_found", "offset_mismatch", "upload_complete", "inconsistent_length"),
     *("unsupported_checksum", "checksum_mismatch", "unsupported_type", "unsupported_version"),
@@ -127,7 +127,6 @@ _RANGE: Final = (
     _header("If-Range", "The `ETag` of the part that the device has."),
     _header("If-None-Match", "The `ETag` of the file that the device has."),
 )
-_KNOWN: Final = Answer("The device has the file already.", headers=_FILE)
 
 OPERATIONS: Final = (
     Operation(
@@ -261,7 +260,7 @@ OPERATIONS: Final = (
             206: Answer(
                 "The range.", {"*/*": _BYTES}, headers=_FILE | {"Content-Range": "Which bytes these are."}
             ),
-            304: _KNOWN,
+            304: Answer("The device has the file already.", headers=_KNOWN),
             416: Answer(
                 "The file has no such bytes: `invalid_message`.",
                 {"application/json": ref("Error")},

@@ -26,6 +26,8 @@ from tests.harness.ws_device import Device, Json
 #: The examples are of this time, the test of another one.
 _MADE: Final = datetime(2026, 1, 2, 3, 10, tzinfo=UTC)
 _NOW: Final = datetime.now(UTC).replace(microsecond=0)
+#: Headers that only an unfinished upload has, and those that only a page of another origin gets.
+_AT_TIMES: Final = {"Upload-Expires", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers"}
 _INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 
 
@@ -179,7 +181,8 @@ class Requests:
             content = await answer.read()
             assert answer.status == status, content
             told = operation.answers[status]
-            assert told.headers.keys() >= {one for one in told.headers if one in answer.headers}
+            missing = {one for one in told.headers if one not in answer.headers}
+            assert {one for one in missing if "IETF draft" not in told.headers[one]} <= _AT_TIMES
             return answer.headers, content
 
     async def message(self, name: str, **fields: Any) -> Json:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from docs.api import limits
 from docs.api.components import Schema, ref
-from docs.api.errors import error_example, error_tables
+from docs.api.errors import error_examples, error_tables
 from docs.api.examples import EXAMPLES
 from docs.api.limits import Costs
 from docs.api.openapi import VERSION
@@ -14,7 +14,6 @@ from docs.api.policies import policies_section
 from docs.api.schema import compact, message_schemas
 from engine.wire.close_codes import CloseCode
 from engine.wire.codec import JSON, MSGPACK
-from engine.wire.errors import ERRORS
 
 #: The answer to each request; the others have none.
 ANSWERS: Final = {
@@ -180,9 +179,9 @@ def _message(name: str, schema: Schema) -> Schema:
     title: str = schema["title"]
     told: list[Schema] = [{"payload": one} for one in EXAMPLES[title]]
     if title == "Error":
-        codes = [code for code, kind in ERRORS.items() if kind.http is not None]
         told += [
-            {"name": code, "summary": ERRORS[code].remedy, "payload": error_example(code)} for code in codes
+            {"name": code, "summary": one["summary"], "payload": one["value"]}
+            for code, one in error_examples().items()
         ]
     made: Schema = {
         "name": tag,

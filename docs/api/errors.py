@@ -75,21 +75,21 @@ def error_examples() -> dict[str, Schema]:
     return {code: {"summary": ERRORS[code].remedy, "value": error_example(code)} for code in codes}
 
 
-def error_answers(codes: Iterable[str], media: Iterable[str] = ("application/json",)) -> dict[str, Schema]:
+def error_answers(codes: Iterable[str]) -> dict[str, Schema]:
     """Make the answers of the codes by HTTP status: each code with its cause and remedy."""
     by_status: dict[str, list[ErrorKind]] = {}
     for code in sorted({*codes}):
         by_status.setdefault(str(ERRORS[code].http), []).append(ERRORS[code])
-    return {status: _answer(by_status[status], media) for status in sorted(by_status)}
+    return {status: _answer(by_status[status]) for status in sorted(by_status)}
 
 
-def _answer(kinds: list[ErrorKind], media: Iterable[str]) -> Schema:
+def _answer(kinds: list[ErrorKind]) -> Schema:
     examples = {kind.code: {"$ref": f"#/components/examples/{kind.code}"} for kind in kinds}
     codes = {"properties": {"code": {"enum": [kind.code for kind in kinds]}}}
     schema = {"allOf": [ref("Error"), codes]}
     answer: Schema = {
         "description": "\n\n".join(f"`{kind.code}`: {kind.cause} {kind.remedy}" for kind in kinds),
-        "content": {kind: {"schema": schema, "examples": examples} for kind in media},
+        "content": {"application/json": {"schema": schema, "examples": examples}},
         "x-codes": [kind.code for kind in kinds],
     }
     if any("retry_after_ms" in DETAILS.get(kind.code, {}) for kind in kinds):

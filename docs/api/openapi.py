@@ -15,7 +15,7 @@ from docs.api.examples import EXAMPLES, over_http
 from docs.api.limits import CONNECTION, DEVICE, LEGEND, limits, limits_table
 from docs.api.operation import Answer, Caller, Operation, Parameter
 from docs.api.policies import policies_section
-from docs.api.schema import BODIES, compact, message_schemas
+from docs.api.schema import BODIES, compact, message_schemas, said
 from engine.operate.monitor.report import Finding, Judgement, Report, Values
 from engine.wire.messages import PROTOCOL_VERSION
 
@@ -119,11 +119,9 @@ def openapi() -> Schema:
 
 def _operation(operation: Operation) -> Schema:
     answers = {str(status): _answer(answer) for status, answer in operation.answers.items()}
-    media = ["application/json"]
-    if operation.tag == "Files" and operation.method != "GET":
-        media.append("application/problem+json")
+    speaks_draft = operation.tag == "Files" and operation.method != "GET"
     for status, refusal in error_answers(operation.errors).items():
-        if "application/problem+json" in media and status in {"400", "409"}:
+        if speaks_draft and status in {"400", "409"}:
             refusal["content"]["application/problem+json"] = {"schema": ref("Problem")}
         if status in answers:
             _join(answers[status], refusal)
@@ -141,11 +139,9 @@ def _operation(operation: Operation) -> Schema:
     }
     if operation.body is not None:
         made["requestBody"] = {
-            "required": True,
+            "required": operation.tag != "Files",
             "content": {kind: _content(schema, operation.example) for kind, schema in operation.body.items()},
         }
-        if operation.tag == "Files":
-            made["requestBody"]["required"] = False
     return made
 
 
@@ -203,15 +199,11 @@ def _content(schema: Schema, example: object) -> Schema:
 
 
 def _with_examples(components: dict[str, Schema]) -> dict[str, Schema]:
-    return {
-        name: schema
-        | (
-            {"examples": [over_http(one, *BODIES.get(name, ())) for one in EXAMPLES[name]]}
-            if name in EXAMPLES
-            else {}
-        )
-        for name, schema in components.items()
-    }
+    made = dict(components)
+    for name in EXAMPLES.keys() & components.keys():
+        shown = [over_http(one, *BODIES.get(name, ())) for one in EXAMPLES[name]]
+        made[name] = components[name] | {"examples": shown}
+    return made
 
 
 def _judgement() -> dict[str, Schema]:
@@ -222,8 +214,8 @@ def _judgement() -> dict[str, Schema]:
     for kind in kinds:
         words = inspect.cleandoc(kind.__doc__ or "")
         schema = made[kind.__name__]
-        schema["description"] = words.partition("\n\n")[0].replace("``", "`")
+        schema["description"] = said(words.partition("\n\n")[0])
         for name, text in _ATTRIBUTE.findall(words):
             if "$ref" not in schema["properties"].get(name, {"$ref": ""}):
-                schema["properties"][name]["description"] = " ".join(text.split()).replace("``", "`")
+                schema["properties"][name]["description"] = said(text)
     return made

@@ -51,8 +51,8 @@ PATHS: Final = (
 
 
 def path_of(operation: Operation) -> str:
-    """Return a path of the operation."""
-    return re.sub(r"\{name\}", "page.css", re.sub(r"\{\w+_id\}", "0" * 32, operation.path))
+    """Return the path of the operation's example."""
+    return operation.path.format(**{one.name: one.example for one in operation.parameters})
 
 
 @against("API9:2023", "V8.3")

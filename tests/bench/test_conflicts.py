@@ -99,14 +99,14 @@ async def test_conflicts_on_a_server_match_the_oracle(
     monkeypatch.setattr(scenario, "BY_HAND", 8)
     report = await scenario.conflicts(options())
     assert [bar.name for bar in report.bars if not bar.met] == []
-    assert len(report.bars) == 2 * (len(POLICIES) + 1)
+    assert len(report.bars) == 2 * (len(POLICIES) + 2)
     *every, as_said, alone = [figure for figure in report.figures if figure.unit == "%"]
     shares = {one.name.partition(",")[0]: one.value for one in every}
-    # By domain, of work_order alone some are held: what field_merge cannot settle waits for a person.
     assert as_said.value == 100
-    assert alone.value == pytest.approx(shares.pop("by domain"))
-    assert 80 < alone.value < 100
-    assert alone.beside == f"of {2 * len(VARIANTS)} in the log, a tenant's policies by domain"
+    assert alone.value == pytest.approx(shares.pop("as delivered")) == 100
+    assert alone.beside == f"of {2 * len(VARIANTS)} in the log, policies as delivered"
+    # What field_merge cannot settle waits for a person in one of five domains.
+    assert 80 < shares.pop("with a person") < 100
     # A patch that conflicts with a tombstone is settled while the server keeps its data.
     assert shares == {policy: 0 if policy == "manual" else 100 for policy in POLICIES}
 

@@ -148,7 +148,7 @@ class Server:
             bus.committed(changes)
             files.pending_attachments.committed(changes)
 
-        tenants = TenantCache(
+        self._tenants = tenants = TenantCache(
             PostgresTenants(reads),
             clock,
             domains.default_policies,
@@ -268,7 +268,7 @@ class Server:
         settings = self._settings
         await self._renew()
         await self._server_process.record()
-        await self._devices.preload()
+        await self._tenants.preload(await self._devices.preload())
         await self._jobs.preload()
         await self._capacity_watch.check()
         probe_port = settings.server.probe_port

@@ -27,6 +27,9 @@ class TenantStore(Protocol):
     async def reread(self, tenant_ids: list[int]) -> dict[int, TenantPolicies]:
         """Read tenants in one round trip; removed ones are left out. Raises StoreError."""
 
+    async def newest(self, limit: int) -> list[int]:
+        """Return the ids of the tenants added last, in one round trip. Raises StoreError."""
+
     async def generation(self) -> tuple[int, str]:
         """Return the number of the generation, and the epoch. Raises StoreError.
 

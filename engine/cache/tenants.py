@@ -1,7 +1,8 @@
 """Tenants and their policies in memory, so that nothing on the hot path asks the store.
 
-A tenant is read when one of its devices first connects, then whenever the generation changes, and when its
-time to live has passed. While the store is unavailable, the known policies stay in use.
+Tenants are read at the start, as many as one statement reads, and the others when one of their devices first
+connects; then whenever the generation changes, and when their time to live has passed. While the store is
+unavailable, the known policies stay in use.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class _Known(msgspec.Struct):
 
 
 class TenantCache:
-    """Every tenant that this process has served since it started.
+    """The tenants read at the start, and every other that this process has served since.
 
     Args:
         store: Where tenants are read.
@@ -181,13 +182,24 @@ class TenantCache:
             lookup.set_result(failure)
 
     async def preload(self, tenant_ids: Collection[int]) -> None:
-        """Read tenants that are not in memory, as many as one statement reads. Raises StoreError."""
-        unknown = [tenant_id for tenant_id in tenant_ids if tenant_id not in self._known]
+        """Read tenants that are not in memory, and then the newest others, as many as one statement reads.
+
+        Before ``run`` it misses no change: the first generation that ``run`` sees has all tenants read again.
+
+        Args:
+            tenant_ids: The tenants that come first.
+
+        Raises:
+            StoreError: The store failed.
+        """
         generations_seen, now_s = self._generations_seen, self._clock.monotonic_s()
+        wanted = dict.fromkeys([*tenant_ids, *await self._store.newest(_REREAD_TENANTS)])
+        unknown = [tenant_id for tenant_id in wanted if tenant_id not in self._known]
         read = await self._store.reread(unknown[:_REREAD_TENANTS])
         if generations_seen == self._generations_seen:
-            for found in read.values():
-                self._note(found, now_s)
+            for tenant_id, found in read.items():
+                if tenant_id not in self._known:  # a lookup that ended first may have read a later change
+                    self._note(found, now_s)
 
     def refresh_soon(self) -> None:
         """Have the generation read at once, because it may have changed."""

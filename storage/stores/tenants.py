@@ -74,6 +74,11 @@ class PostgresTenants:
             )
         )
 
+    async def newest(self, limit: int) -> list[int]:
+        """Return the ids of the tenants added last."""
+        newest = "SELECT tenant_id FROM tenants ORDER BY tenant_id DESC LIMIT %(limit)s"
+        return [int(tenant_id) for (tenant_id,) in await self._database.query(newest, {"limit": limit})]
+
     async def generation(self) -> tuple[int, str]:
         """Return the number that grows with every change, and the epoch."""
         rows = await self._database.query("SELECT generation, epoch FROM cluster_state")

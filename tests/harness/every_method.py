@@ -336,6 +336,7 @@ class EveryMethod:
         tenants, devices = PostgresTenants(database), PostgresDevices(database)
         await tenants.find("acme")
         await tenants.reread([OWN])
+        await tenants.newest(1)
         await tenants.tenants()
         await tenants.revoke_token("t1", "acme")
         await tenants.revoke_token("t1", None)

@@ -64,8 +64,13 @@ class World:
 
     async def reread(self, tenant_ids: list[int]) -> dict[int, TenantPolicies]:
         """Give those that are left."""
+        found = {number: self.tenants[number] for number in tenant_ids if number in self.tenants}
         await self._asked("reread")
-        return {number: self.tenants[number] for number in tenant_ids if number in self.tenants}
+        return found
+
+    async def newest(self, limit: int) -> list[int]:
+        """Give the highest ids."""
+        return sorted(self.tenants, reverse=True)[:limit]
 
     async def generation(self) -> tuple[int, str]:
         """Give the number, and let a test know that it was asked for."""
@@ -329,11 +334,41 @@ async def test_tenant_cache_on_generation_fails_tenants_are_followed_and_it_is_t
 async def test_tenant_cache_preload_reads_those_that_are_not_in_memory(world: World) -> None:
     world.add(2, "globex", task=DomainPolicy("client_wins"))
     await world.cache.find("acme")
-    await world.cache.preload({1, 2, 999})
+    await world.cache.preload([1, 2, 999])
     assert world.asked == {"acme": 1, "reread": 1}
     assert await world.cache.find("globex") == Tenant(2, "globex")
     assert world.cache.policies_of(2)["task"] == DomainPolicy("client_wins")
     assert world.asked["globex"] == 0
+
+
+async def test_tenant_cache_preload_fills_one_statement_with_the_newest_tenants(world: World) -> None:
+    for number in range(2, 700):
+        world.add(number, f"tenant-{number}")
+    await world.cache.preload([3])
+    assert world.asked == {"reread": 1}
+    assert [number for number in range(1, 700) if world.cache.name_of(number)] == [3, *range(201, 700)]
+
+
+async def test_tenant_cache_change_after_the_preload_is_seen_by_the_first_read_of_the_generation(
+    world: World,
+) -> None:
+    await world.cache.preload([])
+    world.add(1, "acme", task=MANUAL)
+    async with followed(world):
+        assert world.cache.policies_of(1)["task"] == MANUAL
+
+
+async def test_tenant_cache_preload_keeps_a_later_read_of_a_lookup(world: World) -> None:
+    held = world.gate = asyncio.Event()
+    reading = asyncio.create_task(world.cache.preload([]))
+    await world.read.wait()
+    world.gate = asyncio.Event()
+    world.gate.set()
+    world.add(1, "acme", task=MANUAL)
+    await world.cache.find("acme")
+    held.set()
+    await reading
+    assert world.cache.policies_of(1)["task"] == MANUAL
 
 
 async def test_tenant_cache_preload_of_before_a_change_is_not_believed(world: World) -> None:
@@ -372,5 +407,6 @@ async def test_tenant_store_returns_each_tenant_its_own_policies(dsn: str) -> No
         numbers = [one.tenant.tenant_id for one in everybody]
         assert await store.reread([*numbers, 999]) == dict(zip(numbers, everybody, strict=True))
         assert await store.reread([]) == {}
+        assert await store.newest(2) == sorted(numbers, reverse=True)[:2]
     finally:
         await database.close()

@@ -15,7 +15,7 @@ export TIDEMARK_CONFIG ?= $(CURDIR)/config.toml
 # The tests start hundreds of processes: each would compile every file again, a quarter of a second of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install install-server test test-all lint bench audit sbom fuzz
+.PHONY: run install install-server test test-all lint bench audit sbom fuzz wheel
 
 run: install
 	$(BIN)/python run.py serve
@@ -63,6 +63,10 @@ audit: install $(AUDIT)/installed
 # make -s sbom >sbom.cdx.json
 sbom: install $(AUDIT)/installed
 	@$(BIN)/python -m deploy.audit sbom $(AUDIT)/bin $(BIN)/python
+
+# dist/tidemark-VERSION-py3-none-any.whl: docs/releases.md.
+wheel: install
+	$(BIN)/hatchling build -t wheel
 
 # First the Autobahn cases, then a search of the decoders. atheris 3.0.0 is the newest for Python 3.11.
 fuzz: $(FUZZ)/installed

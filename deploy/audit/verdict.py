@@ -30,8 +30,11 @@ ALLOWED: Final = frozenset(
         "Python Software Foundation License",
     }
 )
-#: Packages whose metadata name no licence, and where it was read.
-READ_BY_HAND: Final = {"combine-errors": "MIT, in the README of its repository"}
+#: Packages whose metadata do not tell the licence of what is installed, and where it was read.
+READ_BY_HAND: Final = {
+    "combine-errors": "MIT, in the README of its repository",
+    "docutils": "public domain and BSD-2-Clause, in its COPYING; the GPL is of a mode for Emacs",
+}
 _NOQA: Final = re.compile(r"noqa:[^#]*\bS(\d{3})\b")
 _PIN: Final = re.compile(r"^(?P<name>[a-z0-9-]+)==(?P<version>\S+) ?(?P<rest>.*)$", re.MULTILINE)
 

@@ -124,6 +124,11 @@ def figures_of(before: _Page, pages: list[_Page]) -> Iterator[Figure]:
                 within_ms = 1000 * _within(metric, first, last, 0.95)
                 beside = f"of {count:,.0f} reads, mean {mean_ms:.3g} ms"
                 yield Figure(f"{kind} read of {said}, 95 % within", within_ms, "ms", beside)
+    metric = "tidemark_device_row_duration_seconds"
+    if count := grown(f"{metric}_count"):
+        beside = f"of {count:,.0f} writes, mean {1000 * grown(f'{metric}_sum') / count:.3g} ms"
+        within_ms = 1000 * _within(metric, before, after, 0.95)
+        yield Figure("row of a new device, 95 % within", within_ms, "ms", beside)
     for metric, name in STAGES.items():
         if count := grown(f"tidemark_{metric}_duration_seconds_count"):
             mean_ms = 1000 * grown(f"tidemark_{metric}_duration_seconds_sum") / count

@@ -101,6 +101,10 @@ class DeviceCache:
         """Yield the counts of lookups and flushes, and the number of devices in memory."""
         yield gauge("tidemark_devices_remembered", "Devices in memory", len(self))
         yield from self.counters.metrics()
+        yield self._new.durations.metric(
+            "tidemark_device_row_duration_seconds",
+            "Waits of new devices for the write of their row, after the read that did not find it",
+        )
 
     # -- lookups --------------------------------------------------------------------------------
 
@@ -127,6 +131,7 @@ class DeviceCache:
             SyncError: ``insufficient_storage``: the device is new, and its tenant has as many as it may.
         """
         began_s = self._clock.monotonic_s()
+        read_at_s = None
         device = self.get(tenant_id, device_id, began_s)
         if device.read_at_s is None and began_s >= device.refused_until_s:
             self.counters.reads += 1
@@ -136,8 +141,9 @@ class DeviceCache:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_READ_TIMEOUT_S):
                         await self._read_done.wait()
+                        read_at_s = self._clock.monotonic_s()
                         await self._new.settled(device)
-        self.counters.durations.add(self._clock.monotonic_s() - began_s)
+        self.counters.durations.add((read_at_s or self._clock.monotonic_s()) - began_s)
         if device.refused:
             self.counters.refused += 1
             raise SyncError("insufficient_storage", _NO_ROOM, retry_after_ms=retry_later_ms())

@@ -13,6 +13,7 @@ import structlog
 
 from engine.cache.device_health import Device, DeviceKey
 from engine.cache.ports import DeviceStore
+from engine.runtime.metrics import LOOKUP_BOUNDS_S, Distribution
 from engine.runtime.ports import Clock, StoreError
 
 #: Devices written by one transaction.
@@ -34,6 +35,8 @@ class NewDevices:
     """
 
     def __init__(self, store: DeviceStore, clock: Clock, of_tenant: int) -> None:
+        #: Of handshakes: from the read that did not find the device to its row.
+        self.durations = Distribution(LOOKUP_BOUNDS_S)
         self._store = store
         self._clock = clock
         self._of_tenant = of_tenant
@@ -51,8 +54,14 @@ class NewDevices:
 
     async def settled(self, device: Device) -> None:
         """Wait until a device has its row or its refusal, or until that fails."""
-        while device.key in self._waiting and not self._fail:
-            await self._round_done.wait()
+        if device.key not in self._waiting:
+            return
+        began_s = self._clock.monotonic_s()
+        try:
+            while device.key in self._waiting and not self._fail:
+                await self._round_done.wait()
+        finally:
+            self.durations.add(self._clock.monotonic_s() - began_s)
 
     async def introduce(self, devices: list[Device]) -> None:
         """Give devices without a row one; those without room for it are refused. Raises StoreError."""

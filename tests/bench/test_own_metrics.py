@@ -54,6 +54,10 @@ tidemark_device_read_duration_seconds_bucket{le="1.0",worker="1"} 5
 tidemark_device_read_duration_seconds_bucket{le="+Inf",worker="1"} 5
 tidemark_device_read_duration_seconds_sum{worker="1"} 3
 tidemark_device_read_duration_seconds_count{worker="1"} 5
+tidemark_device_row_duration_seconds_bucket{le="0.005",worker="1"} 4
+tidemark_device_row_duration_seconds_bucket{le="+Inf",worker="1"} 4
+tidemark_device_row_duration_seconds_sum{worker="1"} 0.012
+tidemark_device_row_duration_seconds_count{worker="1"} 4
 tidemark_syncs_total{outcome="succeeded",worker="1"} 107.0
 tidemark_syncs_total{outcome="failed",worker="1"} 2.0
 tidemark_syncs_total{outcome="refused",worker="1"} 2.0
@@ -70,6 +74,7 @@ def test_figures_are_what_grew_and_reads_are_cold_until_the_last_device_has_conn
         Figure("warm read of policies, 95 % within", 1.0, "ms", "of 18 reads, mean 0.5 ms"),
         Figure("devices read from memory", 80.0, "%", "of 50 reads"),
         Figure("cold read of devices, 95 % within", 1000.0, "ms", "of 5 reads, mean 600 ms"),
+        Figure("row of a new device, 95 % within", 5.0, "ms", "of 4 writes, mean 3 ms"),
         Figure("requests to PostgreSQL", 2.0, "a sync", "6 statements a sync"),
     ]
 

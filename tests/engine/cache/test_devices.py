@@ -14,6 +14,7 @@ from engine.cache.device_health import Counts, Device, DeviceKey, Facts, Health,
 from engine.cache.device_limits import DeviceLimits
 from engine.cache.devices import DeviceCache
 from engine.cache.ports import HealthUnknownError, Revoked
+from engine.runtime.metrics import Histogram
 from engine.runtime.ports import StoreError, StorePoisonError, StoreRetryError, StoreUnavailableError
 from engine.runtime.rate_limit import TokenBucket
 from engine.wire.errors import SyncError
@@ -521,6 +522,22 @@ async def test_device_cache_known_devices_do_not_wait_for_new_ones(
         store.introducing.set()
         await new
         assert process.seen("new").read_at_s == clock.now_s
+
+
+async def test_device_cache_duration_of_a_read_ends_before_the_row_of_a_new_device(
+    process: Process, store: Stored, clock: Clock
+) -> None:
+    store.rows = {DeviceKey(2, "known"): Counts(9, 0, 0, 0)}
+    store.introducing = asyncio.Event()
+    async with process.running():
+        new = asyncio.create_task(process.devices.load(1, "new"))
+        await process.devices.load(2, "known")
+        clock.now_s += 5.0
+        store.introducing.set()
+        await new
+    durations = {metric.name: metric for metric in process.devices.metrics() if isinstance(metric, Histogram)}
+    assert durations["tidemark_device_read_duration_seconds"].sum == 0.0
+    assert durations["tidemark_device_row_duration_seconds"].sum == 5.0
 
 
 async def test_device_cache_new_devices_that_get_no_row_fail_nobody(

@@ -194,6 +194,7 @@ async def test_lookups_and_connections_are_counted(server: Running) -> None:
         await server.device("phone")
     assert grown.of("tidemark_policy_read_duration_seconds_count") == 2
     assert grown.of("tidemark_device_read_duration_seconds_count") == 2
+    assert grown.of("tidemark_device_row_duration_seconds_count") == 1, "the second time it has a row"
     assert grown.of("tidemark_device_reads_total") == 1
     assert value(grown.after, "tidemark_database_connections_limit", pool="commit") == 2
     assert value(grown.after, "tidemark_database_connections", pool="reads") >= 1

@@ -531,7 +531,8 @@ async def test_device_cache_duration_of_a_read_ends_before_the_row_of_a_new_devi
     store.introducing = asyncio.Event()
     async with process.running():
         new = asyncio.create_task(process.devices.load(1, "new"))
-        await process.devices.load(2, "known")
+        known = asyncio.create_task(process.devices.load(2, "known"))
+        await known  # they wake in the order in which they came
         clock.now_s += 5.0
         store.introducing.set()
         await new

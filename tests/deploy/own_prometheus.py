@@ -43,8 +43,12 @@ class Prometheus:
 
     async def rules(self) -> dict[str, str]:
         """The expressions of all alert rules by name, as Prometheus writes them."""
+        return {name: rule["query"] for name, rule in (await self.alerts()).items()}
+
+    async def alerts(self) -> dict[str, Any]:
+        """All alert rules by name: ``query``, ``duration`` in seconds, ``labels``, ``annotations``."""
         groups = (await self._get("rules"))["groups"]
-        return {rule["name"]: rule["query"] for group in groups for rule in group["rules"]}
+        return {rule["name"]: rule for group in groups for rule in group["rules"]}
 
     async def ready(self) -> None:
         """Wait until it answers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import pytest
 from tests.deploy.promtool import ALERTS, ROOT, promtool
 
 _RUNBOOK: Final = ROOT / "docs" / "runbook.md"
+_INCIDENTS: Final = ROOT / "docs" / "incidents.md"
 _PARTS: Final = ("**Summary.**", "**Look first.**", "**Remedy.**")
 #: The cause of each alert lasts so many minutes, and then as many pass without it.
 _MINUTES: Final = 90
@@ -134,7 +136,7 @@ def _rules() -> dict[str, str]:
     """Each alert with the section of the runbook that it names."""
     text = ALERTS.read_text("utf-8")
     names = re.findall(r"- alert: (\w+)", text)
-    sections = re.findall(r"runbook: docs/runbook\.md#(\S+)", text)
+    sections = re.findall(r'runbook_url: "\{\{ \$externalLabels\.book \}\}/docs/runbook\.html#(\w+)"', text)
     return dict(zip(names, sections, strict=True))
 
 
@@ -160,30 +162,80 @@ def test_rule_fires_on_its_cause_and_clears_after_it(alert: str, tmp_path: Path)
         _firing(alert, _MINUTES - 1, fires=True),
         _firing(alert, 2 * _MINUTES - 1, fires=False),
     ]
-    _test_rule(CASES[alert], firing, tmp_path)
+    _test_rule(CASES[alert], tmp_path, promql_expr_test=firing)
 
 
 def test_rule_of_restarts_is_silent_in_a_rolling_restart(tmp_path: Path) -> None:
     begins = {
         f'tidemark_start_time_seconds{{{_ON},worker="{worker}"}}': f"0x{worker} 60x40" for worker in range(8)
     }
-    _test_rule(begins, [_firing("TidemarkRestarts", 14, fires=False)], tmp_path)
+    firing = [_firing("TidemarkRestarts", 14, fires=False)]
+    _test_rule(begins, tmp_path, promql_expr_test=firing)
 
 
 def test_rule_of_outage_is_silent_where_one_device_fails_and_others_bring_little(tmp_path: Path) -> None:
     series = syncs(100, "internal")
-    _test_rule(series, [_firing("TidemarkOutage", _MINUTES - 1, fires=False)], tmp_path)
-    _test_rule(series, [_firing("TidemarkSyncsFail", _MINUTES - 1, fires=True)], tmp_path)
+    firing = [
+        _firing("TidemarkOutage", _MINUTES - 1, fires=False),
+        _firing("TidemarkSyncsFail", _MINUTES - 1, fires=True),
+    ]
+    _test_rule(series, tmp_path, promql_expr_test=firing)
 
 
-def _test_rule(series: Mapping[str, str], firing: list[dict[str, Any]], tmp_path: Path) -> None:
+def _test_rule(series: Mapping[str, str], tmp_path: Path, **wanted: object) -> None:
     """Have promtool evaluate the rules each minute over series, each given with its values."""
     inputs = [{"series": name, "values": values} for name, values in series.items()]
-    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": firing}
+    test = {"interval": "1m", "input_series": inputs, **wanted}
     tests = {"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [test]}
     path = tmp_path / "test.yml"
     path.write_text(json.dumps(tests), "utf-8")  # JSON is YAML
     promtool("test", "rules", path)
+
+
+def test_rules_carry_what_on_call_and_the_status_page_need() -> None:
+    levels, people, statuses = (
+        table(_INCIDENTS.read_text("utf-8"), name) for name in ("level", "on_call", "status")
+    )
+    labels = re.findall(r"labels: \{(.+)\}", ALERTS.read_text("utf-8"))
+    carried = [dict(label.split(": ") for label in one.split(", ")) for one in labels]
+    assert len(carried) == len(CASES)
+    assert {one["level"] for one in carried} == set(levels)
+    assert {one["on_call"] for one in carried} == set(people)
+    assert {one["status"] for one in carried} == set(statuses)
+    for one in carried:
+        assert list(one) == ["severity", "level", "on_call", "status"]
+        assert (one["severity"] == "critical") == (one["level"] in {"P0", "P1"}), one
+        assert (one["status"] == "major_outage") == (one["level"] == "P0"), one
+        assert (one["status"] == "partial_outage") == (one["level"] == "P1"), one
+
+
+def table(text: str, first_heading: str) -> list[str]:
+    """The first column of the table with that heading, without backticks."""
+    lines = takewhile(
+        lambda line: line.startswith("|"), text[text.index(f"| {first_heading} |") :].splitlines()
+    )
+    return [line.split("|")[1].strip(" `") for line in lines][2:]
+
+
+def test_alert_links_to_its_section_in_the_book(tmp_path: Path) -> None:
+    alert = {
+        "exp_labels": {
+            "job": "tidemark",
+            "instance": "a",
+            "severity": "warning",
+            "level": "P2",
+            "on_call": "operations",
+            "status": "degraded_performance",
+        },
+        "exp_annotations": {
+            "summary": "a does not reach Redis",
+            "runbook_url": "https://book.example.org/docs/runbook.html#tidemarkbusdown",
+        },
+    }
+    firing = [{"eval_time": "10m", "alertname": "TidemarkBusDown", "exp_alerts": [alert]}]
+    config = ALERTS.with_name("prometheus.yml").read_text("utf-8")
+    (book,) = re.findall(r'external_labels: \{book: "(\S+)"\}', config)
+    _test_rule(CASES["TidemarkBusDown"], tmp_path, alert_rule_test=firing, external_labels={"book": book})
 
 
 def test_rules_and_sections_of_the_runbook_are_the_same() -> None:

@@ -1,0 +1,94 @@
+"""The services of a host, as ``systemctl`` sees them: PostgreSQL, Redis and Tidemark."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+from bench.harness.clusters import Cluster
+from tests.harness.servers.redis_nodes import RedisNode
+from tests.harness.supervised import Supervised
+
+
+class PostgresUnit:
+    """A cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.active = True
+
+    async def start(self) -> None:
+        """Start it. Raises OSError where it ends instead."""
+        try:
+            await asyncio.to_thread(self.cluster.start)
+        except AssertionError as error:
+            raise OSError(f"{error}: see its log") from None
+        self.active = True
+
+    async def stop(self) -> None:
+        """Stop it at once, which a service manager does as well."""
+        self.active = False
+        await asyncio.to_thread(self.cluster.stop, signal.SIGINT)
+
+    async def kill(self) -> None:
+        """Kill it as a power cut would."""
+        self.active = False
+        await asyncio.to_thread(self.cluster.kill)
+
+    @property
+    def log_folder(self) -> Path:
+        """Where its log is."""
+        return self.cluster.data.parent
+
+    def log(self) -> list[str]:
+        """What it said."""
+        return (self.log_folder / f"{self.cluster.name}.log").read_text("utf-8").splitlines()
+
+
+class RedisUnit:
+    """A Redis of one node."""
+
+    def __init__(self, node: RedisNode, home: Path) -> None:
+        self.node = node
+        self._home = home
+        self.active = True
+
+    async def start(self) -> None:
+        """Start it."""
+        await asyncio.to_thread(self.node.start)
+        self.active = True
+
+    async def stop(self) -> None:
+        """Kill it: it keeps nothing."""
+        self.active = False
+        await asyncio.to_thread(self.node.kill)
+
+    def log(self) -> list[str]:
+        """What it said."""
+        return (self._home / "redis.log").read_text("utf-8").splitlines()
+
+
+class ServerUnit:
+    """``run.py serve``. Its start ends when its process runs, as that of a unit of the type ``exec``."""
+
+    def __init__(self, server: Supervised) -> None:
+        self.server = server
+
+    @property
+    def active(self) -> bool:
+        """Whether its supervisor runs."""
+        return self.server.process.returncode is None
+
+    async def start(self) -> None:
+        """Start it."""
+        await self.server.launch()
+
+    async def stop(self) -> None:
+        """Have it drain."""
+        await self.server.terminate()
+
+    def log(self) -> list[str]:
+        """Its lines of JSON, and what it said on stderr once it has ended."""
+        return [*map(json.dumps, self.server.lines), *self.server.said.splitlines()]

@@ -1,0 +1,231 @@
+"""A host as the book deploys it: PostgreSQL, Redis, Tidemark, Prometheus with our rules, and devices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from aiohttp import ClientSession
+
+from bench.harness.clusters import cluster_in, free_port, migrate_for_roles, role_variables
+from compose.configuration import VARIABLE
+from storage.embedded.account import account_for
+from tests.deploy.own_prometheus import Prometheus, prometheus
+from tests.deploy.promtool import ROOT
+from tests.harness.admin import ensure_tenant
+from tests.harness.scratch import scratch
+from tests.harness.servers.redis_nodes import RedisNode, system_redis
+from tests.harness.supervised import Supervised
+from tests.harness.ws_device import SECRET, token
+from tests.system.outages.devices import TENANT, Fleet
+from tests.system.outages.services import PostgresUnit, RedisUnit, ServerUnit
+from tests.system.outages.stand_ins import Unit, stand_ins
+
+#: The longest that a block of the page may take.
+_BLOCK_S: Final = 180
+_PATIENCE_S: Final = 60
+_LOOK_S: Final = 0.1
+_SITE: Final = ROOT / "deploy" / "systemd" / "config.toml"
+
+Say = Callable[[str], None]
+
+
+class Layout(NamedTuple):
+    """How a site differs from others. ``settings`` are variables of the server and of commands."""
+
+    workers: int = 1
+    devices: int = 3
+    settings: Mapping[str, str] = {}
+
+
+class Site:
+    """A site that runs.
+
+    Its files are those that the book names: ``/etc/tidemark`` is ``home / "etc"``. ``dsn`` is the owner's.
+    """
+
+    def __init__(self, home: Path, dsn: str, layout: Layout, say: Say) -> None:
+        self.home = home
+        self.dsn = dsn
+        self.say = say
+        self.layout = layout
+        self.etc = home / "etc"
+        self.units: dict[str, Unit] = {}
+        self.replaced: dict[str, str] = {}
+        self.environment: dict[str, str] = {}
+        self.postgres: PostgresUnit
+        self.redis: RedisUnit
+        self.server: Supervised
+        self.fleet: Fleet
+        self.http: ClientSession
+        self.prometheus: Prometheus
+
+    @property
+    def url(self) -> str:
+        """Where devices and probes go."""
+        return self.server.url
+
+    async def readiness(self) -> tuple[int, str]:
+        """Ask ``/readyz``. Raises ClientError while nobody listens."""
+        async with self.http.get(f"{self.url}/readyz") as answer:
+            return answer.status, await answer.text()
+
+    async def until_readiness(self, status: int, words: str = "") -> str:
+        """Wait until ``/readyz`` answers so, and give its body."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while True:
+                with suppress(OSError):  # ClientError of a connection that is refused is one
+                    seen, body = await self.readiness()
+                    if seen == status and re.search(words, body):
+                        return body
+                await asyncio.sleep(_LOOK_S)
+
+    async def alert(self, name: str) -> None:
+        """Wait until the product's rule of that name finds something, by a Prometheus of the site.
+
+        Prometheus has the alert as pending from then on, and would send it after the time of ``for``.
+        """
+        rule = (await self.prometheus.alerts())[name]
+        await self.prometheus.until(rule["query"])
+        value = (await self.prometheus.query(rule["query"]))[0]
+        await self.prometheus.until(f'ALERTS{{alertname="{name}"}}')
+        labels = ", ".join(f"{key}={text}" for key, text in rule["labels"].items())
+        waited = (
+            f"sent after {rule['duration']:.0f} s, which were not waited for" if rule["duration"] else "sent"
+        )
+        self.say(f"{name}: {value:g} ({labels}; {waited})")
+
+    async def run(self, block: str, *, strict: bool) -> str:
+        """Run a block of the page as it stands, and give all that it printed.
+
+        Args:
+            block: Lines of shell.
+            strict: Whether each command has to succeed. Those that find a fault tell it by their status.
+        """
+        path = self.home / "block.sh"
+        path.write_text(self.placed(block), "utf-8")
+        flags = ["-v", *(("-e", "-o", "pipefail") if strict else ())]
+        process = await asyncio.create_subprocess_exec(
+            *("/bin/bash", *flags, str(path)),
+            cwd=ROOT,
+            env=self.environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(_BLOCK_S):
+                said, _ = await process.communicate()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        text = said.decode()
+        self.say(text)
+        assert not (strict and process.returncode), f"a command of the page failed:\n{text}"
+        return text
+
+    def placed(self, text: str) -> str:
+        """A text of the page with the places and the ports of this site."""
+        for named, ours in self.replaced.items():
+            text = text.replace(named, ours)
+        return text
+
+
+def _configure(site: Site, redis: RedisNode) -> None:
+    """Write the settings that ``deploy/systemd`` has, and the files of secrets that they name."""
+    site.etc.mkdir()
+    variables = role_variables(site.dsn)
+    secrets = {
+        "serving.dsn": variables["TIDEMARK__POSTGRES__DSN"],
+        "owner.dsn": variables["TIDEMARK__POSTGRES__OWNER_DSN"],
+        "jobs.dsn": variables["TIDEMARK__POSTGRES__JOBS_DSN"],
+        "redis.url": f"redis://{redis.address}",
+        "auth.secret": SECRET.decode(),
+    }
+    text = site.placed(_SITE.read_text("utf-8"))
+    served = f"[server]\nport = {site.server.port}\n"
+    text = text.replace("[server]\n", served).replace("workers = 1 ", f"workers = {site.layout.workers} ")
+    for name, content in {"config.toml": text, **secrets}.items():
+        path = site.etc / name
+        path.write_text(content, "utf-8")
+        path.chmod(0o600)
+
+
+@contextmanager
+def _services(home: Path, dsn: str | None) -> Iterator[tuple[str, PostgresUnit | None]]:
+    if dsn is not None:
+        yield dsn, None
+        return
+    with cluster_in(home / "postgresql", "north") as cluster:
+        migrate_for_roles(cluster.dsn)
+        yield cluster.dsn, PostgresUnit(cluster)
+
+
+@asynccontextmanager
+async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> AsyncIterator[Site]:
+    """Run a site with devices at work.
+
+    Args:
+        layout: What it is like.
+        say: Takes what is to be shown.
+        dsn: A migrated database, which is not to be stopped; None makes a PostgreSQL of the site's own.
+    """
+    async with AsyncExitStack() as stack:
+        home = stack.enter_context(scratch("tidemark-outage-"))
+        owner, postgres = stack.enter_context(_services(home, dsn))
+        site = Site(home, owner, layout, say)
+        if postgres is not None:
+            site.postgres = site.units["postgresql"] = postgres
+            site.replaced["/var/log/postgresql"] = str(postgres.log_folder)
+        account = account_for(home / "redis")
+        node = RedisNode(system_redis(), account, home / "redis", "127.0.0.1", free_port())
+        stack.callback(node.kill)
+        node.start()
+        site.redis = site.units["redis-server"] = RedisUnit(node, home / "redis")
+        site.server = Supervised(layout.workers, {VARIABLE: str(site.etc / "config.toml"), **layout.settings})
+        site.units["tidemark"] = ServerUnit(site.server)
+        site.replaced |= {
+            "/etc/tidemark": str(site.etc),
+            "/var/lib/tidemark": str(home / "lib"),
+            "127.0.0.1:8080": f"127.0.0.1:{site.server.port}",
+            ".venv/bin/python": sys.executable,
+        }
+        _configure(site, node)
+        ensure_tenant(owner, TENANT)
+        programs = await stack.enter_async_context(stand_ins(home, site.units))
+        site.environment = {
+            **{name: text for name, text in os.environ.items() if not name.startswith("TIDEMARK_")},
+            **layout.settings,
+            VARIABLE: str(site.etc / "config.toml"),
+            "PATH": f"{programs}:{os.environ['PATH']}",
+        }
+        await _begin(site, stack)
+        yield site
+
+
+async def _begin(site: Site, stack: AsyncExitStack) -> None:
+    """Start the server, Prometheus and the devices."""
+    site.http = await stack.enter_async_context(ClientSession())
+    await site.server.launch()
+    stack.push_async_callback(site.server.stop)
+    target = site.server.url.removeprefix("http://")
+    folder = site.home / "prometheus"
+    folder.mkdir()
+    site.prometheus = await stack.enter_async_context(prometheus(folder, target, token()))
+    await site.server.until("listening", site.layout.workers)
+    await site.until_readiness(200)
+    (site.home / "devices").mkdir()
+    site.fleet = Fleet(site.home / "devices", site.url, site.layout.devices, site.http)
+    await stack.enter_async_context(site.fleet.at_work())
+    await site.fleet.progress()
+    site.say(
+        f"{site.layout.devices} devices edit at {site.url}, {site.fleet.acknowledged} edits acknowledged"
+    )

@@ -1,0 +1,100 @@
+"""Programs of a host that a test does not have: ``systemctl`` and ``journalctl``, for services of its own.
+
+They are found before those of the system, and pass what they were told on to the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+PROGRAMS: Final = ("systemctl", "journalctl")
+_PROGRAM: Final = """#!{python} -IS
+import json, socket, sys
+line = socket.socket(socket.AF_UNIX)
+line.connect({socket!r})
+line.sendall(json.dumps(sys.argv).encode() + b"\\n")
+answer = json.loads(line.makefile("rb").readline())
+sys.stdout.write(answer["text"])
+sys.exit(answer["status"])
+"""
+#: As much as ``journalctl`` shows.
+_LINES: Final = 2000
+
+
+class Unit(Protocol):
+    """A service that can be started and stopped."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs."""
+
+    async def start(self) -> None:
+        """Start it. A service that cannot start raises OSError."""
+
+    async def stop(self) -> None:
+        """Stop it as a service manager does."""
+
+    def log(self) -> list[str]:
+        """What it said so far, line by line."""
+
+
+async def _systemctl(units: Mapping[str, Unit], verb: str, name: str) -> tuple[int, str]:
+    unit = units[name.removesuffix(".service")]
+    if verb == "status":
+        state = "active (running)" if unit.active else "failed (Result: exit-code)"
+        last = "".join(f"{line}\n" for line in unit.log()[-3:])
+        return 0 if unit.active else 3, f"{name}.service\n     Active: {state}\n{last}"
+    if verb == "is-active":
+        return (0, "active\n") if unit.active else (3, "failed\n")
+    if verb in {"stop", "restart"} and unit.active:
+        await unit.stop()
+    if verb in {"start", "restart"} and not unit.active:
+        try:
+            await unit.start()
+        except OSError as error:
+            return 1, f"Job for {name}.service failed: {error}\n"
+    return 0, ""
+
+
+async def _answer(units: Mapping[str, Unit], told: list[str]) -> tuple[int, str]:
+    program, *arguments = Path(told[0]).name, *told[1:]
+    words = [word for word in arguments if not word.startswith("-")]
+    if program == "systemctl":
+        return await _systemctl(units, words[0], words[1])
+    unit = units[arguments[arguments.index("-u") + 1]]
+    return 0, "".join(f"{line}\n" for line in unit.log()[-_LINES:])
+
+
+@asynccontextmanager
+async def stand_ins(place: Path, units: Mapping[str, Unit]) -> AsyncIterator[Path]:
+    """Yield a directory of programs that act on ``units``."""
+    path = place / "stand-ins.socket"
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told = json.loads(await reader.readline())
+        try:
+            status, text = await _answer(units, told)
+        except (KeyError, ValueError) as error:
+            status, text = 1, f"{shlex.join(told)}: no stand-in for this: {error!r}\n"
+        writer.write(json.dumps({"status": status, "text": text}).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(connected, path)
+    directory = place / "bin"
+    directory.mkdir()
+    for name in PROGRAMS:
+        program = directory / name
+        program.write_text(_PROGRAM.format(python=sys.executable, socket=str(path)), "utf-8")
+        program.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        server.close()

@@ -70,19 +70,20 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus(folder: Path, target: str, token: str) -> AsyncIterator[Prometheus]:
-    """Start one that scrapes a target each second.
+async def prometheus(folder: Path, target: str, token: str, every: str = "1s") -> AsyncIterator[Prometheus]:
+    """Start one that scrapes a target, and judges by the rules, as often as told.
 
     Args:
         folder: Where its data are kept.
         target: The host and the port of the metrics.
         token: An operator's.
+        every: The time between two scrapes.
     """
     secret = folder / "token"
     secret.write_text(token, "utf-8")
     config = _CONFIG.read_text("utf-8")
     for before, after in (
-        ("15s", "1s"),
+        ("15s", every),
         ("127.0.0.1:8080", target),
         ("/etc/prometheus/tidemark.token", str(secret)),
         ("[alerts.yml]", f"[{ALERTS}]"),

@@ -17,7 +17,7 @@ from tests.harness.services import rows
 from tests.harness.ws_device import token
 
 TENANT: Final = "north"
-_EDITS_PER_S: Final = 4.0
+_EDITS_PER_S: Final = 10.0
 #: Longer than devices wait by themselves after the longest outage here.
 _PATIENCE_S: Final = 90
 _LOOK_S: Final = 0.05

@@ -219,7 +219,7 @@ async def _begin(site: Site, stack: AsyncExitStack) -> None:
     target = site.server.url.removeprefix("http://")
     folder = site.home / "prometheus"
     folder.mkdir()
-    site.prometheus = await stack.enter_async_context(prometheus(folder, target, token()))
+    site.prometheus = await stack.enter_async_context(prometheus(folder, target, token(), "200ms"))
     await site.server.until("listening", site.layout.workers)
     await site.until_readiness(200)
     (site.home / "devices").mkdir()

@@ -65,7 +65,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
             heading, behind = match["heading"], False
         elif line.strip():
             behind = False
-    assert begun is None, f"{page}: the block at line {begun and begun[0]} has no end"
+    assert begun is None, f"{page}: its last block has no end"
     return found
 
 

@@ -40,7 +40,7 @@ _BEGIN: Final = """
 set -eu
 servers=''
 end_servers() {
-    for one in $servers; do kill "$one" 2>/dev/null || :; done
+    for one in $servers $(jobs -p); do kill "$one" 2>/dev/null || :; done
     for one in $servers; do tail --pid="$one" -s 0.05 -f /dev/null; done
 }
 trap end_servers EXIT

@@ -21,12 +21,16 @@ class Run(NamedTuple):
 #: Pages whose blocks the runner runs in order, without those of the other two tables.
 RUNS: Final[dict[str, Run]] = {
     "docs/device-guide.md": Run(Ground.SERVED),
-    "docs/runbook.md": Run(Ground.SERVED),
+    "docs/index.md": Run(Ground.CHECKOUT),
 }
 
-#: Blocks that a test of their own runs: by a beginning of their text, or a whole section by its heading.
+#: Blocks that a test of their own runs: by a beginning of their text, a section by its heading, a page by "".
 RUN_BY: Final[dict[tuple[str, str], str]] = {
     ("README.md", "## A first session"): "tests/meta/test_docs.py::test_readme_first_session_runs_as_written",
+    (
+        "docs/outages.md",
+        "",
+    ): "tests/system/outages/test_outages.py::test_outage_is_found_and_mended_by_the_page",
 }
 
 _SUITE: Final = "the tests themselves"
@@ -82,9 +86,13 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/operations.md", ".venv/bin/python run.py tenant usage"): "not run yet",
     ("docs/operations.md", "SELECT t.name"): "not run yet",
     ("docs/operations.md", 'psql "$dsn"'): "not run yet",
-    ("docs/operations.md", "BEGIN;"): "not run yet",
     ("docs/operations.md", ".venv/bin/python run.py epoch"): "not run yet",
     ("docs/operations.md", "SET lock_timeout"): "not run yet",
+    (
+        "docs/releases.md",
+        "make wheel\npython3",
+    ): "installs from a registry; tests/meta/test_wheel.py has it from what is here",
+    ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release; installs tools",
     ("docs/scaling.md", ".venv/bin/python -m bench.tools.capacity"): "not run yet",
     ("docs/scaling.md", "SELECT create_reference_table"): "needs Citus",
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
@@ -93,6 +101,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "docs/testing.md",
         "HYPOTHESIS_PROFILE=deep make test TESTS=tests/engine/plan/test_batch_model.py",
     ): _SUITE,
+    ("docs/testing.md", ".venv/bin/python -m tests.system.outages"): _SUITE,
     ("docs/testing.md", "make fuzz"): "30 minutes, and installs tools",
     ("docs/testing.md", "HYPOTHESIS_PROFILE=deep make test TESTS=tests/fuzz"): _SUITE,
     ("docs/testing.md", ".venv-fuzz/bin/python -m tests.fuzz.child"): "needs inputs of an earlier search",

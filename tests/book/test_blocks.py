@@ -36,7 +36,7 @@ def test_block_without_language_has_one_if_it_is_a_command() -> None:
 @pytest.mark.parametrize("name", TABLES, ids=": ".join)
 def test_table_names_a_block_or_a_section(name: tuple[str, str]) -> None:
     found = [block for block in BLOCKS if block.is_named(name)]
-    section = {block.heading for block in found} == {name[1]} and name in RUN_BY
+    section = name in RUN_BY and name[1] in {"", found[0].heading if found else None}
     assert found, f"no block of {name[0]} begins with {name[1]!r}: take its line out of tests/book/tables.py"
     assert section or len(found) == 1, (
         f"{name[1]!r} names {[block.place for block in found]}: say more of the line"

@@ -123,6 +123,18 @@ def _simulate() -> click.Command:
     return simulate
 
 
+def _smoke() -> click.Command:
+    from bench.smoke.command import smoke  # noqa: PLC0415  # as bench
+
+    return smoke
+
+
+def _open_deployed(config: Path | None, data_dir: str | None) -> Any:
+    from compose.smoke import open_deployed  # noqa: PLC0415  # as bench
+
+    return open_deployed(config, data_dir)
+
+
 def _open_access(config: Path | None, data_dir: str | None) -> Any:
     from compose.simulation import open_access  # noqa: PLC0415  # as bench
 
@@ -130,6 +142,12 @@ def _open_access(config: Path | None, data_dir: str | None) -> Any:
 
 
 bench = _Forwarding("bench", load=_bench, short_help="Measure a server under load.")
+smoke = _Forwarding(
+    "smoke",
+    load=_smoke,
+    obj=_open_deployed,
+    short_help="Go through a device's whole session against a server.",
+)
 device.add_command(
     _Forwarding(
         "simulate",
@@ -168,6 +186,7 @@ for command in (
     settings,
     completion,
     bench,
+    smoke,
 ):
     cli.add_command(command)
 

@@ -23,6 +23,7 @@ import pytest
 from bench.cli import bench
 from bench.client.simulate import simulate
 from bench.harness.clusters import role_variables
+from bench.smoke.command import smoke
 from docs.generate import pages
 from engine.feed import cursor
 from engine.model.audit import EVENTS, EventName
@@ -127,8 +128,8 @@ def test_page_command_line_accepted_by_the_program(
         command.invoke_without_command and arguments[0] not in command.commands
     ):
         command = command.commands[arguments.pop(0)]
-    if command.name in ("bench", "simulate"):
-        command = {"bench": bench, "simulate": simulate}[command.name]
+    if command.name in ("bench", "simulate", "smoke"):
+        command = {"bench": bench, "simulate": simulate, "smoke": smoke}[command.name]
     with command.make_context(command.name, arguments):
         pass  # and the files that it has opened are closed
 

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+import psutil
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -95,18 +97,24 @@ async def fronted(
 class Nginx:
     """One nginx, in a directory of its own, with a site that listens on a port of 127.0.0.1.
 
-    Each of its two processes has so many ``connections`` at most; a device takes two.
+    Each of its two processes has so many ``connections`` at most; a device takes two. After a reload the old
+    processes keep theirs for ``shutdown_s``.
     """
 
-    def __init__(self, program: str, home: Path, site: str, port: int, connections: int = 512) -> None:
+    def __init__(
+        self, program: str, home: Path, site: str, port: int, connections: int = 512, shutdown_s: int = 60
+    ) -> None:
         self.port = port
-        (home / "site.conf").write_text(site)
+        self._site = home / "site.conf"
+        self._site.write_text(site)
+        main = (_DEPLOY / "main.conf").read_text("utf-8")
+        (home / "main.conf").write_text(main.replace("timeout 60s", f"timeout {shutdown_s}s"))
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = "".join(f"    {kind}_temp_path {home}/{kind};\n" for kind in kinds)
         user = "user root;\n" if os.geteuid() == 0 else ""
         (home / "nginx.conf").write_text(
             f"{user}daemon off;\npid {home}/nginx.pid;\nerror_log {home}/error.log;\nworker_processes 2;\n"
-            f"include {_DEPLOY}/main.conf;\nevents {{ worker_connections {connections}; }}\n"
+            f"include {home}/main.conf;\nevents {{ worker_connections {connections}; }}\n"
             f"http {{\n    access_log off;\n{temporary}    include {home}/site.conf;\n}}\n"
         )
         self._command = [program, "-p", f"{home}", "-c", f"{home}/nginx.conf", "-e", f"{home}/error.log"]
@@ -134,8 +142,25 @@ class Nginx:
             await asyncio.sleep(_LOOK_S)
         raise ChildProcessError(f"nginx ended with {self._process.returncode}; see its error.log")
 
+    async def reload(self, site: str) -> None:
+        """Have it serve another site, and wait until no old process takes a connection any more."""
+        assert self._process is not None
+        self._site.write_text(site)
+        self.tested()
+        old = psutil.Process(self._process.pid).children()
+        self._process.send_signal(signal.SIGHUP)
+        while any(map(_takes_connections, old)):  # noqa: ASYNC110  # nginx tells nobody
+            await asyncio.sleep(_LOOK_S)
+
     async def stop(self) -> None:
         """Stop it."""
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             await self._process.wait()
+
+
+def _takes_connections(process: psutil.Process) -> bool:
+    try:
+        return "shutting down" not in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

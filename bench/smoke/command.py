@@ -153,7 +153,9 @@ async def _run(asked: Asked, deployed: Callable[[], Deployed], said: Callable[[T
     Returns the steps up to one that failed, and the cleaning up. Raises ClickException.
     """
     async with _admitted(asked, deployed) as (url, tokens), _connector(asked.ca) as session:
-        going = Smoke(session, url.rstrip("/"), tokens, new_tenant=asked.tenant is None and asked.tokens is None)
+        going = Smoke(
+            session, url.rstrip("/"), tokens, new_tenant=asked.tenant is None and asked.tokens is None
+        )
         taken: list[Taken] = []
         try:
             for step in STEPS:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
@@ -13,13 +14,14 @@ from engine.runtime.settings import Settings
 from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
 from handlers.operate.printing import say
 
-_TEMPLATE: Final = Path(__file__).parents[2] / "deploy" / "nginx" / "site.conf"
+_TEMPLATES: Final = Path(__file__).parents[2] / "deploy" / "nginx"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")
 #: A name that nginx reads as one plain word; it may begin with a wildcard.
 _NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 _PATH: Final = re.compile(r"[A-Za-z0-9_./@+=~-]+\Z")
 _ORIGIN: Final = re.compile(r"[A-Za-z0-9_.:/+\[\]-]+\Z")
+_WORKER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})\Z")
 _EVERYWHERE: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # to be told apart, not to listen on
 _LAST_PORT: Final = 65_535
 _HTTPS_PORT: Final = 443
@@ -46,10 +48,26 @@ def _checked_hosts(_: click.Context, __: click.Parameter, hosts: tuple[str, ...]
     return hosts
 
 
+def _checked_workers(_: click.Context, __: click.Parameter, listed: str | None) -> list[str]:
+    workers = [] if listed is None else listed.split(",")
+    for worker in workers:
+        found = _WORKER.match(worker)
+        if found is None or not 0 < int(found[2]) <= _LAST_PORT:
+            raise click.BadParameter(f"{worker!r} is no HOST:PORT, such as 10.0.0.5:8081.")
+    return workers
+
+
 def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
     if path is not None and not _PATH.match(path):
         raise click.BadParameter("a path without blanks and quotes.")
     return path
+
+
+_ALL: Final = 100
+_BEHIND: Final = """
+# Devices of green whose workers cannot be reached go to blue, and never the other way: a new version gets no
+# more than its share.
+"""
 
 
 @click.command(
@@ -59,7 +77,8 @@ def _checked_path(_: click.Context, __: click.Parameter, path: str | None) -> st
 Examples:
   run.py nginx --workers 4 --server-name sync.example.org >tidemark.conf
   run.py nginx --server-name sync.example.org --redirect-port 80 --http2 listen
-  run.py nginx --host 10.0.0.5 --host 10.0.0.6 --workers 4 --address 203.0.113.7 --https-port 8443""",
+  run.py nginx --host 10.0.0.5 --host 10.0.0.6 --workers 4 --address 203.0.113.7 --https-port 8443
+  run.py nginx --blue 127.0.0.1:8081 --green 127.0.0.1:9081 --weight 10 --server-name sync.example.org""",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Workers: at P+1, P+2, … or, alone, at P."
@@ -118,6 +137,21 @@ Examples:
     help="Offer HTTP/2 too: by `listen … http2`, which every nginx takes and those from 1.25.1 on warn of,"
     " or by `http2 on`, which needs 1.25.1. WebSockets stay on HTTP/1.1.",
 )
+@click.option(
+    "--blue",
+    metavar="H:P,…",
+    callback=_checked_workers,
+    help="Workers of the version that serves, each at its own port; in place of --host, --workers, --port.",
+)
+@click.option(
+    "--green", metavar="H:P,…", callback=_checked_workers, help="Workers of the version that is to take over."
+)
+@click.option(
+    "--weight",
+    type=click.IntRange(0, _ALL),
+    metavar="N",
+    help="Percent of devices that green serves. 0 is the way back, and leaves green out.",
+)
 @with_deployment(workers=("server", "workers"), port=("server", "port"))
 def nginx(
     deployment: Deployment,
@@ -130,8 +164,12 @@ def nginx(
     https_port: int,
     redirect_port: int | None,
     http2: str | None,
+    **sides: Any,
 ) -> None:
-    """Print the site that puts nginx in front of as many workers, on this machine or others, with TLS."""
+    """Print the site that puts nginx in front of as many workers, on this machine or others, with TLS.
+
+    With --blue, --green and --weight it shares devices between two versions: a device stays on its side.
+    """
     if click.get_current_context().get_parameter_source("server_name") is ParameterSource.DEFAULT:
         say("this site is for localhost alone: name the host that devices use, --server-name NAME", err=True)
     if redirect_port == https_port:
@@ -139,7 +177,7 @@ def nginx(
     live = f"/etc/letsencrypt/live/{server_name.removeprefix('*.')}"
     port = "" if https_port == _HTTPS_PORT else f":{https_port}"
     values = {
-        **_backends(deployment.settings, hosts),
+        **(_shared(**sides) if _are_shared(**sides) else _backends(deployment.settings, hosts)),
         "server_name": server_name,
         "certificate": certificate or f"{live}/fullchain.pem",
         "key": key or f"{live}/privkey.pem",
@@ -154,7 +192,7 @@ def nginx(
             listen=_listening(addresses, redirect_port), server_name=server_name, port=port
         ),
     }
-    click.echo(_BLANK.sub(lambda blank: values[blank[1]], _TEMPLATE.read_text("utf-8")), nl=False)
+    click.echo(_filled("site.conf", values), nl=False)
 
 
 #: 308 keeps the method and the body of what is sent to HTTPS.
@@ -202,17 +240,64 @@ def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
     ports = [server.port + number for number in range(1, server.workers + 1)]
     if server.workers == 1:  # it has the shared port to itself
         ports = [server.port]
-    count = len(addresses) * len(ports)
     # The hosts by turns: what a host that vanished does not take goes to a worker of another next.
-    servers = [f"    server {address}:{port} max_fails=0;" for port in ports for address in addresses]
+    workers = [f"{address}:{port}" for port in ports for address in addresses]
+    return {"upstreams": _upstream("tidemark", workers), "side": "tidemark", **_rates(workers)}
+
+
+def _are_shared(blue: list[str], green: list[str], weight: int | None) -> bool:
+    """Return whether two versions are to share the devices. Raises UsageError."""
+    asked = bool(blue), bool(green), weight is not None
+    if not any(asked):
+        return False
+    if not all(asked):
+        raise click.UsageError("--blue, --green and --weight belong together: give all three")
+    if set(blue) & set(green):
+        raise click.UsageError(f"--green: {min(set(blue) & set(green))} is of --blue, too")
+    context = click.get_current_context()
+    for name, option in (("hosts", "--host"), ("workers", "--workers"), ("port", "--port")):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option}: --blue and --green name all workers, leave it out")
+    return True
+
+
+def _shared(blue: list[str], green: list[str], weight: int) -> dict[str, str]:
+    """Return the ``upstream`` lines of two versions, and which of them serves a device."""
+    upstreams = _upstream("tidemark_blue", blue)
+    if weight == 0:
+        return {"upstreams": upstreams, "side": "tidemark_blue", **_rates(blue)}
+    upstreams += _BEHIND + _upstream("tidemark_green", green, blue)
+    if weight == _ALL:
+        return {"upstreams": upstreams, "side": "tidemark_green", **_rates(green)}
+    upstreams += _filled("split.conf", {"weight": str(weight)})
+    return {"upstreams": upstreams, "side": "$tidemark_side", **_rates([*blue, *green])}
+
+
+def _upstream(name: str, workers: list[str], behind: Sequence[str] = ()) -> str:
+    """Return a group of workers, with those that serve while none of them can be reached."""
+    servers = [f"    server {worker} max_fails=0;" for worker in workers]
+    servers += [f"    server {worker} max_fails=0 backup;" for worker in behind]
+    balance = _ONE_HOST if len(_hosts(workers)) == 1 else _SEVERAL_HOSTS
+    return _filled("upstream.conf", {"name": name, "balance": balance, "servers": "\n".join(servers)})
+
+
+def _rates(workers: list[str]) -> dict[str, str]:
+    """Return what depends on the number of workers and of hosts."""
+    count, hosts = len(workers), _hosts(workers)
     return {
         "workers": "one worker" if count == 1 else f"{count} workers",
         "handshakes": str(_HANDSHAKES_PER_S * count),
         "requests": str(_REQUESTS_PER_S * count),
         "handshakes_burst": str(_HANDSHAKES_PER_S * count * _BURST_S),
         "requests_burst": str(_REQUESTS_PER_S * count * _BURST_S),
-        "hosts": " and ".join(addresses),
-        "balance": _ONE_HOST if len(addresses) == 1 else _SEVERAL_HOSTS,
-        "connect_timeout": "2s" if len(addresses) == 1 else "500ms",
-        "servers": "\n".join(servers),
+        "hosts": " and ".join(hosts),
+        "connect_timeout": "2s" if len(hosts) == 1 else "500ms",
     }
+
+
+def _hosts(workers: list[str]) -> list[str]:
+    return list(dict.fromkeys(worker.rpartition(":")[0] for worker in workers))
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    return _BLANK.sub(lambda blank: values[blank[1]], (_TEMPLATES / template).read_text("utf-8"))

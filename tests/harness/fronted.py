@@ -52,6 +52,14 @@ def nginx_for(home: Path, port: int, *arguments: str, **environment: str) -> Ngi
     return Nginx(program, home, _site(home, port, *arguments, **environment), port)
 
 
+def site_at(home: Path, port: int, *arguments: str) -> str:
+    """Print a site that listens on ``port`` of 127.0.0.1 with the certificate in ``home``."""
+    certificate = home / "certificate.pem"
+    listening = ("--address", "127.0.0.1", "--https-port", str(port))
+    files = ("--certificate", str(certificate), "--key", str(certificate.with_name("key.pem")))
+    return printed(*listening, *files, *arguments)
+
+
 class Cluster:
     """Two servers behind nginx, and clients from chosen addresses of this machine."""
 

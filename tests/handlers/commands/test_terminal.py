@@ -67,6 +67,7 @@ WITHOUT_PROGRESS = {
     "completion": "it opens no service",
     "bench": "it says itself how far it is",
     "device simulate": "it says itself how far it is",
+    "smoke": "it says each step",
 }
 #: Arguments that name a row by an id which a server made: its first characters are enough.
 IDS = {"conflicts show", "conflicts resolve", "quarantine show", "quarantine retry", "quarantine drop"}

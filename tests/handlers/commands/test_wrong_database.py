@@ -71,7 +71,18 @@ READING: dict[str, list[str]] = {
 #: How a command is refused that asks for what is not there.
 REFUSED = ("Error: there is no ", "Error: tenant acme has no ")
 #: What opens no database, or one of its own, or has a test below.
-OTHERS = {"serve", "worker", "token", "nginx", "doctor", "settings", "bench", "device simulate", "smoke", "completion"}
+OTHERS = {
+    "serve",
+    "worker",
+    "token",
+    "nginx",
+    "doctor",
+    "settings",
+    "bench",
+    "device simulate",
+    "smoke",
+    "completion",
+}
 
 
 def leaves(group: click.Group, *above: str) -> Iterator[str]:

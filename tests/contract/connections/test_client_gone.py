@@ -8,9 +8,10 @@ import logging
 import pytest
 
 from tests.contract.test_frames_masked import HANDSHAKE
-from tests.harness.in_process_server import Serve
+from tests.harness.in_process_server import Serve, new_tenants
 from tests.harness.postgres_stalls import Stall, until
 from tests.harness.raw_http import wired
+from tests.harness.services import execute
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
 
@@ -29,11 +30,12 @@ async def test_handshake_whose_client_vanishes_logs_nothing(
     path: str, serve: Serve, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await serve()
+    execute(dsn, new_tenants("elsewhere"))  # a server has those of its start in memory
     stall = Stall(dsn)
     stall.run("LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE")
     with caplog.at_level(logging.DEBUG, "aiohttp.server"):
         async with wired(server.url) as wire:
-            await wire.head("GET", path, HANDSHAKE | server.headers())
+            await wire.head("GET", path, HANDSHAKE | server.headers(tenant="elsewhere"))
             await until(_waits)
             waiting = _requests()
             wire.reset()

@@ -18,7 +18,7 @@ BOOK := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-e
 # The tests start hundreds of processes: each would compile every file again, a quarter of a second of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install install-server test test-all lint docs bench audit sbom fuzz wheel
+.PHONY: run install install-server test test-all coverage lint docs bench audit sbom fuzz wheel
 
 run: install
 	$(BIN)/python run.py serve
@@ -48,6 +48,16 @@ test: install
 # With those marked slow.
 test-all: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "slow or not slow" $(TESTS)
+
+# Lines and branches that the tests run, in their servers and commands too: a table, and .coverage/html/index.html.
+# Tests that fail do not keep the figures back.
+coverage: install
+	rm -rf .coverage
+	mkdir .coverage
+	$(BIN)/python -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS); \
+	status=$$?; $(BIN)/python -m coverage combine --quiet && \
+	$(BIN)/python -m coverage html --quiet --directory .coverage/html && \
+	$(BIN)/python -m coverage report --sort=cover && exit $$status
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -37,10 +37,10 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 
-#: Pages whose links order the book: each links to its chapters.
+#: Pages whose links order the book: those in lists and tables of each chapter.
 _CONTENTS: Final = ("docs/index", "docs/adr/README")
 _CHAPTER: Final = re.compile(r"^## (.+)$", re.MULTILINE)
-_LINK: Final = re.compile(r"\]\((?!\w+:)([^)#\s]+)\.md[)#]")
+_LINK: Final = re.compile(r"^(?:- |\| ).*?\]\((?!\w+:)([^)#\s]+)\.md[)#]", re.MULTILINE)
 #: The book begins at docs/index.html, as its page does.
 _FRONT: Final = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html">\n'
 

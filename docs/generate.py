@@ -15,12 +15,23 @@ from docs.api.openapi import openapi
 from docs.api.typescript import typescript
 from docs.costs.page import with_costs
 from docs.figures import has_figures, with_figures
+from docs.pictures.errors import errors
+from docs.pictures.flows import conflict, upload
+from docs.pictures.policies import policies
+from docs.pictures.upload_states import upload_states
 from engine.model.audit import EVENTS, EventName, EventRule
 from engine.model.uploads import STATES, State, StateRule
 from handlers.reference.documents import STATIC
 from storage.stores.upload_states import STATE_TEXTS
 
 DOCS: Final = Path(__file__).parent
+PICTURES: Final = {
+    "conflict": conflict,
+    "errors": errors,
+    "policies": policies,
+    "upload": upload,
+    "upload-states": upload_states,
+}
 
 _STATES_HEAD: Final = """\
 # States of an upload
@@ -30,6 +41,8 @@ change the table.
 
 An upload is always in one of these states. The column `state` of
 [upload_session](data-dictionary.md#upload_session) stores the state, two of them under an older name.
+
+![The states of an upload, and the steps from one to another](pictures/upload-states.svg)
 """
 _COLUMNS: Final = {
     "has_bytes": "has bytes",
@@ -122,6 +135,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         if has_figures(text):
             yield page, with_figures(text)
     yield DOCS / "errors.md", errors_page()
+    yield from ((DOCS / "pictures" / f"{name}.svg", draw()) for name, draw in PICTURES.items())
     yield DOCS / "security.md", with_routes(with_costs((DOCS / "security.md").read_text("utf-8")))
     yield DOCS / "types" / "tidemark.d.ts", typescript()
     yield DOCS / "upload-states.md", upload_states_page()

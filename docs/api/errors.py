@@ -16,6 +16,8 @@ change the table.
 
 The [wire contract](protocol.md#errors) shows an error: a stable code, a sentence for a person, and whether
 the same message may succeed later.
+
+![All codes in five groups, by what a device does about them](pictures/errors.svg)
 """
 #: The fields that come with some codes, with values as an example.
 DETAILS: Final[dict[str, dict[str, Any]]] = {

@@ -42,6 +42,7 @@ from tests.harness.ws_device import SECRET, Json
 ROOT = Path(__file__).parents[2]
 ROOMS = ("compose", "engine", "handlers", "storage")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PICTURES = sorted((ROOT / "docs").rglob("*.svg"))
 CODE = [
     ROOT / "run.py",
     *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))),
@@ -92,6 +93,12 @@ def test_page_named_files_settings_and_metrics_exist(page: Path) -> None:
             assert key in sections[section], name
         elif name.startswith("tidemark_"):
             assert f'"{name.removesuffix("_total")}"' in code, name
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
+def test_picture_named_files_exist(picture: Path) -> None:
+    for name in re.findall(r"\w+(?:/\w+)+\.py", picture.read_text("utf-8")):
+        assert (ROOT / name).is_file(), name
 
 
 # -- command lines ----------------------------------------------------------------------------

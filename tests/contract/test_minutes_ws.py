@@ -73,7 +73,7 @@ async def test_minutes_count_what_an_outage_refuses_but_not_as_the_devices_failu
     with outage(services, server.dsn):
         assert (await phone.refused("sync", key="k", items=[put("a", None, n=1)]))["code"] == "unavailable"
         assert (await server.post("/v1/sync", body, "phone")).verdict == (503, "unavailable")
-        assert await _refused_handshake(server, "globex") == "unavailable", "its tenant cannot be read"
+        assert await _refused_handshake(server, "elsewhere") == "unavailable", "its tenant cannot be read"
     heartbeat = await phone.ask("heartbeat")
     await server.drained()
     found = await minutes(server)

@@ -130,7 +130,7 @@ async def test_outage_makes_an_unknown_tenant_unavailable(server: Running, servi
     with outage(services, server.dsn):
         await server.device("tablet", "acme")  # known already: devices need no database to connect
         async with server.http.ws_connect(
-            f"{server.url}/v1/sync", headers=server.headers(tenant="globex")
+            f"{server.url}/v1/sync", headers=server.headers(tenant="elsewhere")
         ) as refused:
             unavailable(msgspec.json.decode(await refused.receive_str()))
             await refused.receive()

@@ -52,8 +52,6 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         ".venv/bin/python run.py bench --quick    ",
     ): "hours of load; run by hand, this page has the results",
     ("docs/benchmarks.md", ".venv/bin/python run.py bench --quick --json"): _BENCH,
-    ("docs/benchmarks.md", ".venv/bin/python run.py bench --scenario peers"): _BENCH,
-    ("docs/benchmarks.md", ".venv/bin/python run.py bench --scenario behind_nginx"): _BENCH,
     ("docs/dependencies.md", "make audit"): "installs tools and asks databases of advisories",
     ("docs/dependencies.md", ".venv/bin/python -m deploy.audit"): "asks databases of advisories",
     ("docs/operations.md", ".venv/lib/python3*"): "not run yet",

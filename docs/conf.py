@@ -37,8 +37,12 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 
-#: Pages whose links order the book: those in lists and tables of each chapter.
-_CONTENTS: Final = ("docs/index", "docs/adr/README")
+#: Pages whose links order the book, those in lists and tables, and the folder whose pages they order.
+_CONTENTS: Final = {
+    "docs/index": "",
+    "docs/architecture": "docs/architecture/",
+    "docs/adr/README": "docs/adr/",
+}
 _CHAPTER: Final = re.compile(r"^## (.+)$", re.MULTILINE)
 _LINK: Final = re.compile(r"^(?:- |\| ).*?\]\((?!\w+:)([^)#\s]+)\.md[)#]", re.MULTILINE)
 #: The book begins at docs/index.html, as its page does.
@@ -60,10 +64,13 @@ def _add_order(app: Sphinx, docname: str, source: list[str]) -> None:
 def _toctrees(docname: str, text: str) -> Iterable[str]:
     _, *chapters = _CHAPTER.split(text)
     listed = {docname}
+    folder_of_pages = _CONTENTS[docname]
     for caption, body in zip(chapters[::2], chapters[1::2], strict=True):
         folder = posixpath.dirname(docname)
         linked = [posixpath.normpath(posixpath.join(folder, one)) for one in _LINK.findall(body)]
-        pages = [one for one in dict.fromkeys(linked) if one not in listed]
+        pages = [
+            one for one in dict.fromkeys(linked) if one not in listed and one.startswith(folder_of_pages)
+        ]
         listed.update(pages)
         entries = "".join(f"/{one}\n" for one in pages)
         if pages:

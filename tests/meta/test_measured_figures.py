@@ -26,7 +26,7 @@ from docs.figures import FIGURE
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 BENCHMARKS: Final = DOCS / "benchmarks.md"
-PAGES: Final = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("adr/*.md"))]
+PAGES: Final = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 _NUMBER: Final = r"(?<![\w.,])\d[\d,.]*(?: to \d[\d,.]*)?"
 _BOUND: Final = (

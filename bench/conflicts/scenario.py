@@ -48,10 +48,11 @@ DELIVERED: Final[Mapping[str, DomainPolicy]] = {
 }
 #: Of a tenant that leaves to a person what one domain cannot merge.
 WITH_A_PERSON: Final = {**DELIVERED, "work_order": DomainPolicy("field_merge", "manual")}
-#: The statuses that records of a domain have before and after the other change.
+#: The statuses that records of a domain have before and after the other change: a device may lead back to the
+#: first one, which a whole ``put`` does.
 _STATUSES: Final = {
     "task": ("ASSIGNED", "INPROGRESS"),
-    "work_order": ("draft", "in_progress"),
+    "work_order": ("in_progress", "paused"),
     "attendance": ("PENDING", "VERIFIED"),
     "ticket": ("NEW", "OPEN"),
     "journal": ("written", "read"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,11 +16,14 @@ from bench.conflicts import scenario
 from bench.conflicts.oracle import POLICIES, Item, Outcome, Policy, Server, outcome
 from bench.conflicts.scenario import VARIANTS, case_of
 from bench.report.results import Report
+from engine.model.domains import Domains
 from engine.model.domains import Policy as KnownPolicy
+from engine.runtime.setting_layers import Layer, settings
 from storage.embedded.servers import Services
 from tests.bench.test_scenarios import options
 from tests.harness.services import data_dir
 
+CONFIG = Path(__file__).parents[2] / "config.toml"
 SERVER = Server({"note": "theirs", "status": "OPEN", "place": "A"}, 100, frozenset({"note"}))
 GONE = Server(None, 100, frozenset(), {"note": "last", "place": "A"})
 PATCH = {"note": "mine", "status": "NEW"}
@@ -88,6 +93,16 @@ def test_cases_each_variant_is_a_conflict_with_data_of_its_own() -> None:
     cases = [case_of(number) for number in range(2 * len(VARIANTS))]
     assert len({str(case) for case in cases}) == len(cases)
     assert not any(case.item.op == "delete" and case.server.data is None for case in cases)
+
+
+def test_cases_lead_to_statuses_that_the_delivered_rules_allow() -> None:
+    """A whole put leads back to the first status; where the server's stands, nothing does."""
+    domains = Domains(dict(settings([Layer("config.toml", tomllib.loads(CONFIG.read_text()))]).domains))
+    assert domains.default_policies == scenario.DELIVERED
+    for name, (before, after) in scenario._STATUSES.items():
+        assert domains.rules[name].violation({"status": after}, {"status": before}) is None
+        if scenario.DELIVERED[name].policy in {"client_wins", "field_merge"}:
+            assert domains.rules[name].violation({"status": before}, {"status": after}) is None
 
 
 async def test_conflicts_on_a_server_match_the_oracle(

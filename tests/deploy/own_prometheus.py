@@ -94,13 +94,14 @@ async def prometheus(folder: Path, target: str, token: str, every: str = "1s") -
     path = folder / "prometheus.yml"
     path.write_text(config, "utf-8")
     port = free_ports(1)
-    process = await asyncio.create_subprocess_exec(
-        program("prometheus"),
-        f"--config.file={path}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--log.level=error",
-    )
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            program("prometheus"),
+            f"--config.file={path}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            stderr=log,  # that nobody takes its alerts, for one
+        )
     try:
         async with ClientSession() as http:
             found = Prometheus(f"http://127.0.0.1:{port}", http)

@@ -24,13 +24,17 @@ _PATIENCE_S = 60
 
 
 class Supervised:
-    """A supervisor with its workers; ``lines`` is the log of all, ``said`` what is on stderr."""
+    """A supervisor with its workers; ``lines`` is the log of all, ``said`` what is on stderr.
+
+    ``checkout`` has the ``run.py`` that is run.
+    """
 
     def __init__(self, workers: int, environment: dict[str, str]) -> None:
         self.workers = workers
         self.port = free_ports(workers + 1)
         self.lines: list[Json] = []
         self.said = ""
+        self.checkout = _ROOT
         self._environment = {**os.environ, **environment}
         self._news = asyncio.Condition()
 
@@ -54,7 +58,7 @@ class Supervised:
     async def launch(self) -> None:
         """Start it, without waiting for anything."""
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(_ROOT / "run.py"), "serve"),
+            *(sys.executable, str(self.checkout / "run.py"), "serve"),
             *("--port", str(self.port), "--workers", str(self.workers)),
             env=self._environment,
             stdout=asyncio.subprocess.PIPE,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness.in_process_server import Running, Serve
+from tests.harness.small_disk import Disk, small_disk
 from tests.harness.uploads.tus_uploader import described, encoded, photo, uploader
 
 CHUNK_BYTES = 128 * 1024
@@ -20,38 +18,10 @@ SMALL = "size=3m"
 LARGE = "size=16m"
 
 
-class Disk:
-    """A file system of its own, ``path``, that holds little."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def mount(self, *options: str) -> None:
-        """Have it so large. Raises CalledProcessError where that is not allowed."""
-        _run("mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(self.path))
-
-    def unmount(self) -> None:
-        """Take it away, also while somebody has files of it open."""
-        _run("umount", "--lazy", str(self.path))
-
-
-def _run(name: str, *arguments: str) -> None:
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if found is None:
-        raise FileNotFoundError(name)
-    subprocess.run([found, *arguments], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "disk")
-    disk.path.mkdir()
-    try:
-        disk.mount(SMALL)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a file system of its own takes root")
-    yield disk
-    disk.unmount()
+    with small_disk(tmp_path / "disk", SMALL) as made:
+        yield made
 
 
 @pytest.fixture

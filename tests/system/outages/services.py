@@ -13,11 +13,45 @@ from tests.harness.supervised import Supervised
 
 
 class PostgresUnit:
-    """A cluster."""
+    """A cluster, with the places that Debian's PostgreSQL 15 has.
 
-    def __init__(self, cluster: Cluster) -> None:
+    ``backups`` is the directory for backups, and ``binaries`` has the programs of its version.
+    """
+
+    def __init__(self, cluster: Cluster, home: Path) -> None:
         self.cluster = cluster
         self.active = True
+        self.binaries = cluster._binaries
+        self.backups = cluster._account.directory(home / "backups")
+        self._settings = home / "conf.d"
+        self._settings.mkdir()
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Places that the page names, longer names first, and those of this cluster."""
+        return {
+            "/var/lib/postgresql/15/main": str(self.cluster.data),
+            "/var/lib/postgresql": str(self.log_folder),
+            "/var/log/postgresql": str(self.log_folder),
+            "/var/backups/tidemark": str(self.backups),
+            "/etc/postgresql/15/main/conf.d": str(self._settings),
+        }
+
+    def archive(self) -> None:
+        """Have it keep its WAL beside its backups, and take further settings from their folder."""
+        archive = self.cluster._account.directory(self.backups / "archive")
+        with (self.cluster.data / "postgresql.conf").open("a") as settings:
+            settings.write(f"include_dir = '{self._settings}'\narchive_mode = on\n")
+            settings.write(f"archive_command = 'cp %p {archive}/%f'\n")
+        self.cluster.restart()
+
+    def back_up(self, name: str) -> Path:
+        """Make a base backup of this name, and give its directory."""
+        place = self.backups / name
+        self.cluster._run(
+            "pg_basebackup", "-d", self.cluster.dsn, "-D", place, "--checkpoint=fast", "--no-sync"
+        )
+        return place
 
     async def start(self) -> None:
         """Start it. Raises OSError where it ends instead."""

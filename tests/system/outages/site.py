@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from secrets import token_bytes
 from typing import Final, NamedTuple
 
 from aiohttp import ClientSession
@@ -22,6 +26,7 @@ from tests.deploy.promtool import ROOT
 from tests.harness.admin import ensure_tenant
 from tests.harness.scratch import scratch
 from tests.harness.servers.redis_nodes import RedisNode, system_redis
+from tests.harness.small_disk import small_disk
 from tests.harness.supervised import Supervised
 from tests.harness.ws_device import SECRET, token
 from tests.system.outages.devices import TENANT, Fleet
@@ -38,11 +43,25 @@ Say = Callable[[str], None]
 
 
 class Layout(NamedTuple):
-    """How a site differs from others. ``settings`` are variables of the server and of commands."""
+    """How a site differs from others.
+
+    Args:
+        workers: Of the server.
+        devices: How many work.
+        settings: Variables of the server and of commands.
+        sealed: Whether it has a master key.
+        disk_bytes: The size of PostgreSQL's own disk, 0 for none of its own.
+        archived: Whether PostgreSQL archives its WAL, for restores.
+        own_checkout: Whether the server runs from a copy of this checkout, whose version is ``v0.1.0``.
+    """
 
     workers: int = 1
     devices: int = 3
     settings: Mapping[str, str] = {}
+    sealed: bool = False
+    disk_bytes: int = 0
+    archived: bool = False
+    own_checkout: bool = False
 
 
 class Site:
@@ -57,6 +76,7 @@ class Site:
         self.say = say
         self.layout = layout
         self.etc = home / "etc"
+        self.checkout = ROOT
         self.units: dict[str, Unit] = {}
         self.replaced: dict[str, str] = {}
         self.environment: dict[str, str] = {}
@@ -65,6 +85,7 @@ class Site:
         self.server: Supervised
         self.fleet: Fleet
         self.http: ClientSession
+        self.stack: AsyncExitStack
         self.prometheus: Prometheus
 
     @property
@@ -114,7 +135,7 @@ class Site:
         flags = ["-v", *(("-e", "-o", "pipefail") if strict else ())]
         process = await asyncio.create_subprocess_exec(
             *("/bin/bash", *flags, str(path)),
-            cwd=ROOT,
+            cwd=self.checkout,
             env=self.environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -131,6 +152,16 @@ class Site:
         self.say(text)
         assert not (strict and process.returncode), f"a command of the page failed:\n{text}"
         return text
+
+    def git(self, *arguments: str) -> None:
+        """Run git in the checkout of the server."""
+        command = ["/usr/bin/env", "git", "-c", "user.name=Ana", "-c", "user.email=ana@example.org"]
+        subprocess.run([*command, "-C", str(self.checkout), *arguments], check=True)
+
+    def commit(self, message: str) -> None:
+        """Make a version of what is in the checkout of the server."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
 
     def placed(self, text: str) -> str:
         """A text of the page with the places and the ports of this site."""
@@ -150,9 +181,13 @@ def _configure(site: Site, redis: RedisNode) -> None:
         "redis.url": f"redis://{redis.address}",
         "auth.secret": SECRET.decode(),
     }
+    if site.layout.sealed:
+        secrets["master.key"] = b64encode(token_bytes(32)).decode()
     text = site.placed(_SITE.read_text("utf-8"))
     served = f"[server]\nport = {site.server.port}\n"
     text = text.replace("[server]\n", served).replace("workers = 1 ", f"workers = {site.layout.workers} ")
+    if site.layout.sealed:
+        text += f'[sealing]\nmaster_key_file = "{site.etc / "master.key"}"\n'
     for name, content in {"config.toml": text, **secrets}.items():
         path = site.etc / name
         path.write_text(content, "utf-8")
@@ -160,13 +195,36 @@ def _configure(site: Site, redis: RedisNode) -> None:
 
 
 @contextmanager
-def _services(home: Path, dsn: str | None) -> Iterator[tuple[str, PostgresUnit | None]]:
+def _database(home: Path, layout: Layout, dsn: str | None) -> Iterator[tuple[str, PostgresUnit | None]]:
     if dsn is not None:
         yield dsn, None
         return
-    with cluster_in(home / "postgresql", "north") as cluster:
+    with ExitStack() as stack:
+        place = home / "disk"
+        if layout.disk_bytes:
+            stack.enter_context(small_disk(place, f"size={layout.disk_bytes}", "mode=0755"))
+        else:
+            place.mkdir()
+        cluster = stack.enter_context(cluster_in(place / "postgresql", "north"))
+        postgres = PostgresUnit(cluster, home)
+        if layout.archived:
+            postgres.archive()
         migrate_for_roles(cluster.dsn)
-        yield cluster.dsn, PostgresUnit(cluster)
+        yield cluster.dsn, postgres
+
+
+def _own_checkout(site: Site) -> None:
+    """Copy what serves into a repository of its own, whose only commit is the version ``v0.1.0``."""
+    site.checkout = site.server.checkout = site.home / "opt"
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for room in ("bench", "compose", "engine", "handlers", "storage"):
+        shutil.copytree(ROOT / room, site.checkout / room, ignore=unwanted)
+    for name in ("run.py", "config.toml", "pyproject.toml"):
+        shutil.copy2(ROOT / name, site.checkout)
+    (site.checkout / ".gitignore").write_text("__pycache__\n", "utf-8")
+    site.git("init", "--quiet")
+    site.commit("The version before")
+    site.git("tag", "v0.1.0")
 
 
 @asynccontextmanager
@@ -180,11 +238,11 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
     """
     async with AsyncExitStack() as stack:
         home = stack.enter_context(scratch("tidemark-outage-"))
-        owner, postgres = stack.enter_context(_services(home, dsn))
+        owner, postgres = stack.enter_context(_database(home, layout, dsn))
         site = Site(home, owner, layout, say)
         if postgres is not None:
             site.postgres = site.units["postgresql"] = postgres
-            site.replaced["/var/log/postgresql"] = str(postgres.log_folder)
+            site.replaced |= postgres.places
         account = account_for(home / "redis")
         node = RedisNode(system_redis(), account, home / "redis", "127.0.0.1", free_port())
         stack.callback(node.kill)
@@ -192,7 +250,11 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
         site.redis = site.units["redis-server"] = RedisUnit(node, home / "redis")
         site.server = Supervised(layout.workers, {VARIABLE: str(site.etc / "config.toml"), **layout.settings})
         site.units["tidemark"] = ServerUnit(site.server)
+        if layout.own_checkout:
+            _own_checkout(site)
         site.replaced |= {
+            "/opt/tidemark": str(site.checkout),
+            "/root/keys": str(home / "keys"),
             "/etc/tidemark": str(site.etc),
             "/var/lib/tidemark": str(home / "lib"),
             "127.0.0.1:8080": f"127.0.0.1:{site.server.port}",
@@ -200,13 +262,16 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
         }
         _configure(site, node)
         ensure_tenant(owner, TENANT)
-        programs = await stack.enter_async_context(stand_ins(home, site.units))
+        programs = str(await stack.enter_async_context(stand_ins(home, site.units)))
+        if postgres is not None:
+            programs += f":{postgres.binaries}"
         site.environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith("TIDEMARK_")},
             **layout.settings,
             VARIABLE: str(site.etc / "config.toml"),
             "PATH": f"{programs}:{os.environ['PATH']}",
         }
+        site.stack = stack
         await _begin(site, stack)
         yield site
 
@@ -214,18 +279,20 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
 async def _begin(site: Site, stack: AsyncExitStack) -> None:
     """Start the server, Prometheus and the devices."""
     site.http = await stack.enter_async_context(ClientSession())
-    await site.server.launch()
-    stack.push_async_callback(site.server.stop)
+    # It begins to scrape five seconds after its start, whatever the interval is.
     target = site.server.url.removeprefix("http://")
     folder = site.home / "prometheus"
     folder.mkdir()
     site.prometheus = await stack.enter_async_context(prometheus(folder, target, token(), "200ms"))
+    await site.server.launch()
+    stack.push_async_callback(site.server.stop)
     await site.server.until("listening", site.layout.workers)
     await site.until_readiness(200)
     (site.home / "devices").mkdir()
     site.fleet = Fleet(site.home / "devices", site.url, site.layout.devices, site.http)
     await stack.enter_async_context(site.fleet.at_work())
     await site.fleet.progress()
+    await site.prometheus.until("up == 1")  # a counter is known to have grown if its value before is known
     site.say(
         f"{site.layout.devices} devices edit at {site.url}, {site.fleet.acknowledged} edits acknowledged"
     )

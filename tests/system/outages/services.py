@@ -48,9 +48,8 @@ class PostgresUnit:
     def back_up(self, name: str) -> Path:
         """Make a base backup of this name, and give its directory."""
         place = self.backups / name
-        self.cluster._run(
-            "pg_basebackup", "-d", self.cluster.dsn, "-D", place, "--checkpoint=fast", "--no-sync"
-        )
+        into = ("-D", place, "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-sync")
+        self.cluster._run("pg_basebackup", "-d", self.cluster.dsn, *into)
         return place
 
     async def start(self) -> None:

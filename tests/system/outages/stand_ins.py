@@ -1,6 +1,7 @@
 """Programs of a host that a test does not have: ``systemctl`` and ``journalctl``, for services of its own.
 
-They are found before those of the system, and pass what they were told on to the test.
+They are found before those of the system, and pass what they were told on to the test. ``pg_verifybackup`` is
+one because that of the wheel of PostgreSQL 18 crashes, also when it is asked for its version.
 """
 
 from __future__ import annotations
@@ -23,6 +24,20 @@ line.sendall(json.dumps(sys.argv).encode() + b"\\n")
 answer = json.loads(line.makefile("rb").readline())
 sys.stdout.write(answer["text"])
 sys.exit(answer["status"])
+"""
+_VERIFY_BACKUP: Final = """#!{python} -IS
+import hashlib, json, pathlib, sys
+place = pathlib.Path(sys.argv[-1])
+wrong = [
+    one["Path"]
+    for one in json.loads((place / "backup_manifest").read_text())["Files"]
+    if hashlib.sha256((place / one["Path"]).read_bytes()).hexdigest() != one["Checksum"]
+]
+for path in wrong:
+    print(f'pg_verifybackup: error: checksum mismatch for file "{{path}}"')
+if wrong:
+    sys.exit(1)
+print("backup successfully verified")
 """
 #: As much as ``journalctl`` shows.
 _LINES: Final = 2000
@@ -90,9 +105,10 @@ async def stand_ins(place: Path, units: Mapping[str, Unit]) -> AsyncIterator[Pat
     server = await asyncio.start_unix_server(connected, path)
     directory = place / "bin"
     directory.mkdir()
-    for name in PROGRAMS:
+    texts = {**dict.fromkeys(PROGRAMS, _PROGRAM), "pg_verifybackup": _VERIFY_BACKUP}
+    for name, text in texts.items():
         program = directory / name
-        program.write_text(_PROGRAM.format(python=sys.executable, socket=str(path)), "utf-8")
+        program.write_text(text.format(python=sys.executable, socket=str(path)), "utf-8")
         program.chmod(0o755)
     try:
         yield directory

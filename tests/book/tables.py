@@ -20,77 +20,68 @@ class Run(NamedTuple):
 
 #: Pages whose blocks the runner runs in order, without those of the other two tables.
 RUNS: Final[dict[str, Run]] = {
+    "README.md": Run(Ground.CHECKOUT),
     "docs/device-guide.md": Run(Ground.SERVED),
     "docs/index.md": Run(Ground.CHECKOUT),
+    "docs/operations.md": Run(Ground.SERVED),
+    "docs/performance.md": Run(Ground.SERVED),
+    "docs/security-guide.md": Run(Ground.SERVED),
 }
 
 #: Blocks that a test of their own runs: by a beginning of their text, a section by its heading, a page by "".
 RUN_BY: Final[dict[tuple[str, str], str]] = {
     ("README.md", "## A first session"): "tests/meta/test_docs.py::test_readme_first_session_runs_as_written",
+    ("docs/operations.md", "## Under systemd"): "tests/system/test_systemd.py"
+    "::test_docs_lines_install_a_server_with_secrets_for_its_account_only",
     (
         "docs/outages.md",
         "",
     ): "tests/system/outages/test_outages.py::test_outage_is_found_and_mended_by_the_page",
+    (
+        "docs/performance.md",
+        "CREATE EXTENSION",
+    ): "tests/book/test_statements.py::test_performance_page_statements_run_on_debian",
 }
 
 _SUITE: Final = "the tests themselves"
-_BENCH: Final = "minutes of load; run by hand, docs/benchmarks.md has what it measured"
-_ROOT: Final = "sets up accounts and services of the machine, as root"
+_BY_HAND: Final = "of load; run by hand, report in docs/benchmarks"
+_ROOT: Final = "changes files and services of the machine, as root"
 
 #: Blocks that nothing runs, by a beginning of their text.
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("CONTRIBUTING.md", "make run"): _SUITE,
-    ("CONTRIBUTING.md", ".venv/bin/python run.py bench --scenario limits"): _BENCH,
+    ("CONTRIBUTING.md", ".venv/bin/python run.py bench --scenario limits"): f"5 minutes {_BY_HAND}",
     (
         "CONTRIBUTING.md",
         ".venv/bin/python run.py bench --url",
-    ): "records a process, which few machines of CI let",
+    ): f"a minute {_BY_HAND}, and needs rights to trace",
     ("README.md", "make run     #"): _SUITE,
-    ("README.md", ".venv/bin/python run.py bench --quick"): _BENCH,
-    (
-        "docs/benchmarks.md",
-        ".venv/bin/python run.py bench --quick    ",
-    ): "hours of load; run by hand, this page has the results",
-    ("docs/benchmarks.md", ".venv/bin/python run.py bench --quick --json"): _BENCH,
+    ("README.md", ".venv/bin/python run.py bench --quick"): f"15 minutes {_BY_HAND}",
+    ("docs/benchmarks.md", ".venv/bin/python run.py bench --quick    "): f"5 hours {_BY_HAND}",
+    ("docs/benchmarks.md", ".venv/bin/python run.py bench --quick --json"): f"5 minutes {_BY_HAND}",
     ("docs/dependencies.md", "make audit"): "installs tools and asks databases of advisories",
     ("docs/dependencies.md", ".venv/bin/python -m deploy.audit"): "asks databases of advisories",
-    ("docs/operations.md", ".venv/lib/python3*"): "not run yet",
-    ("docs/operations.md", "CREATE ROLE tidemark"): "not run yet",
-    ("docs/operations.md", "curl -H"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py monitor --test"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py serve --workers 4"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py nginx --workers 4"): "not run yet",
-    ("docs/operations.md", "make install-server"): "not run yet",
-    ("docs/operations.md", "sudo -u"): "not run yet",
-    ("docs/operations.md", "cp deploy/systemd"): "not run yet",
     (
         "docs/operations.md",
-        ".venv/bin/python run.py policy set --tenant acme --domain task --policy field_merge --fallback",
-    ): "not run yet",
+        "CREATE ROLE tidemark",
+    ): "as a superuser of another PostgreSQL than the embedded one",
     (
         "docs/operations.md",
-        ".venv/bin/python run.py policy set --tenant acme --domain task --policy field_merge\n",
-    ): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py device list"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py device restore"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py token revoke"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python -c"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py audit"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py analytics"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py job list"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py export"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py conflicts"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py quarantine"): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py tenant usage"): "not run yet",
-    ("docs/operations.md", "SELECT t.name"): "not run yet",
-    ("docs/operations.md", 'psql "$dsn"'): "not run yet",
-    ("docs/operations.md", ".venv/bin/python run.py epoch"): "not run yet",
-    ("docs/operations.md", "SET lock_timeout"): "not run yet",
+        ".venv/bin/python run.py monitor --test",
+    ): "tests/handlers/commands/test_monitor_alerts.py does",
+    (
+        "docs/operations.md",
+        ".venv/bin/python run.py serve --workers 4",
+    ): "two hosts with addresses of their own",
+    ("docs/operations.md", "install -m 0644 tidemark.site"): _ROOT,
+    ("docs/operations.md", 'psql "$dsn"'): "needs a bucket; tests/storage/blobs has one",
+    ("docs/operations.md", "SET lock_timeout"): "for a schema of a version before 0.1.0",
+    ("docs/performance.md", ".venv/bin/python run.py bench --scenario limits"): f"3 minutes {_BY_HAND}",
     (
         "docs/releases.md",
         "make wheel\npython3",
-    ): "installs from a registry; tests/meta/test_wheel.py has it from what is here",
-    ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release; installs tools",
+    ): "installs from a registry; tests/meta/test_wheel.py does from what is here",
+    ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release, which installs tools",
     ("docs/scaling.md", ".venv/bin/python -m bench.tools.capacity"): "not run yet",
     ("docs/scaling.md", "SELECT create_reference_table"): "needs Citus",
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
@@ -111,5 +102,5 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     (
         "docs/testing.md",
         ".venv/bin/python -m bench.tools.convergence",
-    ): "10 minutes; tests/clients/test_convergence.py has a short one",
+    ): "10 minutes; docs/device-guide.md runs a short one",
 }

@@ -31,7 +31,16 @@ def psql() -> Iterator[list[str]]:
         account = account_for(home)
         data = account.directory(home / "data")
         binaries = BINARIES[-1]
-        made = [binaries / "initdb", "-D", data, "-U", "tidemark", "-A", "trust", "--no-sync"]
+        made: list[str | Path] = [
+            binaries / "initdb",
+            "-D",
+            data,
+            "-U",
+            "tidemark",
+            "-A",
+            "trust",
+            "--no-sync",
+        ]
         subprocess.run(made, check=True, stdout=subprocess.DEVNULL, **account.spawning)
         options = (
             "shared_preload_libraries=pg_stat_statements",
@@ -45,7 +54,7 @@ def psql() -> Iterator[list[str]]:
         )
         command = [str(binaries / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", str(data), "-U", "tidemark"]
         try:
-            ready = [binaries / "pg_isready", "-q", "-h", data]
+            ready: list[str | Path] = [binaries / "pg_isready", "-q", "-h", data]
             assert wait_until(lambda: subprocess.run(ready, check=False).returncode == 0, _START_S)
             subprocess.run([*command, "-d", "postgres", "-c", "CREATE DATABASE tidemark"], check=True)
             migrate_for_roles(f"host={data} user=tidemark dbname=tidemark")

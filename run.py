@@ -29,7 +29,7 @@ from handlers.commands.audit import audit
 from handlers.commands.completion import completion
 from handlers.commands.conflicts import conflicts
 from handlers.commands.device import device
-from handlers.commands.doctor import doctor
+from handlers.commands.doctor import doctor, verify
 from handlers.commands.epoch import epoch
 from handlers.commands.export import export
 from handlers.commands.job import job
@@ -183,6 +183,7 @@ for command in (
     export,
     keys,
     doctor,
+    verify,
     settings,
     completion,
     bench,

@@ -19,7 +19,7 @@ from compose.admin import ConflictAdmin, QuarantineAdmin
 from compose.alerts import AlertingMonitor, named_receivers, receivers, send_tests
 from compose.command_commit import WorkCommitter
 from compose.configuration import SECRETS, bus_url, database_services, layers
-from compose.doctor import examine
+from compose.doctor.doctor import Doctor
 from compose.job_command import JobAdmin
 from compose.monitoring import health_check
 from compose.processes.reload import Reading, Reload, note_reload, note_start
@@ -33,7 +33,7 @@ from compose.signing import signed_for_device
 from compose.start import check_database_roles, ensure_demo_tenant, refuse_restored
 from engine.model.audit import AuditRow
 from engine.model.domains import Domains
-from engine.operate.rows import AlertTargets, AlertTest, CheckResult
+from engine.operate.rows import AlertTargets, AlertTest
 from engine.runtime.ports import StoreRetryError
 from engine.runtime.setting_layers import (
     COMMAND_LINE,
@@ -262,9 +262,9 @@ class Deployment:
         async with self._administered() as (database, _):
             yield KeyAdmin(self.settings, database)
 
-    def examine(self) -> list[CheckResult]:
-        """Check everything that a server needs."""
-        return examine(self.settings, self.keys, self._file)
+    def doctor(self) -> Doctor:
+        """Return what looks at this deployment."""
+        return Doctor(self.settings, self._file, self.keys, self.note, self._database)
 
     @asynccontextmanager
     async def devices(self) -> AsyncIterator[PostgresDevices]:

@@ -13,6 +13,7 @@ from docs.api.errors import errors_page
 from docs.api.inventory import with_routes
 from docs.api.openapi import openapi
 from docs.api.typescript import typescript
+from docs.checklist import with_checklist
 from docs.costs.page import with_costs
 from docs.figures import has_figures, with_figures
 from docs.pictures.errors import errors
@@ -134,6 +135,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         text = page.read_text("utf-8")
         if has_figures(text):
             yield page, with_figures(text)
+    yield DOCS / "checklist.md", with_checklist((DOCS / "checklist.md").read_text("utf-8"))
     yield DOCS / "errors.md", errors_page()
     yield from ((DOCS / "pictures" / f"{name}.svg", draw()) for name, draw in PICTURES.items())
     yield DOCS / "security.md", with_routes(with_costs((DOCS / "security.md").read_text("utf-8")))

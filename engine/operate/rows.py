@@ -275,10 +275,14 @@ class AuditEntry(msgspec.Struct, frozen=True):
     times: int
 
 
+#: ``not checked``: nothing could be told; what was found says why.
+CheckLevel = Literal["ok", "not checked", "warning", "fault"]
+
+
 class CheckResult(msgspec.Struct, frozen=True):
     """One check of doctor: its subject, what was found, and the remedy (empty if all is right)."""
 
-    level: Literal["ok", "warning", "fault"]
+    level: CheckLevel
     subject: str
     found: str
     remedy: str = ""

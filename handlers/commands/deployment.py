@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import click
 import msgspec
 
+from engine.operate.checklist import Doctor
 from engine.operate.export import ExportStore
 from engine.operate.figures.analytics import AnalyticsReads
 from engine.operate.figures.telemetry import TelemetryReads
@@ -33,7 +34,7 @@ from engine.operate.ports import (
     TokenAdmin,
     UsageAdmin,
 )
-from engine.operate.rows import AlertTargets, AlertTest, CheckResult
+from engine.operate.rows import AlertTargets, AlertTest
 from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
@@ -130,8 +131,8 @@ class Deployment(Protocol):
     async def test_alerts(self, targets: AlertTargets) -> list[AlertTest]:
         """Send a test to each target, or to the receivers of the settings. Raises SettingsError."""
 
-    def examine(self) -> list[CheckResult]:
-        """Check everything that a server needs. A fault is a finding, not an error."""
+    def doctor(self) -> Doctor:
+        """Return what looks at this deployment."""
 
     def serve(self) -> None:
         """Serve until told to stop."""

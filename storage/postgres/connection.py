@@ -109,11 +109,11 @@ class NoAnswerError(ConnectionLostError):
 class Statement:
     """One statement with named values (``%(name)s``) that connections prepare on first use."""
 
-    __slots__ = ("call", "name", "preparation", "text")
+    __slots__ = ("call", "name", "names", "preparation", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        names = list(dict.fromkeys(_PLACEHOLDER.findall(text)))
+        self.names = names = list(dict.fromkeys(_PLACEHOLDER.findall(text)))
         body = _PLACEHOLDER.sub(lambda match: f"${names.index(match[1]) + 1}::text", text)
         # The name is made of the text: another version of this server cannot mean another statement by it.
         self.name = "tidemark_" + hashlib.blake2b(body.encode(), digest_size=12).hexdigest()

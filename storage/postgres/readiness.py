@@ -9,7 +9,7 @@ from engine.runtime.ports import StoreError
 from storage.postgres.pool import Database
 
 MIN_SERVER_VERSION: Final = 140002
-_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
+DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 
 async def faults(database: Database, newest_migration: str) -> list[str]:
@@ -30,7 +30,7 @@ async def faults(database: Database, newest_migration: str) -> list[str]:
         )
     except StoreError as error:
         return [f"the database does not answer as it should: {error}"]
-    found = [f"{what}: {remedy}" for what, remedy in unfit(settings)]
+    found = [f"{what}: {remedy}" for what, remedy in (*undurable(settings), *unfit(settings))]
     if not applied:
         found.append("the schema is not up to date: run `run.py migrate`")
     if identity and not identity[0][0]:
@@ -38,13 +38,18 @@ async def faults(database: Database, newest_migration: str) -> list[str]:
     return found
 
 
-def unfit(settings: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the settings of PostgreSQL on which nothing can be promised: the problem, and its remedy."""
-    found = [
+def undurable(settings: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the settings by which what is acknowledged could be lost: the problem, and its remedy."""
+    return [
         (f"PostgreSQL runs with {name} = off", "what is acknowledged could be lost; set it to on")
-        for name in _DURABLE
+        for name in DURABLE
         if settings[name] == "off"
     ]
+
+
+def unfit(settings: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what else of PostgreSQL does not fit a server: the problem, and its remedy."""
+    found = []
     if int(settings["server_version_num"]) < MIN_SERVER_VERSION:
         found.append(("PostgreSQL is too old", "14.2 or later is required"))
     if settings["server_encoding"] != "UTF8":

@@ -47,6 +47,9 @@ _SOME: Final = _PAGE.format(
     " WHERE domain = ANY(%(domains)s::text[])",
     read_to=f"(SELECT seq FROM {_ROWS} ORDER BY seq OFFSET %(rows)s - 1 LIMIT 1)",
 )
+#: Pages as they are asked for, by name, and values of any one of them: `run.py verify` looks at their plans.
+PAGES: Final = {"page": _BY_INDEX + _ALL, "page_of_domains": _BY_INDEX + _SOME}
+ANY_PAGE: Final = {"tenant": 0, "after": 1, "limit": 1, "bytes": 1, "domains": "{}", "rows": 1}
 #: If the domains hold few rows in total, these are found by the primary key; the statement is written so that
 #: its kept plan has no other way. The column of ``read_to`` has their number, at most one above the bound.
 _FEW: Final = Statement(
@@ -113,7 +116,7 @@ class PostgresFeed:
         }
         if domains is not None:
             values |= {"domains": text_array(domains), "rows": self._piece_rows}
-        statement = _BY_INDEX + (_ALL if domains is None else _SOME)
+        statement = PAGES["page" if domains is None else "page_of_domains"]
         rows = await self._database.query(statement, values, [tenant_id])
         page, read_to = await self._page(tenant_id, rows), rows[0][-1]
         if page.more or read_to is None or read_to == page.high_seq:

@@ -21,6 +21,7 @@ class Run(NamedTuple):
 #: Pages whose blocks the runner runs in order, without those of the other two tables.
 RUNS: Final[dict[str, Run]] = {
     "README.md": Run(Ground.CHECKOUT),
+    "docs/checklist.md": Run(Ground.SERVED),
     "docs/device-guide.md": Run(Ground.SERVED),
     "docs/index.md": Run(Ground.CHECKOUT),
     "docs/operations.md": Run(Ground.SERVED),
@@ -61,6 +62,11 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/benchmarks.md", ".venv/bin/python run.py bench --quick --json"): f"5 minutes {_BY_HAND}",
     ("docs/dependencies.md", "make audit"): "installs tools and asks databases of advisories",
     ("docs/dependencies.md", ".venv/bin/python -m deploy.audit"): "asks databases of advisories",
+    (
+        "docs/deployment.md",
+        ".venv/bin/python run.py doctor",
+    ): "docs/checklist.md has it for the page's own server",
+    ("docs/deployment.md", ".venv/bin/python run.py verify"): "docs/checklist.md has it, too",
     (
         "docs/operations.md",
         "CREATE ROLE tidemark",

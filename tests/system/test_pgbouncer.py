@@ -20,6 +20,8 @@ from bench.harness.clusters import USER, free_port
 from storage.embedded.account import account_for
 from storage.embedded.process import wait_until
 from storage.embedded.servers import Services
+from storage.postgres.checkup.deployment import pooler_finding
+from storage.stores.plans.explained import plan_findings
 from tests.harness.numbered_edits import audit, editors_of, progressed
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import execute, rows
@@ -37,8 +39,11 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def bouncer(dsn: str) -> Iterator[str]:
-    """The shipped configuration before the test's database, with too few connections for each to keep one."""
+def bouncer(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The shipped configuration before the test's database, with too few connections for each to keep one.
+
+    A test may have another ``pool_mode``.
+    """
     home = Path(tempfile.mkdtemp(prefix="tidemark-pgbouncer-"))
     home.chmod(0o711)
     account = account_for(home)
@@ -57,6 +62,7 @@ def bouncer(dsn: str) -> Iterator[str]:
         "pidfile": str(own / "pid"),
         "default_pool_size": str(POOL),
         "server_round_robin": "1",
+        "pool_mode": getattr(request, "param", "transaction"),
     }
     chosen.read_dict({"pgbouncer": replaced})
     with (own / "pgbouncer.ini").open("w") as file:
@@ -90,6 +96,28 @@ async def processes(bouncer: str, services: Services, tmp_path: Path) -> AsyncIt
     finally:
         for process in both:
             await process.stop()
+
+
+@pytest.mark.parametrize(
+    ("bouncer", "level", "said"),
+    [
+        ("transaction", "ok", "pool_mode = transaction"),
+        ("session", "ok", "pool_mode = session"),
+        ("statement", "fault", "pool_mode = statement"),
+    ],
+    indirect=["bouncer"],
+)
+def test_doctor_pooler_is_found_with_its_mode(bouncer: str, dsn: str, level: str, said: str) -> None:
+    (found,) = pooler_finding([dsn, bouncer])
+    assert (found.level, said in found.found) == (level, True), found
+    (direct,) = pooler_finding([dsn])
+    assert direct.found == "no pooler is between"
+
+
+def test_verify_through_a_pooler_leaves_nothing_prepared(bouncer: str) -> None:
+    for _ in range(2):
+        assert [one.level for one in plan_findings(bouncer, 24)] == ["ok"]
+    assert rows(bouncer, "SELECT name FROM pg_prepared_statements") == []
 
 
 #: A pooler has a pool for each role.

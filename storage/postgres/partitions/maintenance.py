@@ -120,13 +120,6 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
     return made
 
 
-def days_ahead(dsn: str, today: date) -> int:
-    """Return how many days from today on have partitions, in the table with the fewest. Raises StoreError."""
-    with connected(dsn) as connection:
-        fronts = [last_begin(partitions_of(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
-    return max(0, (min(fronts) - today).days)
-
-
 def drop_expired(dsn: str, before: datetime) -> list[str]:
     """Drop the days of kept answers that ended before a time, with a margin; return their names.
 

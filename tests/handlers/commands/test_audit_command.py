@@ -64,6 +64,7 @@ NO_EVENT = {
     "settings": "it prints settings without secrets, and opens no database",
     "completion": "it prints a file of this checkout, and opens no database",
     "doctor": "it looks at the machine and the database, and prints no rows",
+    "verify": "as doctor",
     "bench": "it is a client with a server of its own, or with tokens of a server that it is given",
     "tenant list": "names and counts of tenants",
     "tenant usage": "counts of rows and bytes",

@@ -88,6 +88,7 @@ def run(dsn: str) -> Run:
         "quarantine retry",
         "quarantine drop",
         "doctor",
+        "verify",
         "export",
         "nginx",
         "policy list",

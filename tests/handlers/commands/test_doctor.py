@@ -25,7 +25,7 @@ from handlers.commands.deployment import DeploymentError
 from storage.bus.checkup import bus_findings
 from storage.embedded.servers import Services
 from storage.postgres.partitions.maintenance import maintain
-from storage.postgres.readiness import unfit
+from storage.postgres.readiness import undurable, unfit
 from tests.handlers.commands.test_commands import Ended as EndedProcess
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, Run, command
@@ -71,6 +71,7 @@ async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) 
         "keys",
         "master key",
         "database",
+        "durability",
         "rights",
         "clock",
         "connections",
@@ -348,7 +349,7 @@ def test_doctor_database_without_durability_is_unfit() -> None:
         "server_encoding": "UTF8",
         "transaction_read_only": "off",
     }
-    assert unfit(right) == []
+    assert (unfit(right), undurable(right)) == ([], [])
     for name, value in (
         ("fsync", "off"),
         ("full_page_writes", "off"),
@@ -357,7 +358,8 @@ def test_doctor_database_without_durability_is_unfit() -> None:
         ("server_encoding", "LATIN1"),
         ("transaction_read_only", "on"),
     ):
-        assert len(unfit({**right, name: value})) == 1, name
+        wrong = {**right, name: value}
+        assert len(unfit(wrong) + undurable(wrong)) == 1, name
 
 
 def test_doctor_starts_embedded_services_and_prints_a_table(embedded_services: Services) -> None:

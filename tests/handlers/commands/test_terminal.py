@@ -44,6 +44,8 @@ TABLES: dict[str, list[str]] = {
     "analytics": ["--tenant", "acme"],
     "analytics --voice": ["--tenant", "acme"],
     "doctor": [],
+    "doctor --deployment": [],
+    "verify": [],
     "settings": [],
 }
 #: Lines that are no table: sentences, which the terminal wraps.

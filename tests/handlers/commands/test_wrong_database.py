@@ -58,6 +58,7 @@ READING: dict[str, list[str]] = {
     "policy list": [],
     "analytics": ["--tenant", "acme"],
     "audit": [],
+    "verify": [],
     "keys status": [],
     "job list": [],
     "monitor": [],

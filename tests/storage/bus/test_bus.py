@@ -28,7 +28,7 @@ from storage.bus.bus_messages import (
 )
 from storage.bus.redis_bus import RedisBus
 from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
-from storage.postgres.checkup import FAULT_APART_S
+from storage.postgres.checkup.database import FAULT_APART_S
 from tests.harness.admin import add_tenants
 from tests.harness.servers.own_redis import OwnRedis, started_redis
 from tests.harness.servers.redis_nodes import system_redis

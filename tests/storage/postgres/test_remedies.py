@@ -15,7 +15,7 @@ from engine.runtime.ports import StoreError, StoreRetryError
 from storage.embedded.servers import Services
 from storage.postgres import remedies
 from storage.postgres.blocking import connected
-from storage.postgres.checkup import database_findings
+from storage.postgres.checkup.database import database_findings
 from storage.postgres.commands import command_database
 from storage.postgres.migrate import migrate
 from storage.postgres.partitions.maintenance import maintain

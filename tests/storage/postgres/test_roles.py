@@ -18,7 +18,7 @@ from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StorePoisonError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected, schema_change
-from storage.postgres.checkup import database_findings
+from storage.postgres.checkup.database import database_findings
 from storage.postgres.connection import Statement
 from storage.postgres.migrate import PostgresSchemaAdmin
 from storage.postgres.partitions.maintenance import maintain

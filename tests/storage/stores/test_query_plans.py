@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench.harness.clusters import as_role
 from engine.model.rows import (
     ConflictRef,
     DeviceRecordKey,
@@ -29,6 +30,7 @@ from storage.postgres.transactions import READ_PREPARED, SETTINGS
 from storage.stores.commit import reads as commit_reads
 from storage.stores.commit.reads import LOCK, kinds_of
 from storage.stores.feed import _ALL, _BY_INDEX, _NEWS, _SOME
+from storage.stores.plans.explained import plan_findings
 from tests.harness.services import Serving, execute
 
 ROWS = 100_000
@@ -62,7 +64,7 @@ _IDENTITIES: dict[str, list[set[str]]] = {
     "sealed_domains": [set()],
 }
 #: All of it is of one tenant and domain, the worst case for whoever reads by their prefix.
-_GROWTH = f"""
+GROWTH = f"""
     INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)
     SELECT 1, 'task', 'r' || n, 1, n, 0, 1, '{{}}' FROM generate_series(1, {ROWS}) AS n;
 
@@ -88,6 +90,10 @@ _GROWTH = f"""
 
     UPDATE tenant_counters SET seq = {ROWS} WHERE tenant_id = 1;
 """
+TENANTS = (
+    "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
+    "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+)
 _UNWATCHED = (
     "records",
     "events_earlier",
@@ -107,8 +113,7 @@ def tenants(dsn: str) -> str:
     """A database that nobody analyses but the test."""
     execute(
         dsn,
-        "INSERT INTO tenants (name) VALUES ('acme'), ('globex')",
-        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+        *TENANTS,
         *(f"ALTER TABLE {table} SET (autovacuum_enabled = off)" for table in _UNWATCHED),
     )
     return dsn
@@ -171,6 +176,11 @@ async def _pages_are_read_in_order(session: PooledConnection) -> None:
     assert "seq > t.after_seq" in scan["Index Cond"], scan
 
 
+def _unsuitable(dsn: str) -> list[str]:
+    """What ``run.py verify`` says of plans, and should not."""
+    return [one.found for one in plan_findings(as_role(dsn, "serving"), 720) if one.level != "ok"]
+
+
 @pytest.mark.parametrize("analysed_while_empty", [False, True], ids=["never analysed", "analysed when empty"])
 async def test_batch_plans_use_indexes_on_empty_and_grown_tables(
     tenants: str, analysed_while_empty: bool
@@ -182,11 +192,15 @@ async def test_batch_plans_use_indexes_on_empty_and_grown_tables(
         if analysed_while_empty:
             execute(tenants, "ANALYZE")
         await _batch_is_read_by_identity(early)
-        execute(tenants, _GROWTH)
+        assert _unsuitable(tenants) == []
+        execute(tenants, GROWTH)
         for session in (early, grown):
             await _batch_is_read_by_identity(session)
             await _pages_are_read_in_order(session)
         execute(tenants, "ANALYZE")
+        assert _unsuitable(tenants) == []
         for session in (early, grown, analysed):
             await _batch_is_read_by_identity(session)
             await _pages_are_read_in_order(session)
+    execute(tenants, "DROP INDEX records_by_seq")
+    assert "the statement feed.page reads records by records_pkey(tenant_id)" in _unsuitable(tenants)

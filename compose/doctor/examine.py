@@ -12,12 +12,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from compose.alerts import alert_findings
-from compose.configuration import bus_url, database_services
-from compose.doctor_secrets import secret_findings
+from compose.configuration import bus_url
+from compose.doctor.opened import with_database
+from compose.doctor.secrets import secret_findings
 from compose.pools import connections
 from compose.sealing.start import master_key_finding, sealing_findings
 from compose.uploads import open_blobs
@@ -30,7 +32,7 @@ from handlers.http.tokens import KeySet, UnusableKeyError
 from storage.bus.checkup import bus_findings
 from storage.embedded.account import EmbeddedError
 from storage.embedded.servers import NotMadeError, Services, embedded
-from storage.postgres.checkup import database_findings
+from storage.postgres.checkup.database import database_findings
 
 #: Connections of one worker: fewer than usual are a warning, fewer than the least a fault.
 _USUAL_CONNECTIONS: Final = 10_000
@@ -60,7 +62,7 @@ def examine(settings: Settings, keys: Callable[[], KeySet], file: Layer | None) 
         *secret_findings(settings, file),
         _keys(keys),
         master_key_finding(settings),
-        *_database(settings),
+        *with_database(settings, partial(_database, settings)),
         *_bus(settings),
         _files(),
         _disk(Path(settings.data.dir)),
@@ -102,23 +104,7 @@ def _keys(keys: Callable[[], KeySet]) -> CheckResult:
     return CheckResult("ok", "keys", "verify and sign tokens" if can_sign else "verify tokens, and sign none")
 
 
-def _database(settings: Settings) -> Iterator[CheckResult]:
-    try:
-        given = database_services(settings)
-        if given.dsn:
-            yield from _database_at(settings, given, migrates_itself=False)
-        else:
-            with embedded(Path(settings.data.dir), redis=False, make=False) as made:
-                yield from _database_at(settings, made, migrates_itself=True)
-    except NotMadeError as error:
-        yield CheckResult("warning", "database", error.found, error.remedy)
-    except SettingsError as error:
-        yield CheckResult("fault", "database", str(error), "let the account of the server read it")
-    except EmbeddedError as error:
-        yield CheckResult("fault", "database", str(error), "put that right, or set postgres.dsn")
-
-
-def _database_at(settings: Settings, at: Services, *, migrates_itself: bool) -> Iterator[CheckResult]:
+def _database(settings: Settings, at: Services, *, migrates_itself: bool) -> Iterator[CheckResult]:
     each = sum(connections(settings).values())
     yield from database_findings(
         at.dsn,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
+from storage.postgres.checkup.days import partition_findings
 from storage.postgres.display_names import database_name
 from storage.postgres.migrate import newest_migration, status
-from storage.postgres.partitions.maintenance import days_ahead
-from storage.postgres.readiness import unfit
+from storage.postgres.readiness import DURABLE, undurable, unfit
 from storage.postgres.remedies import DatabaseFaultError
 from storage.postgres.roles.guard import access_findings, check_roles, row_security_findings
 from storage.postgres.roles.rights import foreign_findings, rights_finding, tenant_findings
@@ -23,11 +22,10 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
 
 #: With more between the clocks, times of devices and times of rows no longer agree.
-_WARN_APART_S: Final = 1.0
+WARN_APART_S: Final = 1.0
 FAULT_APART_S: Final = 60.0
-_LEAST_DAYS_AHEAD: Final = 2
 
-_APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-timesyncd)"
+APART_REMEDY: Final = "have both hosts' clocks kept by NTP (chrony, systemd-timesyncd)"
 
 
 def database_findings(
@@ -60,11 +58,11 @@ def database_findings(
                 return  # the checks after this one need those rights
             yield from tenant_findings(connection, tenants)
             yield from foreign_findings(connection)
-        missing = [one.name for one in status(owner_dsn) if one.applied_at is None]
-        yield _migrations(missing, migrates_itself=migrates_itself)
-        if not missing:
-            yield from _schema(owner_dsn)
-            yield from _roles(dsn, owner_dsn, jobs_dsn)
+        applied = list(migration_findings(owner_dsn, migrates_itself=migrates_itself))
+        yield from applied
+        if len(applied) > 1:
+            yield from partition_findings(owner_dsn)
+            yield from role_findings(dsn, owner_dsn, jobs_dsn)
     except DatabaseFaultError as fault:
         yield CheckResult("fault", "database", fault.found, fault.remedy)
     except StoreError as error:
@@ -73,7 +71,8 @@ def database_findings(
         )
 
 
-def _roles(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
+def role_findings(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
+    """Check what the roles may do, and whether one could pass row-level security by. Raises StoreError."""
     access = list(access_findings(dsn, owner_dsn, jobs_dsn))
     yield from access
     try:
@@ -93,8 +92,14 @@ def _fitness(connection: Connection, place: str) -> Iterator[CheckResult]:
     for found, remedy in faults:
         yield CheckResult("fault", "database", found, remedy)
     if not faults:
-        found = f"PostgreSQL {settings['server_version']} at {place}, durable, the primary"
-        yield CheckResult("ok", "database", found)
+        yield CheckResult(
+            "ok", "database", f"PostgreSQL {settings['server_version']} at {place}, the primary"
+        )
+    lossy = undurable(settings)
+    for found, remedy in lossy:
+        yield CheckResult("fault", "durability", found, remedy)
+    if not lossy:
+        yield CheckResult("ok", "durability", f"{', '.join(DURABLE)} are on")
 
 
 def _clock(connection: Connection) -> CheckResult:
@@ -106,9 +111,9 @@ def _clock(connection: Connection) -> CheckResult:
     apart_s = theirs_s - middle_s
     found = f"the database's is {apart_s * 1000:+.0f} ms from this host's"
     if abs(apart_s) > FAULT_APART_S:
-        return CheckResult("fault", "clock", found, _APART_REMEDY)
-    if abs(apart_s) > _WARN_APART_S:
-        return CheckResult("warning", "clock", found, _APART_REMEDY)
+        return CheckResult("fault", "clock", found, APART_REMEDY)
+    if abs(apart_s) > WARN_APART_S:
+        return CheckResult("warning", "clock", found, APART_REMEDY)
     return CheckResult("ok", "clock", found)
 
 
@@ -137,15 +142,34 @@ def _connections(connection: Connection, wanted: int) -> CheckResult:
     return CheckResult("ok", "connections", found)
 
 
-def _migrations(missing: Sequence[str], *, migrates_itself: bool) -> CheckResult:
+def migration_findings(dsn: str, *, migrates_itself: bool) -> Iterator[CheckResult]:
+    """Check that the schema is of this version, and not restored. Nothing else follows a fault of the first.
+
+    Args:
+        dsn: The database, as the owner.
+        migrates_itself: Whether `serve` brings the schema up to date.
+
+    Raises:
+        StoreError: The database is away.
+    """
+    states = status(dsn)
+    missing = [one.name for one in states if one.applied_at is None]
+    unknown = [one.name for one in states if not one.number]
     if missing and migrates_itself:
-        return CheckResult("ok", "schema", f"{len(missing)} migrations are to come: serve applies them")
-    if missing:
-        return CheckResult("fault", "schema", f"{missing[0]} is not applied", "run `run.py migrate`")
-    return CheckResult("ok", "schema", f"all migrations are applied, up to {newest_migration()}")
+        found = f"{len(missing)} migrations are to come: serve applies them"
+        yield CheckResult("ok", "schema", found)
+    elif missing:
+        yield CheckResult("fault", "schema", f"{missing[0]} is not applied", "run `run.py migrate`")
+    elif unknown:
+        found = f"{unknown[-1]} is applied, which this version does not know: a newer version made it"
+        yield CheckResult("warning", "schema", found, "use that version, or take it back with that version")
+    else:
+        yield CheckResult("ok", "schema", f"all migrations are applied, up to {newest_migration()}")
+    if not missing:
+        yield _epoch(dsn)
 
 
-def _schema(dsn: str) -> Iterator[CheckResult]:
+def _epoch(dsn: str) -> CheckResult:
     with connected(dsn) as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT s.system_identifier <> c.system_identifier"
@@ -153,13 +177,5 @@ def _schema(dsn: str) -> Iterator[CheckResult]:
         )
         restored: list[tuple[Any, ...]] = cursor.fetchall()
     if restored == [(False,)]:
-        yield CheckResult("ok", "epoch", "of this cluster")
-    else:
-        yield CheckResult("fault", "epoch", "this database was restored", "run `run.py epoch renew`")
-    days = days_ahead(dsn, datetime.now(UTC).date())
-    found = f"{days} days from today on have theirs"
-    if days < _LEAST_DAYS_AHEAD:
-        remedy = "let a server run: it adds them at its start and hourly; its log says if it cannot"
-        yield CheckResult("warning", "partitions", found, remedy)
-    else:
-        yield CheckResult("ok", "partitions", found)
+        return CheckResult("ok", "epoch", "of this cluster")
+    return CheckResult("fault", "epoch", "this database was restored", "run `run.py epoch renew`")

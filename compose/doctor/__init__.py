@@ -1,0 +1,1 @@
+"""What doctor and verify look at: settings, this machine, services, and the address of devices."""

@@ -1,0 +1,1 @@
+"""The statements of serving, and by which indexes PostgreSQL finds what they ask for."""

@@ -16,9 +16,17 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import Final, NamedTuple
 
-from aiohttp import ClientSession
+from aiohttp import ClientSession, TCPConnector
 
-from bench.harness.clusters import cluster_in, free_port, migrate_for_roles, role_variables
+from bench.harness.clusters import (
+    PASSWORD,
+    USER,
+    Cluster,
+    cluster_in,
+    free_port,
+    migrate_for_roles,
+    role_variables,
+)
 from compose.configuration import VARIABLE
 from storage.embedded.account import account_for
 from tests.deploy.own_prometheus import Prometheus, prometheus
@@ -26,10 +34,12 @@ from tests.deploy.promtool import ROOT
 from tests.harness.admin import ensure_tenant
 from tests.harness.scratch import scratch
 from tests.harness.servers.redis_nodes import RedisNode, system_redis
+from tests.harness.services import execute
 from tests.harness.small_disk import small_disk
 from tests.harness.supervised import Supervised
 from tests.harness.ws_device import SECRET, token
 from tests.system.outages.devices import TENANT, Fleet
+from tests.system.outages.edge import Edge, edge
 from tests.system.outages.services import PostgresUnit, RedisUnit, ServerUnit
 from tests.system.outages.stand_ins import Unit, stand_ins
 
@@ -48,11 +58,13 @@ class Layout(NamedTuple):
     Args:
         workers: Of the server.
         devices: How many work.
-        settings: Variables of the server and of commands.
+        settings: Variables of the server and of commands, with the places that the page names.
         sealed: Whether it has a master key.
         disk_bytes: The size of PostgreSQL's own disk, 0 for none of its own.
         archived: Whether PostgreSQL archives its WAL, for restores.
+        standby: Whether PostgreSQL has a standby that confirms each commit.
         own_checkout: Whether the server runs from a copy of this checkout, whose version is ``v0.1.0``.
+        edge: Whether devices come by TLS, through nginx.
     """
 
     workers: int = 1
@@ -61,7 +73,9 @@ class Layout(NamedTuple):
     sealed: bool = False
     disk_bytes: int = 0
     archived: bool = False
+    standby: bool = False
     own_checkout: bool = False
+    edge: bool = False
 
 
 class Site:
@@ -81,8 +95,10 @@ class Site:
         self.replaced: dict[str, str] = {}
         self.environment: dict[str, str] = {}
         self.postgres: PostgresUnit
+        self.standby: Cluster
         self.redis: RedisUnit
         self.server: Supervised
+        self.edge: Edge
         self.fleet: Fleet
         self.http: ClientSession
         self.stack: AsyncExitStack
@@ -90,8 +106,13 @@ class Site:
 
     @property
     def url(self) -> str:
-        """Where devices and probes go."""
+        """Where probes go."""
         return self.server.url
+
+    @property
+    def front(self) -> str:
+        """Where devices go."""
+        return self.edge.url if self.layout.edge else self.url
 
     async def readiness(self) -> tuple[int, str]:
         """Ask ``/readyz``. Raises ClientError while nobody listens."""
@@ -181,6 +202,8 @@ def _configure(site: Site, redis: RedisNode) -> None:
         "redis.url": f"redis://{redis.address}",
         "auth.secret": SECRET.decode(),
     }
+    if site.layout.standby:
+        secrets["standby.dsn"] = site.standby.dsn
     if site.layout.sealed:
         secrets["master.key"] = b64encode(token_bytes(32)).decode()
     text = site.placed(_SITE.read_text("utf-8"))
@@ -213,6 +236,18 @@ def _database(home: Path, layout: Layout, dsn: str | None) -> Iterator[tuple[str
         yield cluster.dsn, postgres
 
 
+@contextmanager
+def _standby(primary: Cluster) -> Iterator[Cluster]:
+    """Run a standby, without which the primary confirms no commit."""
+    copy = primary.copy("south")
+    execute(primary.dsn, "ALTER SYSTEM SET synchronous_standby_names = 'south'", "SELECT pg_reload_conf()")
+    copy.start()
+    try:
+        yield copy
+    finally:
+        copy.stop()
+
+
 def _own_checkout(site: Site) -> None:
     """Copy what serves into a repository of its own, whose only commit is the version ``v0.1.0``."""
     site.checkout = site.server.checkout = site.home / "opt"
@@ -243,21 +278,29 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
         if postgres is not None:
             site.postgres = site.units["postgresql"] = postgres
             site.replaced |= postgres.places
+            if layout.standby:
+                site.standby = stack.enter_context(_standby(postgres.cluster))
+                hosts = f"{postgres.cluster.address},{site.standby.address}"
+                site.dsn = f"postgresql://{USER}:{PASSWORD}@{hosts}/{USER}?target_session_attrs=read-write"
         account = account_for(home / "redis")
         node = RedisNode(system_redis(), account, home / "redis", "127.0.0.1", free_port())
         stack.callback(node.kill)
         node.start()
         site.redis = site.units["redis-server"] = RedisUnit(node, home / "redis")
-        site.server = Supervised(layout.workers, {VARIABLE: str(site.etc / "config.toml"), **layout.settings})
+        site.replaced["/etc/tidemark"] = str(site.etc)
+        settings = {name: site.placed(text) for name, text in layout.settings.items()}
+        site.server = Supervised(layout.workers, {VARIABLE: str(site.etc / "config.toml"), **settings})
         site.units["tidemark"] = ServerUnit(site.server)
         if layout.own_checkout:
             _own_checkout(site)
         site.replaced |= {
             "/opt/tidemark": str(site.checkout),
             "/root/keys": str(home / "keys"),
-            "/etc/tidemark": str(site.etc),
             "/var/lib/tidemark": str(home / "lib"),
-            "127.0.0.1:8080": f"127.0.0.1:{site.server.port}",
+            **{
+                f"127.0.0.1:{8080 + number}": f"127.0.0.1:{site.server.port + number}"
+                for number in range(layout.workers + 1)
+            },
             ".venv/bin/python": sys.executable,
         }
         _configure(site, node)
@@ -267,7 +310,7 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
             programs += f":{postgres.binaries}"
         site.environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith("TIDEMARK_")},
-            **layout.settings,
+            **settings,
             VARIABLE: str(site.etc / "config.toml"),
             "PATH": f"{programs}:{os.environ['PATH']}",
         }
@@ -289,10 +332,19 @@ async def _begin(site: Site, stack: AsyncExitStack) -> None:
     await site.server.until("listening", site.layout.workers)
     await site.until_readiness(200)
     (site.home / "devices").mkdir()
-    site.fleet = Fleet(site.home / "devices", site.url, site.layout.devices, site.http)
+    session = site.http
+    if site.layout.edge:
+        site.edge = await edge(site.home, site.server.port, site.environment)
+        site.units |= {"nginx": site.edge, "certbot": site.edge.certificates}
+        site.replaced["127.0.0.1:443"] = f"127.0.0.1:{site.edge.port}"
+        await site.edge.start()
+        stack.push_async_callback(site.edge.stop)
+        trusting = TCPConnector(ssl=site.edge.certificates.trusting)
+        session = await stack.enter_async_context(ClientSession(connector=trusting))
+    site.fleet = Fleet(site.home / "devices", site.front, site.layout.devices, session)
     await stack.enter_async_context(site.fleet.at_work())
     await site.fleet.progress()
     await site.prometheus.until("up == 1")  # a counter is known to have grown if its value before is known
     site.say(
-        f"{site.layout.devices} devices edit at {site.url}, {site.fleet.acknowledged} edits acknowledged"
+        f"{site.layout.devices} devices edit at {site.front}, {site.fleet.acknowledged} edits acknowledged"
     )

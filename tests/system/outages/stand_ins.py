@@ -1,4 +1,4 @@
-"""Programs of a host that a test does not have: ``systemctl`` and ``journalctl``, for services of its own.
+"""Programs of a host that a test does not have, ``systemctl`` and others, for services of its own.
 
 They are found before those of the system, and pass what they were told on to the test. ``pg_verifybackup`` is
 one because that of the wheel of PostgreSQL 18 crashes, also when it is asked for its version.
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-PROGRAMS: Final = ("systemctl", "journalctl")
+PROGRAMS: Final = ("systemctl", "journalctl", "certbot")
 _PROGRAM: Final = """#!{python} -IS
 import json, socket, sys
 line = socket.socket(socket.AF_UNIX)
@@ -81,6 +81,9 @@ async def _systemctl(units: Mapping[str, Unit], verb: str, name: str) -> tuple[i
 async def _answer(units: Mapping[str, Unit], told: list[str]) -> tuple[int, str]:
     program, *arguments = Path(told[0]).name, *told[1:]
     words = [word for word in arguments if not word.startswith("-")]
+    if program == "certbot":
+        await units[program].start()
+        return 0, ""
     if program == "systemctl":
         return await _systemctl(units, words[0], words[1])
     unit = units[arguments[arguments.index("-u") + 1]]

@@ -1,0 +1,1 @@
+"""A folder for PYTHONPATH, which makes a process loop on a signal."""

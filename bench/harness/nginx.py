@@ -33,10 +33,13 @@ def nginx_program() -> str | None:
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
-def certify(home: Path, ends_in: dt.timedelta = dt.timedelta(days=1)) -> Path:
-    """Make a certificate for localhost and 127.0.0.1, and its key as ``key.pem``. Returns its path."""
+def certify(home: Path, subject: str = "localhost", ends_in: dt.timedelta = dt.timedelta(days=1)) -> Path:
+    """Make a certificate for localhost and 127.0.0.1, and its key as ``key.pem``. Returns its path.
+
+    Of several that a client believes each needs a ``subject`` of its own.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
     names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
     now = dt.datetime.now(dt.UTC)
     certificate = (

@@ -28,7 +28,7 @@ class Certificates:
         self._home = home
         for name, ends_in in _CERTIFICATES.items():
             (home / name).mkdir()
-            certify(home / name, ends_in)
+            certify(home / name, name, ends_in)
         pems = (home / name / "certificate.pem" for name in _CERTIFICATES)
         (home / "trusted.pem").write_text("".join(pem.read_text("ascii") for pem in pems), "ascii")
         self.use("first")

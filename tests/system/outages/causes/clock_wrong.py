@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+import pytest
 from aiohttp import WSServerHandshakeError
 
 from compose.configuration import VARIABLE
@@ -19,6 +20,8 @@ from tests.system.outages.site import Layout, Site
 _FAST_S: Final = 600
 _OFFSET: Final = "/etc/tidemark/clock"
 _PAUSE_S: Final = 0.2
+#: It tells processes another time than that of this machine.
+_LIBRARY: Final = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 class Chrony:
@@ -44,6 +47,8 @@ class Chrony:
 
 async def _begin(site: Site) -> None:
     """The clock of one host goes forward by ten minutes; another host serves devices, too."""
+    if _LIBRARY is None:
+        pytest.skip("there is no libfaketime here: install it (apt-get install faketime)")
     offset = Path(site.placed(_OFFSET))
     site.units["chrony"] = Chrony(offset)
     other = Supervised(1, {VARIABLE: str(site.etc / "config.toml")})
@@ -80,11 +85,10 @@ CAUSE = Cause(
     finds=("bus_message_rejected", "clock"),
     layout=Layout(
         settings={
-            "LD_PRELOAD": "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+            "LD_PRELOAD": str(_LIBRARY or ""),
             "FAKETIME_TIMESTAMP_FILE": _OFFSET,
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
         }
     ),
 )

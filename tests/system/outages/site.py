@@ -65,6 +65,7 @@ class Layout(NamedTuple):
         standby: Whether PostgreSQL has a standby that confirms each commit.
         own_checkout: Whether the server runs from a copy of this checkout, whose version is ``v0.1.0``.
         edge: Whether devices come by TLS, through nginx.
+        scrape: The time between two scrapes, and the longest that one may take.
     """
 
     workers: int = 1
@@ -76,6 +77,7 @@ class Layout(NamedTuple):
     standby: bool = False
     own_checkout: bool = False
     edge: bool = False
+    scrape: str = "200ms"
 
 
 class Site:
@@ -326,7 +328,7 @@ async def _begin(site: Site, stack: AsyncExitStack) -> None:
     target = site.server.url.removeprefix("http://")
     folder = site.home / "prometheus"
     folder.mkdir()
-    site.prometheus = await stack.enter_async_context(prometheus(folder, target, token(), "200ms"))
+    site.prometheus = await stack.enter_async_context(prometheus(folder, target, token(), site.layout.scrape))
     await site.server.launch()
     stack.push_async_callback(site.server.stop)
     await site.server.until("listening", site.layout.workers)

@@ -51,10 +51,12 @@ async def drill(name: str, say: Say = print, dsn: str | None = None, *, whole: b
         name: The file of the cause, which is also its section of the page.
         say: Takes what is to be shown.
         dsn: A migrated database for causes that leave PostgreSQL alone; None makes one.
-        whole: Whether the commands of the first five minutes are run, too, which takes seconds.
+        whole: Whether the commands of the first five minutes are run, too, and Prometheus judges. Both take
+            seconds.
     """
     cause, section = cause_of(name), sections()[name]
-    async with running(cause.layout, say, dsn) as site:
+    layout = cause.layout._replace(watched=whole)
+    async with running(layout, say, dsn) as site:
         say(f"\n== {section.title}: {cause.begin.__doc__}")
         began_s = time.monotonic()
 

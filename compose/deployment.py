@@ -30,7 +30,8 @@ from compose.sealing.start import check_reloaded, start_sealing
 from compose.sealing.stores import TenantsWithKeys, open_sealing
 from compose.server import SystemClock
 from compose.signing import signed_for_device
-from compose.start import check_database_roles, ensure_demo_tenant, refuse_restored
+from compose.start import check_database_roles, check_file_storage, ensure_demo_tenant, refuse_restored
+from compose.uploads import file_verifier
 from engine.model.audit import AuditRow
 from engine.model.domains import Domains
 from engine.operate.rows import AlertTargets, AlertTest
@@ -46,6 +47,7 @@ from engine.runtime.setting_layers import (
     settings,
 )
 from engine.runtime.settings import Settings
+from engine.uploads.verify import FileVerifier
 from handlers.commands.deployment import DeploymentError, run_async
 from handlers.commands.serve import DEMO_TENANT, announce_demo
 from handlers.http.keys import key_set, signing_key
@@ -246,15 +248,19 @@ class Deployment:
     @asynccontextmanager
     async def jobs(self, *, files: bool) -> AsyncIterator[JobAdmin]:
         """Open the scheduled jobs."""
-        if files and not (self.settings.s3.bucket or self._data_dir.is_dir()):
-            raise DeploymentError(
-                f"there is no data directory {self._data_dir.resolve()}, where files are kept: set data.dir"
-                " to the server's, or give --data-dir DIR"
-            )
+        if files:
+            check_file_storage(self.settings)
         async with self._administered() as (database, at):
             if files:  # a restored database does not list the files that came after the backup
                 refuse_restored(at.dsn)
             yield JobAdmin(at, database, self.settings, self._advanced_tenants.update)
+
+    @asynccontextmanager
+    async def files(self) -> AsyncIterator[FileVerifier]:
+        """Open the files of tenants."""
+        check_file_storage(self.settings)
+        async with self._administered() as (database, _), file_verifier(self.settings, database) as verifier:
+            yield verifier
 
     @asynccontextmanager
     async def sealing_keys(self) -> AsyncIterator[KeyAdmin]:

@@ -1,10 +1,13 @@
-"""What `serve` checks and makes before its workers start."""
+"""What `serve` and commands check before they begin, and what `serve` makes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import structlog
 
 from engine.operate.ports import RefusedError
+from engine.runtime.settings import Settings
 from handlers.commands.deployment import DeploymentError
 from handlers.commands.serve import DEMO_TENANT
 from storage.embedded.servers import Services
@@ -32,6 +35,16 @@ def check_database_roles(at: Services) -> None:
             raise DeploymentError(f"{one.found}: {one.remedy}")
     for found, remedy in ways:
         _log.warning("row_security_bypassed", reason=found, remedy=remedy)
+
+
+def check_file_storage(settings: Settings) -> None:
+    """Refuse a data directory that is not there, where files are kept in it. Raises DeploymentError."""
+    data_dir = Path(settings.data.dir)
+    if not (settings.s3.bucket or data_dir.is_dir()):
+        raise DeploymentError(
+            f"there is no data directory {data_dir.resolve()}, where files are kept: set data.dir"
+            " to the server's, or give --data-dir DIR"
+        )
 
 
 def refuse_restored(dsn: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -25,6 +26,7 @@ from engine.uploads.locks import UploadLocks
 from engine.uploads.pending_attachments import PendingAttachments
 from engine.uploads.ports import Quota
 from engine.uploads.service import UploadLimits, UploadService
+from engine.uploads.verify import FileVerifier
 from engine.uploads.write_limiter import WriteLimiter
 from handlers.http.authenticate import RequestGate
 from handlers.http.client_address import networks
@@ -37,7 +39,7 @@ from storage.blobs.s3 import S3Blobs
 from storage.postgres.pool import Database
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.sealed.sealing import Sealing
-from storage.stores.upload_reads import PostgresFiles, PostgresPending
+from storage.stores.upload_reads import PostgresFileList, PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 
 
@@ -124,6 +126,16 @@ def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
     if settings.s3.bucket:
         return S3Blobs(settings.s3, settings.uploads.write_threads)
     return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)
+
+
+@asynccontextmanager
+async def file_verifier(settings: Settings, database: Database) -> AsyncIterator[FileVerifier]:
+    """Open what compares files with their rows."""
+    blobs = open_blobs(settings)
+    try:
+        yield FileVerifier(PostgresFileList(database), PostgresCleanup(database), blobs)
+    finally:
+        blobs.close()
 
 
 def cleanup_job(

@@ -212,8 +212,8 @@ class UploadCleanup:
         removed = OrphansRemoved()
         async for page in self._blobs.list_stored(now_us - _ORPHANED_AFTER_US):
             states = await with_retries(partial(self._store.states, [blob.ref for blob in page]))
-            orphans = [blob for blob in page if _is_orphan(blob, states.get(blob.ref))]
-            await _for_each(orphans, partial(self._remove, removed))
+            orphans = [blob for blob in page if is_orphan(blob, states.get(blob.ref))]
+            await for_each(orphans, partial(self._remove, removed))
             await after_page(removed)
         return removed
 
@@ -229,7 +229,7 @@ class UploadCleanup:
                 ended = await with_retries(partial(self._store.expire, tenant_id, ids, now_us))
                 cleaned.expired += len(ended)
                 self._minutes.of(tenant_id).uploads_abandoned += len(ended)
-                await _for_each(ended, partial(delete_or_log, self._blobs, is_file=False))
+                await for_each(ended, partial(delete_or_log, self._blobs, is_file=False))
             await after_page(cleaned)
             if len(page) < PAGE:
                 return
@@ -254,7 +254,7 @@ class UploadCleanup:
             if alive and state == "attached":
                 await with_retries(partial(self._store.unmark, alive))
             due = [one for one in page if not one.alive and one.since_us <= now_us - self._grace_us]
-            await _for_each(due, partial(self._free_one, now_us, cleaned))
+            await for_each(due, partial(self._free_one, now_us, cleaned))
             await after_page(cleaned)
             if len(page) < PAGE:
                 return
@@ -288,14 +288,14 @@ class UploadCleanup:
             removed.left += 1
 
 
-def _is_orphan(blob: StoredBlob, state: State | None) -> bool:
+def is_orphan(blob: StoredBlob, state: State | None) -> bool:
     """Return True if no row needs these bytes. An open upload may have a file: its row is changed next."""
     if state is None:
         return True
     return not STATES[state].has_bytes if blob.is_file else state != "open"
 
 
-async def _for_each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
+async def for_each(items: Iterable[_T], work: Callable[[_T], Awaitable[object]]) -> None:
     """Do something with each item, ``_AT_ONCE`` at a time."""
     left = iter(items)
 

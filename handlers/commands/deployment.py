@@ -39,6 +39,7 @@ from engine.runtime.ports import StoreError, StoreUnavailableError
 from engine.runtime.setting_layers import InForce
 from engine.runtime.settings import Log, Settings, SettingsError
 from engine.seal.master_keys import MasterKeyError
+from engine.uploads.verify import FileVerifier
 from handlers.commands.terminal.progress import progress, undisturbed
 from handlers.http.tokens import DEVICE_ID, KeySet, UnusableKeyError
 from handlers.operate.logging import configure
@@ -94,6 +95,9 @@ class Deployment(Protocol):
 
     def usage(self) -> AbstractAsyncContextManager[UsageAdmin]:
         """Open the usage of tenants."""
+
+    def files(self) -> AbstractAsyncContextManager[FileVerifier]:
+        """Open the files of tenants."""
 
     def policies(self) -> AbstractAsyncContextManager[PolicyAdmin]:
         """Open the policies of tenants."""

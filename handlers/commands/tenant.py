@@ -1,4 +1,4 @@
-"""``run.py tenant``: adds, lists and removes tenants, and shows their usage."""
+"""``run.py tenant``: adds, lists and removes tenants, shows their usage, and looks at their files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from typing import Final
 import click
 import msgspec
 
-from handlers.commands.deployment import Deployment, as_json, confirm, opened, with_deployment
+from engine.uploads.blobs import BlobsError
+from handlers.commands.deployment import (
+    Deployment,
+    DeploymentError,
+    as_json,
+    confirm,
+    opened,
+    with_deployment,
+)
 from handlers.commands.terminal.progress import progress, undisturbed
 from handlers.commands.terminal.tables import table
+from handlers.commands.terminal.units import size
 from handlers.operate.printing import say
 
 #: A tenant's name is used in tokens, URLs and command lines.
@@ -97,6 +106,46 @@ async def usage(deployment: Deployment, *, name: str | None, json_: bool) -> Non
         [(one.tenant, one.kind, str(one.used), str(one.bound), f"{_part(one):.1%}") for one in rows],
         ("TENANT", "OF", "HOLDS", "MAY HOLD", "USED"),
     )
+
+
+@tenant.command(
+    "files",
+    short_help="Look whether the bytes of files are there.",
+    epilog="Example: run.py tenant files acme",
+)
+@click.argument("name", required=False)
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
+@with_deployment()
+async def files(deployment: Deployment, *, name: str | None, json_: bool) -> None:
+    """Look whether the bytes of every file are there, and of all tenants also for bytes without a row.
+
+    The last byte of each file is read. Servers may run, and nothing is changed. The exit status is 1 if a
+    file is missing or too short, as after a restore of files that are older than the database.
+    """
+    with progress("looking") as tell:
+        async with deployment.files() as verifier:
+            try:
+                found = await verifier.verify(name, tell)
+            except BlobsError as error:
+                raise DeploymentError(f"the files cannot be listed: {error}") from None
+    if json_:
+        as_json(found)
+    else:
+        table(
+            [
+                (one.tenant, one.device_id, one.domain, one.record_id, one.file_id, one.found)
+                for one in found.damaged
+            ],
+            ("TENANT", "DEVICE", "DOMAIN", "RECORD", "FILE", "FOUND"),
+        )
+        say(f"{found.files:,} files ({size(found.file_bytes)}), {found.damaged_files:,} of them damaged")
+        if found.unlisted:
+            say(
+                f"{found.unlisted:,} files and drafts have no row ({size(found.unlisted_bytes)}): the job"
+                " cleanup deletes each a day after it was written"
+            )
+    if found.damaged_files:
+        raise SystemExit(1)
 
 
 class UsageRow(msgspec.Struct, frozen=True):

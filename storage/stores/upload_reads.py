@@ -1,4 +1,4 @@
-"""Reads of files: those that were stored before their records, and those that devices download."""
+"""Reads of files: those stored before their records, those that devices download, and all of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from engine.model.uploads import Upload
+from engine.model.uploads import Upload, UploadRef
 from engine.uploads.blobs import PendingFile
+from engine.uploads.verify import ListedFile
 from storage.postgres.arrays import hex_array, int_array, text_array
 from storage.postgres.connection import Statement
 from storage.postgres.pool import Database
-from storage.postgres.roles.named_tenants import EVERYONE
+from storage.postgres.roles.named_tenants import EVERYONE, of_tenant
+from storage.stores.admin_reads import OF_TENANT
 from storage.stores.sealed.same_file import may_be_same
 from storage.stores.sealed.sealing import Sealing
+from storage.stores.tenant_rows import check_tenant
 from storage.stores.upload_rows import COLUMNS, decode_upload
 from storage.stores.upload_states import DUPLICATE, IN_ENTRY, IS_FILE, STORED
 
@@ -44,6 +47,13 @@ _FILE: Final = Statement(
     " ON o.tenant_id = u.tenant_id AND o.domain = u.domain AND o.record_id = u.record_id"
     f" AND {may_be_same('o', 'u')} AND o.state IN {IN_ENTRY}"
     f" WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.state = {DUPLICATE}"
+)
+_FILES: Final = (
+    "SELECT t.name, u.tenant_id, u.upload_id::text, u.device_id, u.domain, u.record_id, u.size_bytes"
+    " FROM upload_session AS u JOIN tenants AS t ON t.tenant_id = u.tenant_id"
+    f" WHERE {OF_TENANT} AND u.state IN {IS_FILE}"
+    " AND (u.tenant_id, u.upload_id) > (%(after_tenant)s::int, %(after)s::uuid)"
+    " ORDER BY u.tenant_id, u.upload_id LIMIT %(limit)s::int"
 )
 
 
@@ -91,3 +101,26 @@ class PostgresFiles:
             return own
         same = own.sha256, own.file_name
         return next((one for one in found if one is not own and (one.sha256, one.file_name) == same), None)
+
+
+class PostgresFileList:
+    """``engine.uploads.verify.FileList``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def files(self, tenant: str | None, after: UploadRef | None, limit: int) -> list[ListedFile]:
+        """List the files that rows name."""
+        values = {
+            "tenant": tenant,
+            "after_tenant": 0 if after is None else after.tenant_id,
+            "after": _NOBODY if after is None else after.upload_id,
+            "limit": limit,
+        }
+        found = await self._database.query(_FILES, values, of_tenant(tenant))
+        if not found and after is None:
+            await check_tenant(self._database, tenant)
+        return [
+            ListedFile(UploadRef(number, upload_id.replace("-", "")), name, *about)
+            for name, number, upload_id, *about in found
+        ]

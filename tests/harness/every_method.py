@@ -64,7 +64,7 @@ from storage.stores.quarantine import PostgresQuarantine
 from storage.stores.sealed.checked import checked_transaction
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
-from storage.stores.upload_reads import PostgresFiles, PostgresPending
+from storage.stores.upload_reads import PostgresFileList, PostgresFiles, PostgresPending
 from storage.stores.uploads import PostgresUploads
 from storage.stores.usage import PostgresUsage
 from tests.harness.in_process_server import settings_with
@@ -299,6 +299,8 @@ class EveryMethod:
         await pending.pending({OWN: None}, 10)
         await PostgresFiles(database, Sealing()).file(OWN, self.single.ref.upload_id)
         await PostgresFiles(database, Sealing()).file(OWN, self.same.ref.upload_id)
+        await PostgresFileList(database).files("acme", None, 10)
+        await PostgresFileList(database).files(None, self.single.ref, 10)
         await cleanup.list_open(None, 10, self.now_us)
         await cleanup.expire(OWN, [self.open.ref.upload_id], self.now_us + DAY_US)
         await cleanup.mark_gone(None, 10, self.now_us)

@@ -77,6 +77,7 @@ def run(dsn: str) -> Run:
         "tenant list",
         "tenant remove",
         "tenant usage",
+        "tenant files",
         "token",
         "epoch renew",
         "audit",

@@ -26,11 +26,13 @@ RUNS: Final[dict[str, Run]] = {
     "docs/index.md": Run(Ground.CHECKOUT),
     "docs/operations.md": Run(Ground.SERVED),
     "docs/performance.md": Run(Ground.SERVED),
+    "docs/recovery.md": Run(Ground.CHECKOUT),
     "docs/security-guide.md": Run(Ground.SERVED),
 }
 
 #: Blocks that a test of their own runs: by a beginning of their text, a section by its heading, a page by "".
 RUN_BY: Final[dict[tuple[str, str], str]] = {
+    ("docs/containers.md", "umask 077"): "tests/deploy/test_compose.py::test_page_makes_secrets_that_fit",
     ("README.md", "## A first session"): "tests/meta/test_docs.py::test_readme_first_session_runs_as_written",
     ("docs/operations.md", "## Under systemd"): "tests/system/test_systemd.py"
     "::test_docs_lines_install_a_server_with_secrets_for_its_account_only",
@@ -46,10 +48,24 @@ RUN_BY: Final[dict[tuple[str, str], str]] = {
 
 _SUITE: Final = "the tests themselves"
 _BY_HAND: Final = "of load; run by hand, report in docs/benchmarks"
+_SERVICE: Final = "needs PostgreSQL and systemd as services; the drill does the same on its own"
+_ENGINE: Final = "needs an engine of containers"
 _ROOT: Final = "changes files and services of the machine, as root"
 
 #: Blocks that nothing runs, by a beginning of their text.
 NOT_RUN: Final[dict[tuple[str, str], str]] = {
+    ("docs/containers.md", "make wheel"): _ENGINE,
+    ("docs/containers.md", "chown 10001"): _ENGINE,
+    ("docs/recovery.md", "install -d -m 0700 -o postgres"): _SERVICE,
+    ("docs/recovery.md", 'sudo -u postgres psql -p 5432 -c "SELECT archived'): _SERVICE,
+    ("docs/recovery.md", "sudo -u postgres pg_receivewal"): _SERVICE,
+    ("docs/recovery.md", "base=/var/backups"): _SERVICE,
+    ("docs/recovery.md", "systemctl stop tidemark"): _SERVICE,
+    ("docs/recovery.md", "sudo -u postgres psql -p 5432 -d tidemark"): _SERVICE,
+    ("docs/recovery.md", 'sudo -u postgres psql -p 5432 -c "SELECT pg_wal'): _SERVICE,
+    ("docs/recovery.md", "sudo -u tidemark .venv/bin/python run.py epoch"): _SERVICE,
+    ("docs/recovery.md", "UPDATE upload_session"): _SERVICE,
+    ("docs/recovery.md", "sudo -u tidemark .venv/bin/python run.py job"): _SERVICE,
     ("CONTRIBUTING.md", "make run"): _SUITE,
     ("CONTRIBUTING.md", ".venv/bin/python run.py bench --scenario limits"): f"5 minutes {_BY_HAND}",
     (

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from engine.runtime.setting_layers import COMMAND_LINE, DEFAULT, Layer, environment
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.servers import Services
+from storage.postgres.cell.dsn import schema_of, with_schema
 from storage.postgres.display_names import HIDDEN, dsn_without_secrets, url_without_secrets
 
 DEFAULTS: Final = Path(__file__).parent.parent / "config.toml"
@@ -111,12 +112,25 @@ def database_dsn(chosen: Settings) -> str:
 def database_services(chosen: Settings) -> Services:
     """Return the DSNs of the database's roles, empty for the embedded one. Raises SettingsError."""
     postgres = chosen.postgres
-    return Services(
+    found = Services(
         database_dsn(chosen),
         "",
         postgres.owner_dsn or _secret("postgres.owner_dsn_file", postgres.owner_dsn_file),
         postgres.jobs_dsn or _secret("postgres.jobs_dsn_file", postgres.jobs_dsn_file),
     )
+    return in_cell(found, chosen)
+
+
+def in_cell(at: Services, chosen: Settings) -> Services:
+    """Return services whose DSNs carry the schema of the settings. Raises SettingsError for another."""
+    schema = chosen.postgres.schema
+    if any(schema_of(one) not in ("", schema) for one in (at.dsn, at.owner, at.jobs)):
+        raise SettingsError(
+            "postgres.dsn: it carries another schema than postgres.schema: take tidemark.schema out of it",
+            key="postgres.dsn",
+        )
+    dsn, owner_dsn, jobs_dsn = (with_schema(one, schema) for one in (at.dsn, at.owner_dsn, at.jobs_dsn))
+    return Services(dsn, at.redis_url, owner_dsn, jobs_dsn)
 
 
 def bus_url(chosen: Settings) -> str:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from compose.admin import ConflictAdmin, QuarantineAdmin
 from compose.alerts import AlertingMonitor, named_receivers, receivers, send_tests
 from compose.command_commit import WorkCommitter
-from compose.configuration import SECRETS, bus_url, database_services, layers
+from compose.configuration import SECRETS, bus_url, database_services, in_cell, layers
 from compose.doctor.doctor import Doctor
 from compose.job_command import JobAdmin
 from compose.monitoring import health_check
@@ -155,7 +155,7 @@ class Deployment:
             return
         try:
             with embedded(self._data_dir, postgres=not given.dsn, redis=not given.redis_url) as made:
-                own = given if given.dsn else made
+                own = given if given.dsn else in_cell(made, self.settings)
                 yield replace(own, redis_url=given.redis_url or made.redis_url)
         except EmbeddedError as error:
             raise DeploymentError(str(error)) from None
@@ -169,7 +169,8 @@ class Deployment:
             yield given
             return
         try:
-            with embedded(self._data_dir, redis=False, make=False) as running_services:
+            with embedded(self._data_dir, redis=False, make=False) as made:
+                running_services = in_cell(made, self.settings)
                 self._opened_dsns = (running_services.owner,)
                 yield running_services
         except EmbeddedError as error:

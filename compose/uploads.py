@@ -124,8 +124,18 @@ class UploadComponents:
 def open_blobs(settings: Settings) -> DirectoryBlobs | S3Blobs:
     """Open the storage of bytes: a bucket if one is set, else a directory."""
     if settings.s3.bucket:
-        return S3Blobs(settings.s3, settings.uploads.write_threads)
-    return DirectoryBlobs(Path(settings.data.dir) / "uploads", settings.uploads.write_threads)
+        return S3Blobs(settings.s3, settings.uploads.write_threads, _cell(settings))
+    return DirectoryBlobs(files_dir(settings), settings.uploads.write_threads)
+
+
+def files_dir(settings: Settings) -> Path:
+    """Return the directory of files, of each cell its own: the clean-up deletes what no row names."""
+    return Path(settings.data.dir) / _cell(settings) / "uploads"
+
+
+def _cell(settings: Settings) -> str:
+    schema = settings.postgres.schema
+    return f"cells/{schema}" if schema else ""
 
 
 @asynccontextmanager

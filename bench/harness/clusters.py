@@ -20,6 +20,7 @@ from storage.embedded.account import Account, account_for
 from storage.embedded.binaries import postgres_binaries
 from storage.embedded.process import wait_until
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import schema_of
 from storage.postgres.migrate import migrate
 from storage.postgres.roles.grants import grant_roles
 
@@ -191,6 +192,7 @@ def role_variables(dsn: str) -> dict[str, str]:
         "TIDEMARK__POSTGRES__DSN": as_role(dsn, "serving"),
         "TIDEMARK__POSTGRES__OWNER_DSN": dsn,
         "TIDEMARK__POSTGRES__JOBS_DSN": as_role(dsn, "jobs"),
+        "TIDEMARK__POSTGRES__SCHEMA": schema_of(dsn),
     }
 
 

@@ -13,11 +13,12 @@ import msgspec
 from bench.harness.clusters import Cluster, cluster_in, migrate_for_roles
 from bench.harness.connections import counting_connections
 from bench.harness.sealed import seal
-from compose.configuration import database_services, layers
+from compose.configuration import database_services, in_cell, layers
 from engine.runtime.setting_layers import settings
 from engine.runtime.settings import Settings
 from storage.embedded.servers import embedded
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import with_schema
 
 
 class BenchError(Exception):
@@ -48,8 +49,9 @@ def fresh(chosen: Settings) -> Iterator[Environment]:
     """Start services in a new directory under ``data.dir``. Raises EmbeddedError, StoreError."""
     with _home(chosen) as home, embedded(home) as services:
         pid = int((home / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0])
-        with counting_connections(services.owner):
-            yield Environment(home, services.owner, services.redis_url, pid)
+        dsn = with_schema(services.owner, chosen.postgres.schema)
+        with counting_connections(dsn):
+            yield Environment(home, dsn, services.redis_url, pid)
 
 
 @contextmanager
@@ -61,7 +63,8 @@ def fresh_on_tcp(chosen: Settings) -> Iterator[tuple[Environment, Cluster]]:
         cluster_in(home / "clusters", "bench") as made,
         counting_connections(made.dsn),
     ):
-        yield Environment(home, made.dsn, services.redis_url, made.pid), made
+        dsn = with_schema(made.dsn, chosen.postgres.schema)
+        yield Environment(home, dsn, services.redis_url, made.pid), made
 
 
 @contextmanager
@@ -107,4 +110,4 @@ def deployed(chosen: Settings) -> Iterator[str]:
         yield given.owner
         return
     with embedded(Path(chosen.data.dir), redis=False, make=False) as services:
-        yield services.owner
+        yield in_cell(services, chosen).owner

@@ -22,7 +22,7 @@ from compose.doctor.opened import with_database
 from compose.doctor.secrets import secret_findings
 from compose.pools import connections
 from compose.sealing.start import master_key_finding, sealing_findings
-from compose.uploads import open_blobs
+from compose.uploads import files_dir, open_blobs
 from engine.operate.rows import CheckResult
 from engine.runtime.setting_layers import Layer
 from engine.runtime.settings import Settings, SettingsError
@@ -154,7 +154,7 @@ def _uploads(settings: Settings) -> CheckResult:
     """Look at where files are kept, which may be a disk of its own."""
     if settings.s3.bucket:
         return asyncio.run(_bucket(settings))
-    place = _there(Path(settings.data.dir) / "uploads")
+    place = _there(files_dir(settings))
     if not os.access(place, os.W_OK | os.X_OK):
         remedy = "let the account of the server write there, or choose another --data-dir"
         return CheckResult("fault", "uploads", f"{place} cannot be written to", remedy)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from compose.configuration import database_services
+from compose.configuration import database_services, in_cell
 from engine.operate.rows import CheckResult
 from engine.runtime.settings import Settings, SettingsError
 from storage.embedded.account import EmbeddedError
@@ -28,7 +28,7 @@ def with_database(settings: Settings, look: Look) -> Iterator[CheckResult]:
             yield from look(given, migrates_itself=False)
         else:
             with embedded(Path(settings.data.dir), redis=False, make=False) as made:
-                yield from look(made, migrates_itself=True)
+                yield from look(in_cell(made, settings), migrates_itself=True)
     except NotMadeError as error:
         yield CheckResult("warning", "database", error.found, error.remedy)
     except SettingsError as error:

@@ -30,6 +30,7 @@ _TAKES_RESTART: Final = (
     ("server", "workers"),
     ("server", "probe_port"),
     ("data", "dir"),
+    ("postgres", "schema"),
     ("log", "format"),
 )
 
@@ -81,7 +82,7 @@ class Reload:
         """Return the settings and services of new workers; None if they are broken, which is logged."""
         try:
             reading = self._read()
-            given = _given(reading.settings)
+            given = _given(self._same_cell(reading.settings))
             receivers(reading.settings)
         except SettingsError as error:
             _log.error("settings_not_reloaded", reason=str(error), file=error.file, key=error.key)
@@ -106,6 +107,10 @@ class Reload:
         self._at = Services(*(getattr(self._given, name) or getattr(at, name) for name in _SERVICES))
         self._note(self._at.dsn, effective)
         return chosen, self._at
+
+    def _same_cell(self, chosen: Settings) -> Settings:
+        """Return the settings with the schema of before, which stays, so that no DSN looks changed by it."""
+        return replace(chosen, postgres=replace(chosen.postgres, schema=self._settings.postgres.schema))
 
     def _with_what_stays(self, chosen: Settings, given: Services) -> tuple[Settings, list[str]]:
         """Restore the keys that need a restart; return the settings and these keys."""

@@ -21,6 +21,8 @@ QuotaBytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 Points = Annotated[float, Meta(ge=0, le=100)]
 Limit = Annotated[float, Meta(ge=0, le=1_000_000_000)]
+#: A name that needs no quotes in SQL, and stays short enough beside the name of a table.
+SchemaName = Annotated[str, Meta(pattern=r"^(?!pg_)([a-z_][a-z0-9_]{0,47})?$")]
 MediaType = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.+-]*/[a-z0-9][a-z0-9.+-]*$")]
 
 
@@ -102,6 +104,7 @@ class Postgres(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The database: ``dsn``, or the one in ``dsn_file``; with both empty the embedded one.
 
     ``owner_dsn`` and ``jobs_dsn`` name it as other roles; without them all are the role of ``dsn``.
+    ``schema`` is that of a cell.
     """
 
     dsn: Text
@@ -110,6 +113,7 @@ class Postgres(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owner_dsn_file: Text
     jobs_dsn: Text
     jobs_dsn_file: Text
+    schema: SchemaName
     read_connections: Annotated[int, Meta(ge=1, le=100)]
     min_free_bytes: QuotaBytes
     max_bytes: QuotaBytes

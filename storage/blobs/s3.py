@@ -41,12 +41,19 @@ _FULL: Final = re.compile(r"507 Insufficient Storage|StorageFull|QuotaExceeded")
 
 
 class S3Blobs:
-    """``engine.uploads.blobs.Blobs`` on a bucket; ``threads`` are for hashing."""
+    """``engine.uploads.blobs.Blobs`` on a bucket.
 
-    def __init__(self, settings: S3, threads: int) -> None:
+    Args:
+        settings: The bucket.
+        threads: The number of threads for hashing.
+        prefix: Stands before the names of all objects, where several servers share a bucket.
+    """
+
+    def __init__(self, settings: S3, threads: int, prefix: str = "") -> None:
         self._threads = BlobThreads(threads)
         self._store = S3Store(
             settings.bucket,
+            prefix=prefix or None,
             config={
                 "region": settings.region,
                 **({"endpoint": settings.endpoint} if settings.endpoint else {}),

@@ -18,6 +18,7 @@ from engine.runtime.ports import StoreError
 from storage.bus.nodes import publish_once
 from storage.bus.signing import signed
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import schema_of
 
 #: Reads a database's name and epoch, the key of its bus, and for how many seconds more messages without a
 #: signature are accepted.
@@ -95,9 +96,9 @@ def decode(body: object) -> BusMessage | None:
         return None
 
 
-def channel_of(database: str, epoch: str) -> str:
-    """Return the name of a database's channel."""
-    return f"tidemark:{database}:{epoch}"
+def channel_of(database: str, epoch: str, schema: str = "") -> str:
+    """Return the name of a database's channel, or of a cell's in it."""
+    return f"tidemark:{database}:{schema}:{epoch}" if schema else f"tidemark:{database}:{epoch}"
 
 
 def announce(url: str, dsn: str, tenant_ids: set[int]) -> None:
@@ -114,7 +115,7 @@ def announce(url: str, dsn: str, tenant_ids: set[int]) -> None:
         with connected(dsn) as connection, connection.cursor() as cursor:
             cursor.execute(IDENTITY)
             name, epoch, key, _ = cursor.fetchall()[0]
-            channel = channel_of(name, epoch)
+            channel = channel_of(name, epoch, schema_of(dsn))
             seqs: dict[int, int] = {}
             if tenant_ids:
                 cursor.execute(

@@ -201,7 +201,7 @@ class RedisBus:
                 self._key = bytes(key)
                 self._unsigned_until_s = time.monotonic() + unsigned_s
             epoch = self._epoch()
-            channel = channel_of(self._name, epoch)
+            channel = channel_of(self._name, epoch, self._database.schema)
             ping = self._encoded(BusMessage(self._sender, _now_us()), channel)
             route = await self._nodes.route(channel, ping, TIMEOUT_S)
             await self._run_route(route, channel, epoch, listener)

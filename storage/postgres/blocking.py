@@ -15,6 +15,8 @@ import psycopg2
 import psycopg2.errors
 
 from engine.runtime.ports import StoreError, StoreRetryError, StoreUnavailableError
+from storage.postgres.cell.cursor import cursor_in
+from storage.postgres.cell.dsn import schema_of
 from storage.postgres.hosts import order_of
 from storage.postgres.remedies import fault_of, lock_sentence, said, sentence
 
@@ -55,6 +57,7 @@ def connected(dsn: str) -> Iterator[Connection]:
 def _connect(dsn: str) -> Connection:
     """Connect to the first host that is the primary. Raises StoreError."""
     order = order_of(dsn)
+    cursor_factory = cursor_in(schema_of(dsn))
     refusals: list[StoreError] = []
     for host in order.now():
         addresses = host.addresses_now(one_of_several=order.several)
@@ -64,6 +67,7 @@ def _connect(dsn: str) -> Connection:
             try:
                 return psycopg2.connect(
                     address.dsn,
+                    cursor_factory=cursor_factory,
                     connect_timeout=ceil(address.timeout_s),
                     application_name="tidemark",
                     target_session_attrs="read-write",

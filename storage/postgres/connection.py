@@ -27,6 +27,7 @@ from engine.runtime.ports import (
     StoreRetryError,
     StoreUnknownError,
 )
+from storage.postgres.cell.names import Names
 from storage.postgres.driver import Link, Row, Values
 from storage.postgres.hosts import Host
 from storage.postgres.remedies import sentence as told
@@ -56,7 +57,7 @@ _log = structlog.get_logger()
 
 
 class PoolerDetection:
-    """Whether a pooler hands the connections of the server around; shared by all databases of a process.
+    """Whether a pooler or Citus keeps statements from being prepared; shared by all databases of a process.
 
     Args:
         found: Whether that is assumed from the start, so that nothing is ever prepared.
@@ -64,6 +65,12 @@ class PoolerDetection:
 
     def __init__(self, *, found: bool = False) -> None:
         self.found = found
+
+    def find_citus(self) -> None:
+        """Prepare nothing more: Citus plans no prepared statement that unnests a parameter."""
+        if not self.found:
+            self.found = True
+            _log.info("citus_found")
 
 
 class PoolUsage(msgspec.Struct):
@@ -125,6 +132,29 @@ class Statement:
 _PLACEHOLDER: Final = re.compile(r"%\((\w+)\)s")
 
 
+class StatementNames:
+    """How statements of a cell name its tables, texts and prepared ones.
+
+    Args:
+        names: How texts name them.
+    """
+
+    __slots__ = ("_made", "text")
+
+    def __init__(self, names: Names) -> None:
+        self.text = names.text
+        self._made: dict[Statement, Statement] = {}
+
+    def statement(self, statement: Statement) -> Statement:
+        """Return a statement with the names of tables in full. It is made once and kept."""
+        found = self._made.get(statement)
+        if found is None:
+            if len(self._made) >= _MAX_PREPARED:
+                self._made.clear()
+            found = self._made[statement] = Statement(self.text(statement.text))
+        return found
+
+
 class PooledConnection:
     """One connection, borrowed from a ``Database``. Two tasks must not use it at the same time.
 
@@ -134,12 +164,21 @@ class PooledConnection:
         pooler: Whether statements are prepared.
         usage: Where requests are counted.
         bounded: Whether a statement is given up after ``STATEMENT_S``.
+        names: How statements name the tables of a cell; None if they stay as they are.
     """
 
     def __init__(
-        self, host: Host, link: Link, pooler: PoolerDetection, usage: PoolUsage, *, bounded: bool = True
+        self,
+        host: Host,
+        link: Link,
+        pooler: PoolerDetection,
+        usage: PoolUsage,
+        *,
+        bounded: bool = True,
+        names: StatementNames | None = None,
     ) -> None:
         self.host = host
+        self.names = names
         #: Whether the connection ended because the host failed.
         self.host_failed = False
         self._link = link
@@ -153,6 +192,8 @@ class PooledConnection:
     ) -> list[Row]:
         """Run ``opening``, the statements, then ``closing`` in one round trip, as ``run`` does."""
         self._usage.statements += len(statements)
+        if self.names is not None:
+            statements = [self.names.statement(statement) for statement in statements]
         if self._pooler.found:
             texts = [statement.text for statement in statements]
             return await self._run(opening + "; ".join(texts) + closing, values)
@@ -172,8 +213,8 @@ class PooledConnection:
         self._prepared.update([statement.name for statement in new])
         return rows
 
-    async def run(self, statements: str, values: Values | None = None) -> list[Row]:
-        """Run statements in one round trip.
+    async def run(self, statement: str, values: Values | None = None, opening: str = "") -> list[Row]:
+        """Run ``opening``, then a statement, or several, in one round trip.
 
         Returns:
             The rows of the last statement; none if it returns no rows.
@@ -186,7 +227,9 @@ class PooledConnection:
             StoreError: The statement does not fit this database.
         """
         self._usage.statements += 1
-        return await self._run(statements, values)
+        if self.names is not None:
+            statement = self.names.text(statement)
+        return await self._run(opening + statement, values)
 
     async def _run(self, statements: str, values: Values | None) -> list[Row]:
         self._usage.round_trips += 1

@@ -11,6 +11,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import schema_of
 
 #: Stands in place of a secret.
 HIDDEN: Final = "***"
@@ -24,6 +25,8 @@ _QUERY: Final = re.compile(r"(\w*password\w*=)[^&#]*", re.IGNORECASE)
 def database_name(dsn: str, *others: str) -> str:
     """Return ``host:port/name`` of the server that answers, or the DSN without secrets if none does.
 
+    Behind it stands the schema of a cell.
+
     Args:
         dsn: The database.
         others: The same as other roles: one may come in where another is refused.
@@ -33,7 +36,9 @@ def database_name(dsn: str, *others: str) -> str:
             info = connection.info
             host = info.host or "localhost"
             shown = f"[{host}]" if ":" in host and not host.startswith("/") else host
-            return f"{shown}:{info.port}/{info.dbname}"
+            return f"{shown}:{info.port}/{info.dbname}" + (
+                f", schema {cell}" if (cell := schema_of(one)) else ""
+            )
     return dsn_without_secrets(dsn)
 
 

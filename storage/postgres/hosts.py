@@ -17,6 +17,7 @@ import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from engine.runtime.ports import StoreError
+from storage.postgres.cell.dsn import without_schema
 
 #: Parameters of the whole list. They are dropped, since this process looks for the primary itself.
 _OF_THE_LIST: Final = ("target_session_attrs", "load_balance_hosts")
@@ -112,6 +113,8 @@ def hosts_of(dsn: str) -> list[Host]:
         ) from None
     for name in _OF_THE_LIST:
         common.pop(name, None)
+    if options := without_schema(common.pop("options", "")):
+        common["options"] = options
     names, addresses, ports = (_listed(common.pop(part, "")) for part in _OF_A_HOST)
     if not all(port.isdecimal() for port in ports if port):
         raise StoreError(f"postgres.dsn names a port that is no number: {_ENCODE_IT}")

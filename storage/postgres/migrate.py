@@ -25,6 +25,8 @@ from engine.model.audit import Actor, AuditRow
 from engine.operate.ports import RefusedError
 from engine.operate.rows import MigrationState
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.cell.dsn import schema_of
+from storage.postgres.cell.identity import system_identifier
 from storage.postgres.roles.grants import grant_roles
 from storage.postgres.roles.policies import secure_growing_tables
 from storage.postgres.roles.tables import made_elsewhere, schema_of_tables
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 _FILES: Final = Path(__file__).parent.parent / "migrations"
 #: If a table is locked for longer, the migration fails, so that devices do not wait behind it.
 _LOCK_TIMEOUT_MS: Final = 5000
+#: The migration that notes of which PostgreSQL the database is.
+_FIRST: Final = "0001.tenants"
 #: The migration that brings the sealing of domains. The tables of keys are older.
 _SEALED: Final = "0048.sealed_domains"
 #: From this migration on growing tables have policies.
@@ -111,6 +115,8 @@ def migrate(
     _refuse_number(to)
     done: list[str] = []
     with connected(dsn) as connection:
+        if (schema := schema_of(dsn)) and not down:
+            _make_schema(connection, schema)
         _refuse_other_schema(connection)
         applied = _applied(connection)
         standing = _standing(applied)
@@ -197,6 +203,18 @@ class PostgresSchemaAdmin:
         return status(self._dsn)
 
 
+def _make_schema(connection: Connection, schema: str) -> None:
+    """Make the schema of a cell where it is missing; on Citus its tables lie together on one node."""
+    with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+        cursor.execute("SELECT to_regnamespace(%s) IS NULL", (schema,))
+        if cursor.fetchall() == [(False,)]:
+            return
+        cursor.execute("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
+        if cursor.fetchall() == [(True,)]:
+            cursor.execute("SET LOCAL citus.enable_schema_based_sharding = on")
+        cursor.execute(f"CREATE SCHEMA {schema}")
+
+
 def _numbered() -> Iterator[tuple[int, Migration]]:
     return enumerate(_known(), 1)
 
@@ -243,6 +261,8 @@ def _step(
                 return None
             migration, mark, direction = due[0], backend.mark_one, "apply"
         migration.process_steps(backend, direction)
+        if migration.id == _FIRST and not down:  # on Citus the node of the tables had its own put in
+            cursor.execute("UPDATE cluster_state SET system_identifier = %s", (system_identifier(cursor),))
         backend.log_migration(migration, direction)
         mark(migration, log=False)
         if actor is not None:

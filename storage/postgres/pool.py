@@ -13,6 +13,8 @@ from typing import Any, Final
 import psycopg2
 
 from engine.runtime.ports import StoreError, StoreUnavailableError, StoreUnknownError
+from storage.postgres.cell.dsn import schema_of
+from storage.postgres.cell.names import names_in
 from storage.postgres.connection import (
     STATEMENT_S,
     ConnectionLostError,
@@ -22,6 +24,7 @@ from storage.postgres.connection import (
     PoolerDetection,
     PoolUsage,
     Statement,
+    StatementNames,
 )
 from storage.postgres.driver import Row, Values, connect
 from storage.postgres.hosts import Address, Host, order_of
@@ -32,6 +35,11 @@ from storage.postgres.transactions import SERVER_LIMITS, StatementLimits, Transa
 
 #: How long a caller waits for a connection to become free.
 _WAIT_S: Final = 5.0
+_READ_ONLY: Final = "SHOW transaction_read_only"
+_READ_ONLY_AND_CITUS: Final = (
+    "SELECT current_setting('transaction_read_only'),"
+    " EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
+)
 _KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -71,6 +79,9 @@ class Database:
         everyone: Database | None = None,
     ) -> None:
         self._order = order_of(dsn)
+        self.schema = schema_of(dsn)
+        names = names_in(self.schema)
+        self._names = None if names is None else StatementNames(names)
         self._everyone = everyone or self
         self._pooler = pooler or PoolerDetection()
         self._limits = limits
@@ -156,11 +167,11 @@ class Database:
             StoreError: Nothing was written.
         """
         settings = settings or self._limits.write
-        named, values = naming(tenants, values)
+        named, values = naming(tenants, values, self._names)
         try:
             async with self._for(tenants).connection() as connection:
                 if isinstance(statement, str):
-                    rows = await connection.run(f"{settings.text}; {named}{statement}", values)
+                    rows = await connection.run(statement, values, f"{settings.text}; {named}")
                 else:
                     rows = await connection.run_prepared(named, (settings, statement), "", values or {})
                 connection.confirm_commit()
@@ -182,12 +193,12 @@ class Database:
         Raises:
             StoreError: The database is away, or refused the statement.
         """
-        named, values = naming(tenants, values)
+        named, values = naming(tenants, values, self._names)
         for attempt in (1, 2):
             try:
                 async with self._for(tenants).connection() as connection:
                     if isinstance(statement, str):
-                        return await connection.run(f"{self._limits.read}{named}{statement}", values)
+                        return await connection.run(statement, values, self._limits.read + named)
                     read = self._limits.read_prepared + named
                     return await connection.run_prepared(read, (statement,), "", values or {})
             except NoAnswerError:
@@ -276,9 +287,13 @@ class Database:
             async with asyncio.timeout(address.timeout_s):
                 link = await connect(address.dsn, application_name="tidemark", **_KEEPALIVE)
                 try:
-                    if await link.run("SHOW transaction_read_only", None, STATEMENT_S) != [("off",)]:
+                    statement = _READ_ONLY if self._names is None else _READ_ONLY_AND_CITUS
+                    ((read_only_said, *citus),) = await link.run(statement, None, STATEMENT_S)
+                    if read_only_said != "off":
                         found = f"the database at {address.name} is read-only"
                         raise CannotConnectError([f"{found}: it is not the primary"], [read_only(found)])
+                    if any(citus):
+                        self._pooler.find_citus()
                 except BaseException:
                     link.close()
                     raise
@@ -299,7 +314,9 @@ class Database:
             raise CannotConnectError([sentence], [StoreUnavailableError(sentence)]) from None
         self._usage.opened += 1
         self._usage.away = ""
-        return PooledConnection(host, link, self._pooler, self._usage, bounded=self._limits.bounded)
+        return PooledConnection(
+            host, link, self._pooler, self._usage, bounded=self._limits.bounded, names=self._names
+        )
 
     def _drop_idle(self, host: Host) -> None:
         """Close what else is connected to a host that failed, so that nobody finds out one by one."""

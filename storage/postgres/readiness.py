@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from engine.runtime.ports import StoreError
+from storage.postgres.cell.identity import SYSTEM_IDENTIFIER
 from storage.postgres.pool import Database
 
 MIN_SERVER_VERSION: Final = 140002
@@ -19,21 +20,21 @@ async def faults(database: Database, newest_migration: str) -> list[str]:
             "SELECT name, setting FROM pg_settings WHERE name IN"
             " ('fsync', 'full_page_writes', 'synchronous_commit', 'server_version_num',"
             " 'server_encoding', 'transaction_read_only')"
+            f" UNION ALL SELECT 'system_identifier', ({SYSTEM_IDENTIFIER})::text"
         )
         settings: dict[str, Any] = dict(read)
         applied = await database.query(
             "SELECT 1 FROM _yoyo_migration WHERE migration_id = %(newest)s", {"newest": newest_migration}
         )
         identity = await database.query(
-            "SELECT s.system_identifier = c.system_identifier"
-            " FROM cluster_state AS s, pg_control_system() AS c"
+            "SELECT system_identifier::text FROM cluster_state",
         )
     except StoreError as error:
         return [f"the database does not answer as it should: {error}"]
     found = [f"{what}: {remedy}" for what, remedy in (*undurable(settings), *unfit(settings))]
     if not applied:
         found.append("the schema is not up to date: run `run.py migrate`")
-    if identity and not identity[0][0]:
+    if identity and identity[0][0] != settings["system_identifier"]:
         found.append("this database was restored: run `run.py epoch renew` so that devices pull afresh")
     return found
 

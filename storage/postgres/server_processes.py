@@ -37,7 +37,7 @@ SEALING: Final = 1
 _SEEN: Final = (
     "INSERT INTO server_processes (process, place, slot, sealing, master_keys)"
     f" VALUES (%(process)s::uuid, %(place)s::text, %(slot)s::text, {SEALING}, %(master_keys)s::text[])"
-    " ON CONFLICT (process) DO UPDATE SET seen_at = now(), master_keys = excluded.master_keys"
+    " ON CONFLICT (process) DO UPDATE SET seen_at = excluded.seen_at, master_keys = excluded.master_keys"
     " RETURNING NOT EXISTS (SELECT FROM server_processes AS other WHERE other.slot < %(slot)s::text"
     " AND other.seen_at > coalesce("
     "(SELECT seen_at FROM server_processes WHERE process = %(process)s::uuid), now())"

@@ -172,7 +172,7 @@ class Transaction:
         if self._begun:
             return await self._connection.run_prepared("", statements, "", values)
         self._begun = True
-        named, named_values = naming(self._tenants, values)
+        named, named_values = naming(self._tenants, values, self._connection.names)
         return await self._connection.run_prepared(
             f"BEGIN; {named}", (self._settings, *statements), "", named_values or {}
         )
@@ -192,10 +192,10 @@ class Transaction:
         """
         named = ""
         if tenants or not self._begun:
-            named, values = naming(tenants or self._tenants, values)
+            named, values = naming(tenants or self._tenants, values, self._connection.names)
         begin = "" if self._begun else f"BEGIN; {self._settings.text}; "
         self._begun = True
-        return await self._connection.run(begin + named + statement, values)
+        return await self._connection.run(statement, values, begin + named)
 
     async def note(self, row: AuditRow) -> None:
         """Append an event to the audit log, with the change that it tells of.

@@ -40,8 +40,8 @@ _REVOKED: Final = (
     " CASE WHEN revoked_at IS NULL THEN floor(extract(epoch FROM tokens_from))::bigint END, NULL"
     " FROM devices WHERE revoked_at IS NOT NULL OR tokens_from IS NOT NULL"
     " UNION ALL SELECT tenant_id, NULL, NULL, token_id FROM revoked_tokens"
-    " UNION ALL SELECT NULL, w.name, NULL, NULL FROM unnest('{devices,revoked_tokens}'::text[]) AS w(name)"
-    f" WHERE {hidden('w.name::regclass')}"
+    " UNION ALL SELECT NULL, w.name, NULL, NULL FROM (VALUES ('devices', 'devices'::regclass),"
+    f" ('revoked_tokens', 'revoked_tokens'::regclass)) AS w(name, place) WHERE {hidden('w.place')}"
 )
 
 #: Counts can wait: their transaction gives up a lock before PostgreSQL looks for a deadlock (after 1 s), so
@@ -59,7 +59,7 @@ _SEEN: Final = Statement(
     " %(seen_apps)s::text[], %(seen_systems)s::text[]) AS w(tenant_id, device_id, app, os)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
     ' ORDER BY w.tenant_id, w.device_id COLLATE "C"'
-    " ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen_at = now(),"
+    " ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen_at = excluded.last_seen_at,"
     " app_version = coalesce(excluded.app_version, t.app_version),"
     " os_version = coalesce(excluded.os_version, t.os_version)"
 )
@@ -95,7 +95,7 @@ _ADD: Final = Statement(
     " os_version = coalesce(excluded.os_version, t.os_version),"
     f" battery = {_LATER.format('battery')}, queue_depth = {_LATER.format('queue_depth')},"
     f" storage_free_mb = {_LATER.format('storage_free_mb')},"
-    " heartbeat_at = greatest(t.heartbeat_at, excluded.heartbeat_at), updated_at = now()"
+    " heartbeat_at = greatest(t.heartbeat_at, excluded.heartbeat_at), updated_at = excluded.updated_at"
 )
 #: The row of a device's present hour, by the clock of the database. Counts that were kept during an outage
 #: belong to the hour in which they are stored.
@@ -263,7 +263,7 @@ class PostgresDevices:
             revoked = await transaction.query(
                 "INSERT INTO devices AS d (tenant_id, device_id, revoked_at)"
                 " VALUES (%(tenant)s, %(device)s, now())"
-                " ON CONFLICT (tenant_id, device_id) DO UPDATE SET revoked_at = now()"
+                " ON CONFLICT (tenant_id, device_id) DO UPDATE SET revoked_at = excluded.revoked_at"
                 " WHERE d.revoked_at IS NULL RETURNING 1",
                 {"tenant": tenant_id, "device": device_id},
             )

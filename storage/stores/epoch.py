@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 from engine.operate.ports import RefusedError
 from storage.postgres.blocking import connected
+from storage.postgres.cell.identity import is_restored, system_identifier
 from storage.postgres.transactions import AUDIT, audit_values
 from storage.stores.audit import by_account
 
@@ -17,11 +20,7 @@ class PostgresEpoch:
     def restored(self) -> bool:
         """Return whether the epoch was made for another cluster."""
         with connected(self._dsn) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT s.system_identifier <> c.system_identifier"
-                " FROM cluster_state AS s, pg_control_system() AS c"
-            )
-            return cursor.fetchall() == [(True,)]
+            return is_restored(cursor)
 
     def renew(self) -> str:
         """Create and return a new epoch for this cluster."""
@@ -29,11 +28,10 @@ class PostgresEpoch:
             cursor.execute("SELECT to_regclass('cluster_state') IS NULL")
             if cursor.fetchall() == [(True,)]:
                 raise RefusedError("this database has no schema: run `run.py migrate` first")
+            epoch = uuid4().hex
             cursor.execute(
-                "UPDATE cluster_state SET epoch = replace(gen_random_uuid()::text, '-', ''),"
-                " generation = generation + 1,"
-                " system_identifier = (SELECT system_identifier FROM pg_control_system()) RETURNING epoch"
+                "UPDATE cluster_state SET epoch = %s, generation = generation + 1, system_identifier = %s",
+                (epoch, system_identifier(cursor)),
             )
-            epoch = str(cursor.fetchall()[0][0])
             cursor.execute(AUDIT.text, audit_values([by_account("epoch_renewed", epoch)]))
             return epoch

@@ -60,8 +60,8 @@ class PostgresPolicies:
             await transaction.query(
                 "INSERT INTO tenant_conflict_policy AS p (tenant_id, domain, policy, fallback)"
                 " VALUES (%(tenant)s, %(domain)s, %(policy)s, %(fallback)s) ON CONFLICT (tenant_id, domain)"
-                " DO UPDATE SET policy = excluded.policy, fallback = excluded.fallback, updated_at = now(),"
-                " updated_by = NULL",
+                " DO UPDATE SET policy = excluded.policy, fallback = excluded.fallback,"
+                " updated_at = excluded.updated_at, updated_by = NULL",
                 {**key, "policy": policy.policy, "fallback": policy.fallback},
             )
             details = {

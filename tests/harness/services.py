@@ -6,6 +6,7 @@ socket, has tests of its own (``tests/storage/embedded/test_servers.py``).
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,13 +15,20 @@ from pathlib import Path
 import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
+from psycopg2.extensions import make_dsn
 
 from bench.harness.clusters import Cluster, as_role, cluster_in, migrate_for_roles
 from storage.embedded.servers import Services, embedded
+from storage.postgres.cell.dsn import with_schema
 from storage.postgres.pool import Database
 from tests.harness.scratch import scratch
 
 _TEMPLATE = "migrated"
+_CELLS_TEMPLATE = "migrated_cells"
+#: The cells of one database. Tests of cells are in the first one.
+CELLS = ("cell_a", "cell_b")
+#: Has the whole suite run in a cell.
+_ALL_IN_A_CELL = "TIDEMARK_TEST_IN_CELL" in os.environ
 
 
 @contextmanager
@@ -105,11 +113,28 @@ def deployed(dsn: str, redis_url: str) -> Services:
 
 
 @pytest.fixture(scope="session")
-def template(services: Services) -> str:
+def template(request: pytest.FixtureRequest) -> str:
     """A migrated database that others are copied from."""
-    execute(services.dsn, f"CREATE DATABASE {_TEMPLATE}")
-    migrate_for_roles(named(services.dsn, _TEMPLATE))
+    if _ALL_IN_A_CELL:
+        return str(request.getfixturevalue("cells_template"))
+    dsn = request.getfixturevalue("services").dsn
+    execute(dsn, f"CREATE DATABASE {_TEMPLATE}")
+    migrate_for_roles(named(dsn, _TEMPLATE))
     return _TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def cells_template(services: Services) -> str:
+    """The same with two cells."""
+    execute(services.dsn, f"CREATE DATABASE {_CELLS_TEMPLATE}")
+    for schema in CELLS:
+        migrate_for_roles(with_schema(named(services.dsn, _CELLS_TEMPLATE), schema))
+    return _CELLS_TEMPLATE
+
+
+def in_cell(dsn: str, schema: str = CELLS[0]) -> str:
+    """Return the DSN of a cell. A test's own connections find its tables by a search_path."""
+    return with_schema(str(make_dsn(dsn, options=f"-c search_path={schema}")), schema)
 
 
 class Databases:
@@ -121,12 +146,15 @@ class Databases:
 
     @contextmanager
     def copy(self, source: str) -> Iterator[str]:
-        """Give the DSN of a copy of the database ``source``, which is dropped in the end."""
+        """Give the DSN of a copy of the database ``source``, which is dropped in the end.
+
+        It is the first cell's if the database has cells.
+        """
         name = f"test_{uuid.uuid4().hex}"
         own = f"CREATE DATABASE {name} TEMPLATE {source}", f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC"
         run(self._connection, *own)
         try:
-            yield named(self._dsn, name)
+            yield in_cell(named(self._dsn, name)) if source == _CELLS_TEMPLATE else named(self._dsn, name)
         finally:
             run(self._connection, f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -146,10 +174,23 @@ def empty_dsn(databases: Databases) -> Iterator[str]:
 
 
 @pytest.fixture
-def dsn(databases: Databases, template: str) -> Iterator[str]:
+def dsn(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
     """A migrated database without a tenant."""
-    with databases.copy(template) as name:
+    with databases.copy(request.getfixturevalue(getattr(request, "param", "template"))) as name:
         yield name
+
+
+@pytest.fixture
+def cell_dsn(databases: Databases, cells_template: str) -> Iterator[str]:
+    """A cell without a tenant, beside another one."""
+    with databases.copy(cells_template) as name:
+        yield name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have tests of modules that say ``ALSO_IN_A_CELL`` run on a database of their own, and in a cell."""
+    if "dsn" in metafunc.fixturenames and getattr(metafunc.module, "ALSO_IN_A_CELL", False):
+        metafunc.parametrize("dsn", ["template", "cells_template"], ids=["alone", "cell"], indirect=True)
 
 
 @contextmanager

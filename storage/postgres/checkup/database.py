@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import schema_of
+from storage.postgres.cell.identity import is_restored
 from storage.postgres.checkup.days import partition_findings
 from storage.postgres.display_names import database_name
 from storage.postgres.migrate import newest_migration, status
 from storage.postgres.readiness import DURABLE, undurable, unfit
 from storage.postgres.remedies import DatabaseFaultError
-from storage.postgres.roles.guard import access_findings, check_roles, row_security_findings
+from storage.postgres.roles.guard import (
+    access_findings,
+    check_roles,
+    refuse_citus,
+    row_security_findings,
+)
 from storage.postgres.roles.rights import foreign_findings, rights_finding, tenant_findings
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ def database_findings(
     try:
         with connected(owner_dsn) as connection:
             yield from _fitness(connection, database_name(owner_dsn))
-            rights = rights_finding(connection)
+            rights = rights_finding(connection, schema_of(owner_dsn))
             yield rights
             yield _clock(connection)
             yield _connections(connection, connections)
@@ -73,6 +80,11 @@ def database_findings(
 
 def role_findings(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
     """Check what the roles may do, and whether one could pass row-level security by. Raises StoreError."""
+    try:
+        refuse_citus(dsn, owner_dsn)
+    except RefusedError as error:
+        yield CheckResult("fault", "roles", str(error), "use one role")
+        return
     access = list(access_findings(dsn, owner_dsn, jobs_dsn))
     yield from access
     try:
@@ -171,11 +183,7 @@ def migration_findings(dsn: str, *, migrates_itself: bool) -> Iterator[CheckResu
 
 def _epoch(dsn: str) -> CheckResult:
     with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT s.system_identifier <> c.system_identifier"
-            " FROM cluster_state AS s, pg_control_system() AS c"
-        )
-        restored: list[tuple[Any, ...]] = cursor.fetchall()
-    if restored == [(False,)]:
-        return CheckResult("ok", "epoch", "of this cluster")
-    return CheckResult("fault", "epoch", "this database was restored", "run `run.py epoch renew`")
+        restored = is_restored(cursor)
+    if restored:
+        return CheckResult("fault", "epoch", "this database was restored", "run `run.py epoch renew`")
+    return CheckResult("ok", "epoch", "of this cluster")

@@ -259,8 +259,9 @@ def _finish_detached(connection: Connection) -> None:
         for first in range(0, blocks, _MOVED_BLOCKS):
             _move_rows(cursor, first, until)
         _with_retries(connection, partial(_add_bound, until=until))
-        cursor.execute("SET statement_timeout = 0")
-        cursor.execute(f"ALTER TABLE events_later VALIDATE CONSTRAINT {_BOUND}")
+        with connection:
+            cursor.execute("SET LOCAL statement_timeout = 0")
+            cursor.execute(f"ALTER TABLE events_later VALIDATE CONSTRAINT {_BOUND}")
     _with_retries(connection, partial(_reattach_later, until=until))
 
 

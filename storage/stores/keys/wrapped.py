@@ -48,7 +48,7 @@ _MISSING: Final = (
 _LOCK_MASTERS: Final = "SELECT 1 FROM master_keys ORDER BY master_key_id FOR UPDATE"
 _USE_MASTER: Final = (
     "INSERT INTO master_keys AS m (master_key_id) VALUES (%(master)s) ON CONFLICT (master_key_id)"
-    " DO UPDATE SET retired_at = NULL, since = now() WHERE m.retired_at IS NOT NULL"
+    " DO UPDATE SET retired_at = NULL, since = excluded.since WHERE m.retired_at IS NOT NULL"
 )
 #: As batches and the removal of a tenant do, before any other row of the tenant. A trigger changes it.
 _LOCK_COUNTER: Final = "SELECT FROM tenant_counters WHERE tenant_id = %(tenant)s::int FOR UPDATE"

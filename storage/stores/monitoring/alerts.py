@@ -28,7 +28,7 @@ _PUT: Final = (
     " ON CONFLICT (target, tenant, metric) DO UPDATE SET found = excluded.found, told = excluded.told,"
     " pending = excluded.pending"
 )
-_PUT_NEW: Final = _PUT + ", attempts = 0, due_at = now(), held_until = NULL"
+_PUT_NEW: Final = _PUT + ", attempts = 0, due_at = excluded.due_at, held_until = NULL"
 #: What is not checked any more is of a receiver that is not told any more.
 _FORGET: Final = "DELETE FROM alerts WHERE checked_at < now() - interval '30 days'"
 _TAKE: Final = (

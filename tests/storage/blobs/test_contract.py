@@ -40,7 +40,14 @@ def bucketed(bucket: S3) -> Iterator[Blobs]:
     made.close()
 
 
-@pytest.fixture(params=["directory", "bucketed"])
+@pytest.fixture
+def in_cell(bucket: S3) -> Iterator[Blobs]:
+    made = S3Blobs(bucket, threads=2, prefix="cells/cell_a")
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["directory", "bucketed", "in_cell"])
 def blobs(request: pytest.FixtureRequest) -> Blobs:
     """Either of them."""
     found: Blobs = request.getfixturevalue(request.param)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -64,6 +65,18 @@ async def memory() -> Subject:
 
 @pytest.fixture
 async def postgres(dsn: str) -> AsyncIterator[Subject]:
+    async with _on(dsn) as subject:
+        yield subject
+
+
+@pytest.fixture
+async def cell(cell_dsn: str) -> AsyncIterator[Subject]:
+    async with _on(cell_dsn) as subject:
+        yield subject
+
+
+@asynccontextmanager
+async def _on(dsn: str) -> AsyncIterator[Subject]:
     execute(
         dsn,
         "INSERT INTO tenants (name) VALUES ('one'), ('two'), ('three')",
@@ -77,9 +90,9 @@ async def postgres(dsn: str) -> AsyncIterator[Subject]:
     await reads.close()
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", "postgres", "cell"])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    """Either of them."""
+    """One of them."""
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Subject)
     return found

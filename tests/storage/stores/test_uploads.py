@@ -23,6 +23,9 @@ ROOM = Quota(tenant_bytes=1000, files_per_record=3, open_per_device=1000, begun_
 EXPIRE_S = 60.0
 
 
+ALSO_IN_A_CELL = True
+
+
 @pytest.fixture
 async def store(dsn: str) -> AsyncIterator[PostgresUploads]:
     for name in ("acme", "umbra"):

@@ -1,0 +1,1 @@
+"""Cells: their names in statements, and that they share nothing."""

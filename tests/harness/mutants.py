@@ -319,7 +319,7 @@ MUTANTS: dict[str, Mutant] = {
         "storage/stores/commit/writes.py",
         (("THEN o.reserved_bytes ELSE 0 END", "THEN o.reserved_bytes ELSE o.reserved_bytes END"),),
         (
-            "tests/storage/stores/test_uploads.py::test_freed_file_returns_its_reservation_once",
+            "tests/storage/stores/test_uploads.py::test_freed_file_returns_its_reservation_once[alone]",
             _CLEANUP + "test_cleanup_deleted_record_files_freed_after_grace_period",
         ),
     ),
@@ -331,7 +331,7 @@ MUTANTS: dict[str, Mutant] = {
     "a late statement that takes a released lock": Mutant(
         "storage/stores/uploads.py",
         ((" AND (u.held_until IS NOT NULL OR w.r AND u.offset_bytes = w.o)", ""),),
-        ("tests/storage/stores/test_uploads.py::test_save_offsets_late_statement_changes_nothing",),
+        ("tests/storage/stores/test_uploads.py::test_save_offsets_late_statement_changes_nothing[alone]",),
     ),
     "a device revoked during its handshake that stays": Mutant(
         "handlers/sync/connections.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ from storage.postgres.blocking import connected, schema_change
 from storage.postgres.cell.names import Names
 from storage.postgres.connection import StatementNames
 from storage.postgres.migrate import migrate, status
+from storage.postgres.partitions.bounds import EVENTS, last_begin, partitions_of
 from storage.postgres.partitions.daily_usage import dropping
-from storage.postgres.partitions.maintenance import days_ahead, ensure_partitions
+from storage.postgres.partitions.maintenance import ensure_partitions
 from storage.postgres.pool import Database
 from storage.stores.commit.reads import LOCK
 from storage.stores.commit.store import PostgresStore
@@ -134,12 +135,17 @@ async def test_cells_files_of_one_are_not_listed_by_the_other(tmp_path: Path) ->
             store.close()
 
 
+def _last_day(dsn: str) -> date:
+    with connected(dsn) as connection:
+        return last_begin(partitions_of(connection, EVENTS))
+
+
 async def test_cells_partitions_of_one_leave_the_others_as_they_are(cell_dsn: str) -> None:
     one, other = (in_cell(cell_dsn, schema) for schema in CELLS)
     today = datetime.now(UTC).date()
-    before = days_ahead(other, today)
+    before = _last_day(other)
     await asyncio.to_thread(ensure_partitions, one, today, 20)
-    assert (days_ahead(one, today), days_ahead(other, today)) == (21, before)
+    assert (_last_day(one), _last_day(other)) == (today + timedelta(days=21), before)
 
 
 def test_cells_migrations_of_one_leave_the_others_as_they_are(cell_dsn: str) -> None:

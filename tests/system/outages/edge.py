@@ -76,6 +76,10 @@ class Edge:
         self.active = False
         await self._nginx.stop()
 
+    async def reload(self) -> None:
+        """Have it take the certificate that is there now."""
+        await self._nginx.reload((self._home / "site.conf").read_text("utf-8"))
+
     def log(self) -> list[str]:
         """What it said."""
         return (self._home / "error.log").read_text("utf-8").splitlines()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 PROGRAMS: Final = ("systemctl", "journalctl", "certbot")
 _PROGRAM: Final = """#!{python} -IS
@@ -60,6 +60,14 @@ class Unit(Protocol):
         """What it said so far, line by line."""
 
 
+@runtime_checkable
+class Reloading(Protocol):
+    """A service that reads its settings again while it serves."""
+
+    async def reload(self) -> None:
+        """Have it do so."""
+
+
 async def _systemctl(units: Mapping[str, Unit], verb: str, name: str) -> tuple[int, str]:
     unit = units[name.removesuffix(".service")]
     if verb == "status":
@@ -68,6 +76,8 @@ async def _systemctl(units: Mapping[str, Unit], verb: str, name: str) -> tuple[i
         return 0 if unit.active else 3, f"{name}.service\n     Active: {state}\n{last}"
     if verb == "is-active":
         return (0, "active\n") if unit.active else (3, "failed\n")
+    if verb == "reload" and isinstance(unit, Reloading):
+        await unit.reload()
     if verb in {"stop", "restart"} and unit.active:
         await unit.stop()
     if verb in {"start", "restart"} and not unit.active:

@@ -49,16 +49,10 @@ _LINK: Final = re.compile(r"^(?:- |\| ).*?\]\((?!\w+:)([^)#\s]+)\.md[)#]", re.MU
 _FRONT: Final = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html">\n'
 
 
-def _add_order(app: Sphinx, docname: str, source: list[str]) -> None:
+def _add_order(_: Sphinx, docname: str, source: list[str]) -> None:
     """Tell Sphinx the order of the pages to which a page of contents links."""
     if docname in _CONTENTS:
         source[0] += "".join(_toctrees(docname, source[0]))
-    if docname == root_doc:
-        contents = "".join((ROOT / f"{one}.md").read_text("utf-8") for one in _CONTENTS)
-        linked = {posixpath.basename(one) for one in _LINK.findall(contents)} | {"index"}
-        rest = sorted(one for one in app.project.docnames if posixpath.basename(one) not in linked)
-        entries = "".join(f"/{one}\n" for one in rest)
-        source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: More\n{entries}```\n" if rest else ""
 
 
 def _toctrees(docname: str, text: str) -> Iterable[str]:

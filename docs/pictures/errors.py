@@ -11,9 +11,9 @@ from engine.wire.errors import ERRORS, ErrorKind
 _GROUPS: Final = {
     "again": ("good", 170, "Wait", ("Then send the same", "message again.")),
     "token": ("warm", 160, "Get another token", ("This one does not", "allow the request.")),
-    "moved": ("blue", 190, "Look again", ("The server has another state", "than the device thought.")),
+    "moved": ("blue", 190, "Look again", ("The server's state differs", "from the device's.")),
     "wrong": ("warm", 180, "Correct the request", ("The same request", "never succeeds.")),
-    "item": ("plain", 174, "Correct one item", ("The others of its message", "are applied.")),
+    "item": ("plain", 174, "Correct one item", ("The other items", "are applied.")),
 }
 
 

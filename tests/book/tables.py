@@ -20,13 +20,13 @@ class Run(NamedTuple):
 
 #: Pages whose blocks the runner runs in order, without those of the other two tables.
 RUNS: Final[dict[str, Run]] = {
-    "README.md": Run(Ground.CHECKOUT),
     "docs/checklist.md": Run(Ground.SERVED),
     "docs/device-guide.md": Run(Ground.SERVED),
     "docs/index.md": Run(Ground.CHECKOUT),
     "docs/operations.md": Run(Ground.SERVED),
     "docs/performance.md": Run(Ground.SERVED),
     "docs/recovery.md": Run(Ground.CHECKOUT),
+    "docs/scaling.md": Run(Ground.CHECKOUT),
     "docs/security-guide.md": Run(Ground.SERVED),
 }
 
@@ -47,6 +47,7 @@ RUN_BY: Final[dict[tuple[str, str], str]] = {
 }
 
 _SUITE: Final = "the tests themselves"
+#: The bars of a bench judge the machine too: on a busy one they are missed, and nothing is wrong.
 _BY_HAND: Final = "of load; run by hand, report in docs/benchmarks"
 _SERVICE: Final = "needs PostgreSQL and systemd as services; the drill does the same on its own"
 _ENGINE: Final = "needs an engine of containers"
@@ -75,7 +76,10 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("README.md", "make run     #"): _SUITE,
     ("README.md", ".venv/bin/python run.py bench --quick"): f"15 minutes {_BY_HAND}",
     ("docs/benchmarks.md", ".venv/bin/python run.py bench --quick    "): f"5 hours {_BY_HAND}",
-    ("docs/benchmarks.md", ".venv/bin/python run.py bench --quick --json"): f"5 minutes {_BY_HAND}",
+    (
+        "docs/benchmarks.md",
+        ".venv/bin/python run.py bench --scenario all --duration 300 --json",
+    ): f"22 minutes {_BY_HAND}",
     ("docs/dependencies.md", "make audit"): "installs tools and asks databases of advisories",
     ("docs/dependencies.md", ".venv/bin/python -m deploy.audit"): "asks databases of advisories",
     (
@@ -104,7 +108,6 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "make wheel\npython3",
     ): "installs from a registry; tests/meta/test_wheel.py does from what is here",
     ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release, which installs tools",
-    ("docs/scaling.md", ".venv/bin/python -m bench.tools.capacity"): "not run yet",
     ("docs/scaling.md", "SELECT create_reference_table"): "needs Citus",
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
     ("docs/testing.md", "make test   "): _SUITE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Final
 
 import psycopg2
 from psycopg2.extensions import make_dsn
@@ -13,8 +14,13 @@ from tests.system.outages.drill import Cause
 from tests.system.outages.site import Site
 
 
+_LOCK: Final = (
+    "SELECT FROM tenant_counters WHERE tenant_id = (SELECT tenant_id FROM tenants WHERE name = %s) FOR UPDATE"
+)
+
+
 async def _begin(site: Site) -> None:
-    """A person in ``psql`` locks the tenant's row, and goes to lunch."""
+    """A person in ``psql`` locks the counter of a tenant, and goes to lunch."""
     person = await asyncio.to_thread(psycopg2.connect, make_dsn(site.dsn, application_name="psql"))
 
     def close() -> None:
@@ -23,7 +29,7 @@ async def _begin(site: Site) -> None:
 
     site.stack.callback(close)
     with person.cursor() as cursor:
-        cursor.execute("SELECT 1 FROM tenants WHERE name = %s FOR UPDATE", (TENANT,))
+        cursor.execute(_LOCK, (TENANT,))
 
 
 async def _symptom(site: Site) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.system.outages.drill import Cause
 from tests.system.outages.site import Layout, Site
@@ -14,9 +16,16 @@ _LOOPING = Path(__file__).parents[1] / "looping"
 _DEVICES = 10
 
 
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
 async def _begin(site: Site) -> None:
     """Worker 1 runs an endless loop."""
-    os.kill(site.server.pid_of(1), signal.SIGUSR2)
+    looping = psutil.Process(site.server.pid_of(1))
+    site.stack.callback(_kill, looping)  # it would not notice that its supervisor has ended
+    looping.send_signal(signal.SIGUSR2)
 
 
 async def _symptom(site: Site) -> str:

@@ -13,7 +13,6 @@ from tests.system.outages.devices import TENANT
 from tests.system.outages.drill import Cause
 from tests.system.outages.site import Site
 
-
 _LOCK: Final = (
     "SELECT FROM tenant_counters WHERE tenant_id = (SELECT tenant_id FROM tenants WHERE name = %s) FOR UPDATE"
 )

@@ -16,6 +16,7 @@ from docs.api.typescript import typescript
 from docs.checklist import with_checklist
 from docs.costs.page import with_costs
 from docs.figures import has_figures, with_figures
+from docs.migrations import migrations_page
 from docs.pictures.errors import errors
 from docs.pictures.flows import conflict, upload
 from docs.pictures.policies import policies
@@ -138,6 +139,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield DOCS / "checklist.md", with_checklist((DOCS / "checklist.md").read_text("utf-8"))
     yield DOCS / "errors.md", errors_page()
     yield from ((DOCS / "pictures" / f"{name}.svg", draw()) for name, draw in PICTURES.items())
+    yield DOCS / "migrations.md", migrations_page()
     yield DOCS / "security.md", with_routes(with_costs((DOCS / "security.md").read_text("utf-8")))
     yield DOCS / "types" / "tidemark.d.ts", typescript()
     yield DOCS / "upload-states.md", upload_states_page()

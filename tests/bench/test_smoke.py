@@ -24,10 +24,15 @@ _LOGGED = re.compile(r"\d{4}-\d\d-\d\d ")
 ALL = [*(step.name for step in STEPS), "clean up"]
 
 
-async def smoke(server: Running, *arguments: str, **variables: str) -> Ended:
+async def deployed_smoke(server: Running, *arguments: str, **variables: str) -> Ended:
     """Run the command on the server's deployment."""
     site = role_variables(server.dsn) | {"TIDEMARK__AUTH__SECRET": SECRET.decode(), **variables}
-    call = ["smoke", "--url", server.url, *arguments]
+    return await smoke(server.url, *arguments, **site)
+
+
+async def smoke(url: str, *arguments: str, **site: str) -> Ended:
+    """Run the command in an environment."""
+    call = ["smoke", "--url", url, *arguments]
     ended = await asyncio.to_thread(
         CliRunner().invoke, cli, call, obj=open_deployed, env=site, catch_exceptions=False
     )
@@ -43,7 +48,7 @@ def steps(ended: Ended) -> dict[str, str]:
 
 async def test_smoke_own_tenant_goes_through_all_steps_and_leaves_nothing(server: Running) -> None:
     before = rows(server.dsn, "SELECT name FROM tenants ORDER BY name")
-    ended = await smoke(server)
+    ended = await deployed_smoke(server)
     assert ended.status == 0, ended.out + ended.err
     lines = ended.out.splitlines()
     assert [line[8:17].strip() for line in lines[:-1]] == ALL
@@ -56,7 +61,7 @@ async def test_smoke_own_tenant_goes_through_all_steps_and_leaves_nothing(server
 
 async def test_smoke_kept_tenant_does_not_grow(server: Running) -> None:
     for _ in range(2):
-        ended = await smoke(server, "--tenant", "acme", "--json")
+        ended = await deployed_smoke(server, "--tenant", "acme", "--json")
         assert ended.status == 0, ended.out + ended.err
         assert steps(ended) == dict.fromkeys(ALL, "ok")
     stored = rows(server.dsn, "SELECT id, data IS NULL FROM records ORDER BY id")
@@ -71,24 +76,29 @@ async def test_smoke_conflict_judged_by_the_policy_in_force(server: Running, pol
         "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy)"
         f" SELECT tenant_id, 'task', '{policy}' FROM tenants WHERE name = 'acme'",
     )
-    ended = await smoke(server, "--tenant", "acme")
+    ended = await deployed_smoke(server, "--tenant", "acme")
     assert ended.status == 0, ended.out + ended.err
     assert f"as policy {policy} says" in ended.out
     assert rows(server.dsn, "SELECT count(*) FROM conflict_resolution_log WHERE outcome = 'open'") == [(0,)]
 
 
-async def test_smoke_tokens_need_neither_database_nor_key(server: Running, tmp_path: Path) -> None:
-    file = tmp_path / "tokens.txt"
-    file.write_text(f"{token('acme', 'a')}\n{token('acme', 'b')}\n")
+async def smoke_tokens(url: str, home: Path, *devices: str) -> Ended:
+    """Run the command with tokens alone: nothing leads to a database or a key."""
+    file = home / "tokens.txt"
+    file.write_text("".join(f"{token('acme', device)}\n" for device in devices))
     nowhere = {f"TIDEMARK__POSTGRES__{name}DSN": "host=127.0.0.1 port=1" for name in ("", "OWNER_", "JOBS_")}
-    ended = await smoke(server, "--tokens", str(file), "--json", **nowhere, TIDEMARK__AUTH__SECRET="")
+    return await smoke(url, "--tokens", str(file), "--json", **nowhere, TIDEMARK__AUTH__SECRET="")
+
+
+async def test_smoke_tokens_need_neither_database_nor_key(server: Running, tmp_path: Path) -> None:
+    ended = await smoke_tokens(server.url, tmp_path, "a", "b")
     assert ended.status == 0, ended.out + ended.err
     assert steps(ended) == dict.fromkeys(ALL, "ok")
 
 
 async def test_smoke_failed_step_is_named_and_cleaned_up_after(serve: Serve) -> None:
     server = await serve(uploads={"image_types": ["image/png"]})
-    ended = await smoke(server)
+    ended = await deployed_smoke(server)
     assert ended.status == 1
     *_, upload, look, cleaned, last = ended.out.splitlines()
     assert upload.startswith("failed  upload")
@@ -100,7 +110,7 @@ async def test_smoke_failed_step_is_named_and_cleaned_up_after(serve: Serve) -> 
 
 
 async def test_smoke_refused_token_fails_at_the_connection(server: Running) -> None:
-    ended = await smoke(server, TIDEMARK__AUTH__SECRET="another secret of thirty-two bytes or more")
+    ended = await deployed_smoke(server, TIDEMARK__AUTH__SECRET="another secret of thirty-two bytes or more")
     assert ended.status == 1
     assert "failed  connect" in ended.out
     assert "answered with 401 instead of 101" in ended.out

@@ -46,6 +46,31 @@ RUN_BY: Final[dict[tuple[str, str], str]] = {
     ): "tests/book/test_statements.py::test_performance_page_statements_run_on_debian",
 }
 
+_DEPLOYED: Final = "tests/system/test_first_deployment.py::test_ten_steps_deploy_and_upgrade_as_written"
+RUN_BY |= dict.fromkeys(
+    [
+        ("docs/deployment.md", "cd /opt/tidemark\n"),
+        ("docs/deployment.md", "### 1. Roles"),
+        ("docs/deployment.md", "### 2. Database"),
+        ("docs/deployment.md", "### 3. Secrets and settings"),
+        ("docs/deployment.md", "### 4. Migrations"),
+        ("docs/deployment.md", "### 5. Tenant"),
+        ("docs/deployment.md", "runuser -u tidemark -- .venv/bin/python run.py serve"),
+        ("docs/deployment.md", "curl -sS --fail --retry 30"),
+        ("docs/deployment.md", "### 7. nginx"),
+        ("docs/deployment.md", "### 8. TLS"),
+        ("docs/deployment.md", "### 9. Monitoring"),
+        ("docs/deployment.md", "### 10. Smoke"),
+        ("docs/upgrades.md", "cd /opt/tidemark-green"),
+        ("docs/upgrades.md", "### Move the devices"),
+        ("docs/upgrades.md", "### Rollback"),
+    ],
+    _DEPLOYED,
+)
+RUN_BY["docs/upgrades.md", "SET lock_timeout"] = (
+    "tests/storage/postgres/test_migrate.py::test_migrate_last_data_columns_made_before_are_used"
+)
+
 _SUITE: Final = "the tests themselves"
 #: The bars of a bench judge the machine too: on a busy one they are missed, and nothing is wrong.
 _BY_HAND: Final = "of load; run by hand, report in docs/benchmarks"
@@ -87,10 +112,9 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         ".venv/bin/python run.py doctor",
     ): "docs/checklist.md has it for the page's own server",
     ("docs/deployment.md", ".venv/bin/python run.py verify"): "docs/checklist.md has it, too",
-    (
-        "docs/operations.md",
-        "CREATE ROLE tidemark",
-    ): "as a superuser of another PostgreSQL than the embedded one",
+    ("docs/deployment.md", "cp deploy/systemd"): _ROOT,
+    ("docs/upgrades.md", "git clone"): "installs from a registry",
+    ("docs/upgrades.md", "sed 's#"): _ROOT,
     (
         "docs/operations.md",
         ".venv/bin/python run.py monitor --test",
@@ -99,9 +123,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "docs/operations.md",
         ".venv/bin/python run.py serve --workers 4",
     ): "two hosts with addresses of their own",
-    ("docs/operations.md", "install -m 0644 tidemark.site"): _ROOT,
     ("docs/operations.md", 'psql "$dsn"'): "needs a bucket; tests/storage/blobs has one",
-    ("docs/operations.md", "SET lock_timeout"): "for a schema of a version before 0.1.0",
     ("docs/performance.md", ".venv/bin/python run.py bench --scenario limits"): f"3 minutes {_BY_HAND}",
     (
         "docs/releases.md",

@@ -34,12 +34,15 @@ class Listening(Protocol):
 class Editor:
     """One device. ``acknowledged`` are the numbers answered, each with its seq.
 
-    ``refused`` are the codes of errors that asked it to come back.
+    ``refused`` are the codes of errors that asked it to come back. ``signed`` is its token.
     """
 
-    def __init__(self, name: str, tenant: str, progress: asyncio.Condition) -> None:
+    def __init__(
+        self, name: str, tenant: str, progress: asyncio.Condition, signed: str | None = None
+    ) -> None:
         self.name = name
         self.tenant = tenant
+        self.signed = signed or token(tenant, name)
         self.acknowledged: dict[int, int] = {}
         self.wrong: list[Any] = []
         self.refused: set[str] = set()
@@ -50,10 +53,9 @@ class Editor:
 
     async def run(self, server: Listening, session: ClientSession) -> None:
         """Edit until told to stop and everything is answered."""
-        signed = token(self.tenant, self.name)
         while not (self.stopping and not self._unanswered):
             try:
-                async with connected(server.url, session, signed=signed) as device:
+                async with connected(server.url, session, signed=self.signed) as device:
                     waiting: set[int] = set()
                     while True:
                         await self._fill(device, waiting)

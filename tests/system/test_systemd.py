@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from bench.harness.clusters import as_role
 from compose import configuration
-from compose.configuration import bus_url, database_services, layers
-from engine.runtime.setting_layers import settings
 from handlers.commands.serve import serve
-from handlers.http.keys import key_set
-from storage.embedded.servers import Services
-from tests.compose.test_configuration import account, needs_root
-from tests.harness.services import rows
-from tests.meta.test_docs import fences
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
@@ -108,86 +96,6 @@ def test_units_have_the_same_restrictions() -> None:
     assert one["CapabilityBoundingSet"] == [""]
     assert one["ProtectSystem"] == ["strict"]
     assert int(one["LimitNOFILE"][0]) >= 65_536
-
-
-# -- the lines of the docs --------------------------------------------------------------------
-
-_GID = 4321
-#: What a test cannot do to the machine that it runs on.
-_LEFT_OUT = ("make install-server", "useradd ", "systemctl ", "cp ")
-
-
-def _installation(home: Path, dsn: str, redis_url: str) -> str:
-    """The lines of the docs for a tree below ``home``, a group without a name, and services that run."""
-    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    section = page[page.index("\n## Under systemd\n") : page.index("\n## Tenants\n")]
-    lines = "".join(text for _, text in fences(section)).splitlines()
-    assert [line for line in lines if line.startswith(_LEFT_OUT[:2])] == [
-        "make install-server",
-        "useradd --system --user-group --home-dir /var/lib/tidemark tidemark",
-    ]
-    script = "\n".join(line for line in lines if not line.startswith(_LEFT_OUT))
-    for written, here in (
-        ("-o tidemark ", ""),
-        ("-g tidemark", f"-g {_GID}"),
-        ("postgresql://tidemark_serving:PASSWORD@db.example.org/tidemark", as_role(dsn, "serving")),
-        ("postgresql://tidemark:PASSWORD@db.example.org/tidemark", dsn),
-        ("postgresql://tidemark_jobs:PASSWORD@db.example.org/tidemark", as_role(dsn, "jobs")),
-        ("redis://cache.example.org:6379/0", redis_url),
-        ("sudo -u tidemark .venv/bin/python", sys.executable),
-        ("deploy/systemd/config.toml", f"{home}/sample.toml"),
-        ("/etc/", f"{home}/etc/"),
-        ("/var/lib/", f"{home}/lib/"),
-    ):
-        assert written in script, written
-        script = script.replace(written, here)
-    return f"set -e\n{script}\n"
-
-
-@pytest.fixture
-def open_path() -> Iterator[Path]:
-    """Make a directory that other accounts may enter: each process of pytest closes pytest's own."""
-    with TemporaryDirectory(prefix="tidemark-installed-") as made:
-        path = Path(made)
-        path.chmod(0o755)
-        yield path
-
-
-@needs_root
-def test_docs_lines_install_a_server_with_secrets_for_its_account_only(
-    dsn: str, services: Services, open_path: Path
-) -> None:
-    sample = (ROOT / "deploy" / "systemd" / "config.toml").read_text("utf-8")
-    sample = sample.replace('"/etc/', f'"{open_path}/etc/').replace('"/var/lib/', f'"{open_path}/lib/')
-    (open_path / "sample.toml").write_text(sample)
-    installed = open_path / "etc" / "tidemark" / "config.toml"
-    for above in ("etc", "lib"):
-        (open_path / above).mkdir(mode=0o755)
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMARK__")}
-    ended = subprocess.run(
-        ["/bin/sh", "-c", _installation(open_path, dsn, services.redis_url)],
-        cwd=ROOT,
-        env={**bare, configuration.VARIABLE: str(installed)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "fault" not in ended.stdout
-    assert f", {os.cpu_count()} workers" in ended.stdout
-    assert rows(dsn, "SELECT name FROM tenants") == [("acme",)]
-    assert ended.stdout.splitlines()[-1].count(".") == 2  # the token
-    with account(_GID):
-        chosen = settings(layers(installed, {}))
-        at = database_services(chosen)
-        assert (at.dsn, at.owner_dsn, at.jobs_dsn) == (as_role(dsn, "serving"), dsn, as_role(dsn, "jobs"))
-        assert bus_url(chosen) == services.redis_url
-        assert key_set(chosen.auth, None).default is not None
-    for path in installed.parent.iterdir():
-        assert (path.stat().st_uid, path.stat().st_gid) == (0, _GID)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    with account(), pytest.raises(PermissionError):
-        installed.read_bytes()
 
 
 def _analyze() -> str:

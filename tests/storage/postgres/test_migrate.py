@@ -118,8 +118,7 @@ def test_migrate_down_held_changes_keeps_the_last_change_and_all_rows(dsn: str) 
 
 
 def test_migrate_last_data_columns_made_before_are_used(empty_dsn: str) -> None:
-    operations = (_ROOT / "docs/operations.md").read_text()
-    upgrades = operations[operations.index("## Upgrades") :]
+    upgrades = (_ROOT / "docs/upgrades.md").read_text()
     statements = upgrades[upgrades.index("```sql") + 6 :].split("```")[0].split(";")
     migrate(empty_dsn)
     whole = shape(empty_dsn)

@@ -1,0 +1,64 @@
+"""The release before this one, unpacked from the history, to be served on the schema of this one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from bench.harness.clusters import role_variables
+from bench.harness.environment import BenchError
+from bench.harness.product import LIFTED, Version, checked_out
+from tests.harness.scratch import scratch
+from tests.harness.ws_device import SECRET
+
+_ROOT: Final = Path(__file__).parents[2]
+_NAMED: Final = re.compile(r"^([A-Za-z0-9_.-]+)==", re.MULTILINE)
+
+
+class Release(NamedTuple):
+    """``deploy/previous-release.toml``: version, commit, and the newest migration of a release."""
+
+    version: str
+    commit: str
+    migration: str
+
+
+PREVIOUS: Final = Release(**tomllib.loads((_ROOT / "deploy" / "previous-release.toml").read_text("utf-8")))
+
+
+@pytest.fixture(scope="module")
+def previous() -> Iterator[Version]:
+    """The release before this one. It runs on the installation of this one.
+
+    A shallow clone has no such commit, and an archive no history at all: the test is passed over, also under
+    CI=true, and its reason stands in the summary. Releases are tested on a full clone.
+    """
+    with scratch("tidemark-previous-") as home:
+        try:
+            found = checked_out(PREVIOUS.commit, home / "tree")
+        except BenchError:
+            pytest.xfail(f"no history, so no release {PREVIOUS.version}: git fetch --unshallow brings it")
+        missing = _requirements(found.root) - _requirements(_ROOT)
+        assert not missing, f"{PREVIOUS.version} needs {missing}: give it an installation of its own"
+        yield found
+
+
+def _requirements(root: Path) -> set[str]:
+    return set(_NAMED.findall((root / "deploy" / "requirements.txt").read_text("utf-8")))
+
+
+def site(dsn: str, redis_url: str, home: Path, **more: str) -> Mapping[str, str]:
+    """Return the environment of a server of either version; ``dsn`` is the owner's."""
+    return {
+        **LIFTED,
+        **role_variables(dsn),
+        "TIDEMARK__REDIS__URL": redis_url,
+        "TIDEMARK__AUTH__SECRET": SECRET.decode(),
+        "TIDEMARK__DATA__DIR": str(home),
+        **more,
+    }

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import click
 import msgspec
-from aiohttp import ClientConnectorCertificateError, ClientError, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from bench.smoke.phone import SmokeError
 from bench.smoke.steps import STEPS, Smoke, Step
@@ -152,10 +152,13 @@ async def _run(asked: Asked, deployed: Callable[[], Deployed], said: Callable[[T
 
     Returns the steps up to one that failed, and the cleaning up. Raises ClickException.
     """
-    async with _admitted(asked, deployed) as (url, tokens), _connector(asked.ca) as session:
-        going = Smoke(
-            session, url.rstrip("/"), tokens, new_tenant=asked.tenant is None and asked.tokens is None
-        )
+    trusted, timeout = _trusted(asked.ca), ClientTimeout(total=_STEP_S)
+    async with (
+        _admitted(asked, deployed) as (url, tokens),
+        ClientSession(connector=TCPConnector(ssl=trusted), timeout=timeout) as session,
+    ):
+        new_tenant = asked.tenant is None and asked.tokens is None
+        going = Smoke(session, url.rstrip("/"), trusted, tokens, new_tenant=new_tenant)
         taken: list[Taken] = []
         try:
             for step in STEPS:
@@ -187,8 +190,8 @@ async def _take(going: Smoke, step: Step) -> Taken:
             status, detail = "ok", await step.run(going)
     except TimeoutError:
         status, detail = "failed", f"no answer within {_STEP_S:.0f} s"
-    except ClientConnectorCertificateError as error:
-        status, detail = "failed", f"the certificate is not trusted: {error.certificate_error}"
+    except ssl.SSLCertVerificationError as error:
+        status, detail = "failed", f"the certificate is not trusted: {error.verify_message}"
     except (SmokeError, ClientError, OSError, msgspec.MsgspecError, KeyError) as error:
         status, detail = "failed", str(error) or type(error).__name__
     took_ms = round(1000 * (time.perf_counter() - began_s), 1)
@@ -218,15 +221,12 @@ async def _admitted(
         yield url, (sign(_DEVICES[0]), sign(_DEVICES[1]))
 
 
-@asynccontextmanager
-async def _connector(ca: Path | None) -> AsyncIterator[ClientSession]:
-    """Open what connects. Raises ClickException."""
+def _trusted(ca: Path | None) -> ssl.SSLContext:
+    """Make what believes the system's authorities, or those of a file. Raises ClickException."""
     try:
         trusted = ssl.create_default_context(cafile=None if ca is None else str(ca))
     except ssl.SSLError:
         raise click.ClickException(f"--ca {ca}: no certificates in PEM") from None
     # Authorities that people made themselves lack what Python 3.13 asks of public ones.
     trusted.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    timeout = ClientTimeout(total=_STEP_S)
-    async with ClientSession(connector=TCPConnector(ssl=trusted), timeout=timeout) as session:
-        yield session
+    return trusted

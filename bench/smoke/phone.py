@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import ssl
 import time
@@ -11,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from aiohttp import ClientSession, ClientWebSocketResponse, ClientWSTimeout, WSMsgType, WSServerHandshakeError
+from yarl import URL
 
 from bench.client import messages
 from bench.client.messages import Change, Changes, Failed
@@ -195,14 +197,22 @@ def _refusal(heard: object) -> str:
     return f"answered with {heard!r}"
 
 
-async def reach(session: ClientSession, url: str) -> str:
-    """Ask whether the process is alive. Returns how it was reached. Raises SmokeError, ClientError."""
+async def reach(session: ClientSession, url: str, trusted: ssl.SSLContext) -> str:
+    """Ask whether the process is alive. Returns how it was reached.
+
+    Raises:
+        SmokeError: It says that it is not.
+        ClientError, OSError: Nothing was reached, or its certificate is not trusted.
+    """
+    said = "answers"
+    at = URL(url)
+    if at.scheme == "https":
+        _, writer = await asyncio.open_connection(at.host, at.port, ssl=trusted)
+        tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        until = (tls.getpeercert() or {}).get("notAfter", "an unknown time")
+        said += f" over {tls.version()}, certificate until {until}"
+        writer.close()
     async with session.get(f"{url}/healthz", allow_redirects=False) as response:
-        transport = None if response.connection is None else response.connection.transport
-        tls: ssl.SSLObject | None = None if transport is None else transport.get_extra_info("ssl_object")
         if response.status != 200:
             raise SmokeError(f"/healthz was answered with {response.status} instead of 200")
-        if tls is None:
-            return "answers"
-        until = (tls.getpeercert() or {}).get("notAfter", "an unknown time")
-        return f"answers over {tls.version()}, certificate until {until}"
+    return said

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -50,14 +51,22 @@ class Smoke:
     Args:
         session: What they connect by.
         url: The server, without a slash at the end.
+        trusted: The certificates of authorities.
         tokens: The tokens of the two devices.
         new_tenant: Whether the tenant was added just now.
     """
 
     def __init__(
-        self, session: ClientSession, url: str, tokens: tuple[str, str], *, new_tenant: bool
+        self,
+        session: ClientSession,
+        url: str,
+        trusted: ssl.SSLContext,
+        tokens: tuple[str, str],
+        *,
+        new_tenant: bool,
     ) -> None:
         self._session = session
+        self._trusted = trusted
         self._url = url
         self._new_tenant = new_tenant
         self.first, self.second = (Phone(session, url, token) for token in tokens)
@@ -70,7 +79,7 @@ class Smoke:
 
     async def reach(self) -> str:
         """Ask whether anything answers."""
-        return await reach(self._session, self._url)
+        return await reach(self._session, self._url, self._trusted)
 
     async def connect(self) -> str:
         """Connect both devices."""

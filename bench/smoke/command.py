@@ -81,7 +81,7 @@ Examples:
   run.py smoke --url https://sync.example.org --tokens tokens.txt""",
 )
 @click.option("--url", metavar="U", help="The server, as devices reach it.  [default: that of the settings]")
-@click.option("--ca", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+@click.option("--ca", type=click.Path(path_type=Path), metavar="FILE",
     help="Certificates of the authority to trust, in PEM.  [default: those of the system]")  # fmt: skip
 @click.option("--tenant", metavar="T",
     help="A tenant that is kept for this; its records smoke-1 to smoke-3 are deleted in the end."
@@ -227,6 +227,8 @@ def _trusted(ca: Path | None) -> ssl.SSLContext:
         trusted = ssl.create_default_context(cafile=None if ca is None else str(ca))
     except ssl.SSLError:
         raise click.ClickException(f"--ca {ca}: no certificates in PEM") from None
+    except OSError as error:
+        raise click.ClickException(f"--ca {ca}: {error.strerror}") from None
     # Authorities that people made themselves lack what Python 3.13 asks of public ones.
     trusted.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return trusted

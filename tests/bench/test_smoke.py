@@ -15,7 +15,7 @@ from compose.smoke import open_deployed
 from run import cli
 from tests.harness.commands import Ended
 from tests.harness.in_process_server import Running, Serve
-from tests.harness.services import execute, rows
+from tests.harness.services import rows
 from tests.harness.ws_device import SECRET, token
 
 from bench.harness.clusters import role_variables  # isort: skip
@@ -70,12 +70,8 @@ async def test_smoke_kept_tenant_does_not_grow(server: Running) -> None:
 
 
 @pytest.mark.parametrize("policy", ["server_wins", "client_wins", "preserve_escalation", "manual"])
-async def test_smoke_conflict_judged_by_the_policy_in_force(server: Running, policy: str) -> None:
-    execute(
-        server.dsn,
-        "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy)"
-        f" SELECT tenant_id, 'task', '{policy}' FROM tenants WHERE name = 'acme'",
-    )
+async def test_smoke_conflict_judged_by_the_policy_in_force(serve: Serve, policy: str) -> None:
+    server = await serve(domains={"task": {"policy": policy}})
     ended = await deployed_smoke(server, "--tenant", "acme")
     assert ended.status == 0, ended.out + ended.err
     assert f"as policy {policy} says" in ended.out

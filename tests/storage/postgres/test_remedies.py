@@ -30,6 +30,7 @@ __all__ = ["command"]
 
 _PASSWORD = "right"
 _PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
+_STEPS = _PAGE.with_name("deployment.md")
 
 
 @pytest.fixture
@@ -150,15 +151,15 @@ async def test_query_missing_schema_gives_its_remedy(empty_dsn: str) -> None:
 
 
 def test_docs_recipe_role_can_migrate_and_others_cannot_connect(services: Services, role: str) -> None:
-    section = _PAGE.read_text("utf-8").split("### Roles and a database\n")[1]
-    recipe = section.split("```sql\n")[1].split("```")[0]
+    recipe = _STEPS.read_text("utf-8").split("<<'SQL'\n")[1].split("SQL\n")[0]
     name = f"made_{uuid.uuid4().hex}"
     lines = [line.replace("tidemark", name) for line in recipe.strip().splitlines()]
     try:
+        for of in ("", "_serving", "_jobs"):
+            execute(services.dsn, f"CREATE ROLE {name}{of} LOGIN PASSWORD 'right'")
         execute(services.dsn, *lines)
-        owner = _as(named(services.dsn, name), name, "a password of your own")
-        serving = _as(owner, f"{name}_serving", "another one")
-        jobs = _as(owner, f"{name}_jobs", "a third one")
+        owner = _as(named(services.dsn, name), name)
+        serving, jobs = _as(owner, f"{name}_serving"), _as(owner, f"{name}_jobs")
         migrate(owner)
         assert grant_roles(owner, serving, jobs) > 0
         assert grant_roles(owner, serving, jobs) == 0, "all is as it should be"

@@ -34,8 +34,6 @@ RUNS: Final[dict[str, Run]] = {
 RUN_BY: Final[dict[tuple[str, str], str]] = {
     ("docs/containers.md", "umask 077"): "tests/deploy/test_compose.py::test_page_makes_secrets_that_fit",
     ("README.md", "## A first session"): "tests/meta/test_docs.py::test_readme_first_session_runs_as_written",
-    ("docs/operations.md", "## Under systemd"): "tests/system/test_systemd.py"
-    "::test_docs_lines_install_a_server_with_secrets_for_its_account_only",
     (
         "docs/outages.md",
         "",

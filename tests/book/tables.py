@@ -45,25 +45,27 @@ RUN_BY: Final[dict[tuple[str, str], str]] = {
 }
 
 _DEPLOYED: Final = "tests/system/test_first_deployment.py::test_ten_steps_deploy_and_upgrade_as_written"
-RUN_BY |= dict.fromkeys(
-    [
-        ("docs/deployment.md", "cd /opt/tidemark\n"),
-        ("docs/deployment.md", "### 1. Roles"),
-        ("docs/deployment.md", "### 2. Database"),
-        ("docs/deployment.md", "### 3. Secrets and settings"),
-        ("docs/deployment.md", "### 4. Migrations"),
-        ("docs/deployment.md", "### 5. Tenant"),
-        ("docs/deployment.md", "runuser -u tidemark -- .venv/bin/python run.py serve"),
-        ("docs/deployment.md", "curl -sS --fail --retry 30"),
-        ("docs/deployment.md", "### 7. nginx"),
-        ("docs/deployment.md", "### 8. TLS"),
-        ("docs/deployment.md", "### 9. Monitoring"),
-        ("docs/deployment.md", "### 10. Smoke"),
-        ("docs/upgrades.md", "cd /opt/tidemark-green"),
-        ("docs/upgrades.md", "### Move the devices"),
-        ("docs/upgrades.md", "### Rollback"),
-    ],
-    _DEPLOYED,
+RUN_BY.update(
+    dict.fromkeys(
+        [
+            ("docs/deployment.md", "cd /opt/tidemark\n"),
+            ("docs/deployment.md", "### 1. Roles"),
+            ("docs/deployment.md", "### 2. Database"),
+            ("docs/deployment.md", "### 3. Secrets and settings"),
+            ("docs/deployment.md", "### 4. Migrations"),
+            ("docs/deployment.md", "### 5. Tenant"),
+            ("docs/deployment.md", "runuser -u tidemark -- .venv/bin/python run.py serve"),
+            ("docs/deployment.md", "curl -sS --fail --retry 30"),
+            ("docs/deployment.md", "### 7. nginx"),
+            ("docs/deployment.md", "### 8. TLS"),
+            ("docs/deployment.md", "### 9. Monitoring"),
+            ("docs/deployment.md", "### 10. Smoke"),
+            ("docs/upgrades.md", "cd /opt/tidemark-green"),
+            ("docs/upgrades.md", "### Move the devices"),
+            ("docs/upgrades.md", "### Rollback"),
+        ],
+        _DEPLOYED,
+    )
 )
 RUN_BY["docs/upgrades.md", "SET lock_timeout"] = (
     "tests/storage/postgres/test_migrate.py::test_migrate_last_data_columns_made_before_are_used"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.system.outages.site import Layout, Site
 _LOOPING = Path(__file__).parents[1] / "looping"
 #: Connections are dealt out by chance: of so many devices each worker has some.
 _DEVICES = 10
+_PATIENCE_S = 30
+_LOOK_S = 0.05
 
 
 def _kill(process: psutil.Process) -> None:
@@ -31,9 +34,10 @@ async def _begin(site: Site) -> None:
 async def _symptom(site: Site) -> str:
     await site.fleet.held()
     before = site.fleet.acknowledged
-    await site.fleet.held(site.fleet.waiting + 5)
+    async with asyncio.timeout(_PATIENCE_S):
+        while site.fleet.acknowledged == before:  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(_LOOK_S)
     went_on = site.fleet.acknowledged - before
-    assert went_on, "the devices of the other worker do not go on"
     return f"{site.fleet.waiting} edits wait on devices of worker 1; {went_on} of others were acknowledged"
 
 

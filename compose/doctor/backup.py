@@ -40,7 +40,7 @@ def backup_finding(place: Path, ended_at: datetime | None, now: datetime, *, arc
         found = f"no backup has told that it ended: there is no {place / NAME}"
         return CheckResult("warning", "backup", found, touch)
     age, most = now - ended_at, _WITH_ARCHIVE if archived else _WITHOUT_ARCHIVE
-    found = f"the last one ended {ended_at:%Y-%m-%d %H:%M} UTC, {age / timedelta(hours=1):.0f} hours ago"
+    found = f"the last backup ended {ended_at:%Y-%m-%d %H:%M} UTC, {age / timedelta(hours=1):.0f} hours ago"
     if age > most:
         remedy = "run it now, and see why it did not run or end (docs/operations.md, Backups and restores)"
         return CheckResult("fault", "backup", found, remedy)

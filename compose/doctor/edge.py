@@ -54,7 +54,7 @@ def certificate_finding(at: DeviceAddress) -> CheckResult:
 def validity_finding(host: str, until_s: float, now: datetime) -> CheckResult:
     """Judge how long a certificate is still valid."""
     until = datetime.fromtimestamp(until_s, UTC)
-    found = f"that of {host} is valid until {until:%Y-%m-%d}, {(until - now).days} days more"
+    found = f"the certificate of {host} is valid until {until:%Y-%m-%d}, {(until - now).days} days more"
     if until - now < _LEAST_VALID:
         remedy = (
             "renew it now, and see why that did not happen by itself (`certbot renew`), then reload nginx"

@@ -151,7 +151,7 @@ CHECKLIST: Final = (
         "a backup ended well not long ago: 8 days with an archive of the WAL, 26 hours without",
         "looks at the time of the file `last_backup` in `data.dir`, which the last step of a backup touches",
         ("backup",),
-        ("nothing was checked", "run it on the host of the server"),
+        _NO_DATABASE,
     ),
 )
 

@@ -69,7 +69,7 @@ def redis_clock_findings(url: str) -> Iterator[CheckResult]:
         except redis.RedisError:
             continue
         apart_s = seconds + microseconds / 1e6 - middle_s
-        found = f"that of Redis is {apart_s * 1000:+.0f} ms from this host's"
+        found = f"the clock of Redis is {apart_s * 1000:+.0f} ms from this host's"
         if abs(apart_s) > WARN_APART_S:
             yield CheckResult("warning", "clock of redis", found, APART_REMEDY)
         else:

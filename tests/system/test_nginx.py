@@ -15,6 +15,8 @@ from click.testing import CliRunner
 
 from bench.harness.server import free_ports
 from compose.deployment import open_deployment
+from compose.doctor.edge import websocket_finding
+from engine.operate.checklist import DeviceAddress
 from handlers.http.tokens import MAX_TOKEN_CHARS
 from handlers.sync.connections import PING_S
 from run import cli
@@ -143,6 +145,22 @@ async def test_nginx_devices_sync_and_follow_over_tls(cluster: Cluster) -> None:
     assert (status, answer["results"][0]["status"]) == (200, "applied")
     page = await (await cluster.device("tablet")).pull()
     assert [change["id"] for change in page["changes"]] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.slow
+async def test_doctor_handshake_through_nginx_is_told_from_one_that_is_not_passed_on(
+    cluster: Cluster,
+) -> None:
+    at = DeviceAddress(True, "localhost", cluster.nginx.port, "")
+    passed = await websocket_finding(at, lambda: token("acme", "doctor"))
+    assert (passed.level, passed.found) == ("ok", "localhost let a device in and welcomed it")
+    without = await websocket_finding(at, None)
+    assert (without.level, "leads to a server" in without.found) == ("not checked", True)
+    site = cluster.nginx._site.read_text()
+    await cluster.nginx.reload(re.sub(r"proxy_set_header (Upgrade|Connection) .*;", "", site))
+    lost = await websocket_finding(at, lambda: token("acme", "doctor"))
+    assert (lost.level, lost.found) == ("fault", "localhost answered the handshake with 400")
+    assert "pass Upgrade and Connection on" in lost.remedy
 
 
 async def test_nginx_after_an_outage_every_device_connects_at_its_first_try(cluster: Cluster) -> None:

@@ -121,7 +121,7 @@ def _clock(connection: Connection) -> CheckResult:
         theirs_s = float(cursor.fetchall()[0][0])
         middle_s = (before_s + time.time()) / 2
     apart_s = theirs_s - middle_s
-    found = f"the database's is {apart_s * 1000:+.0f} ms from this host's"
+    found = f"the database's clock is {apart_s * 1000:+.0f} ms from this host's"
     if abs(apart_s) > FAULT_APART_S:
         return CheckResult("fault", "clock", found, APART_REMEDY)
     if abs(apart_s) > WARN_APART_S:
@@ -142,7 +142,7 @@ def _connections(connection: Connection, wanted: int) -> CheckResult:
             " AND application_name <> 'tidemark'"
         )
         others = int(cursor.fetchall()[0][0])
-    found = f"{wanted} are wanted, {others} are others', {limit} may be open"
+    found = f"{wanted} connections are wanted, {others} are others', {limit} may be open"
     remedy = (
         "raise max_connections, or lower server.workers, commit.lanes or postgres.read_connections,"
         " or put a pooler between"
@@ -186,4 +186,4 @@ def _epoch(dsn: str) -> CheckResult:
         restored = is_restored(cursor)
     if restored:
         return CheckResult("fault", "epoch", "this database was restored", "run `run.py epoch renew`")
-    return CheckResult("ok", "epoch", "of this cluster")
+    return CheckResult("ok", "epoch", "the database is of the cluster that devices know")

@@ -54,7 +54,7 @@ def partition_findings(dsn: str) -> Iterator[CheckResult]:
 def ahead_finding(found: Sequence[list[Partition]], today: date) -> CheckResult:
     """Say how many days from today on have partitions, in the table with the fewest."""
     days = max(0, (min(map(last_begin, found)) - today).days)
-    said = f"{days} days from today on have theirs"
+    said = f"{days} days from today on have partitions"
     if days < _LEAST_DAYS_AHEAD:
         remedy = "let a server run: it adds them at its start and hourly; its log says if it cannot"
         return CheckResult("warning", "partitions", said, remedy)

@@ -35,12 +35,16 @@ def shape_findings(expected: Mapping[str, Table], found: Catalogue) -> Iterator[
         yield CheckResult("fault", "schema", f"the table {name} is missing", _RESTORE)
     both = {name: (table, found.tables[name]) for name, table in expected.items() if name in found.tables}
     count = sum(len(table.indexes) for table in expected.values())
-    yield from _or_ok("indexes", f"{count} are as migrations make them, and valid", _indexes(both, found))
+    yield from _or_ok(
+        "indexes", f"{count} indexes are as migrations make them, and valid", _indexes(both, found)
+    )
     count = sum(len(table.constraints) + len(table.not_null) for table in expected.values())
-    said = f"{count} are as migrations make them, and validated"
+    said = f"{count} constraints are as migrations make them, and validated"
     yield from _or_ok("constraints", said, _constraints(both, found))
     count = sum(len(table.triggers) for table in expected.values())
-    yield from _or_ok("triggers", f"{count} are as migrations make them, and fire", _triggers(both, found))
+    yield from _or_ok(
+        "triggers", f"{count} triggers are as migrations make them, and fire", _triggers(both, found)
+    )
 
 
 _Both = Mapping[str, tuple[Table, Table]]

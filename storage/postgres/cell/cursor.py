@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from psycopg2 import sql
-from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR, TRANSACTION_STATUS_INTRANS
 from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that the driver spells so
 
 from storage.postgres.cell.names import Names, names_in
@@ -19,6 +19,8 @@ from storage.postgres.cell.names import Names, names_in
 #: Statements that PostgreSQL runs in no transaction, and so in no string with others. Only benchmarks have
 #: them, which use no pooler.
 _ALONE: Final = ("VACUUM", "CREATE DATABASE")
+#: In a transaction that failed only its rollback is let through, also that to a savepoint.
+_BEGUN: Final = (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
 
 
 @lru_cache(maxsize=16)
@@ -40,5 +42,5 @@ class _CellCursor(Cursor):
             super().execute(f"SET search_path = {self.names.schema}")
             super().execute(text, vars)
             return
-        begun = self.connection.info.transaction_status == TRANSACTION_STATUS_INTRANS
+        begun = self.connection.info.transaction_status in _BEGUN
         super().execute(("" if begun else self.names.search_path) + self.names.locks(text), vars)

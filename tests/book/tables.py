@@ -130,7 +130,6 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "make wheel\npython3",
     ): "installs from a registry; tests/meta/test_wheel.py does from what is here",
     ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release, which installs tools",
-    ("docs/scaling.md", "SELECT create_reference_table"): "needs Citus",
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
     ("docs/testing.md", "make test   "): _SUITE,
     (

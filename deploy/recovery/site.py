@@ -135,7 +135,6 @@ class Site:
     def server(self) -> Server:
         """Return its server, which is to be started."""
         self._tell("run.py serve")
-        return Server(
-            [str(ROOT / "run.py"), "serve"],
-            {VARIABLE: str(self._home / "config.toml"), "TIDEMARK__LOG__FORMAT": "json"},
-        )
+        # A port that the environment of the drill names would win over that of the file.
+        own = {"TIDEMARK__LOG__FORMAT": "json", "TIDEMARK__SERVER__PORT": str(self.port)}
+        return Server([str(ROOT / "run.py"), "serve"], {VARIABLE: str(self._home / "config.toml"), **own})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from aiohttp import ClientSession
 
 from bench.harness.product import HERE, Version
@@ -16,7 +18,7 @@ from storage.embedded.servers import Services
 from tests.bench.test_smoke import smoke_tokens
 from tests.harness.admin import ensure_tenant
 from tests.harness.previous_release import PREVIOUS, previous, site
-from tests.harness.services import execute, rows
+from tests.harness.services import Databases, execute, rows
 from tests.harness.uploads.tus_uploader import Uploader, photo
 from tests.harness.ws_device import Device, connected, item, put, token
 
@@ -71,7 +73,10 @@ def test_migrations_contraction_is_recognized() -> None:
 class Sides:
     """A server of each version, and devices that go to either."""
 
-    def __init__(self, servers: dict[str, Server], session: ClientSession, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, dsn: str, servers: dict[str, Server], session: ClientSession, stack: AsyncExitStack
+    ) -> None:
+        self.dsn = dsn
         self.session = session
         self._servers = servers
         self._stack = stack
@@ -86,28 +91,36 @@ class Sides:
         return await self._stack.enter_async_context(opening)
 
 
-@pytest.fixture
-async def sides(previous: Version, dsn: str, services: Services, tmp_path: Path) -> AsyncIterator[Sides]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sides(
+    previous: Version,
+    databases: Databases,
+    template: str,
+    services: Services,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Sides]:
     """The release before this one and this one, on one database, Redis and folder of files."""
-    ensure_tenant(dsn, "acme")
-    execute(
-        dsn,
-        "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy)"
-        " SELECT tenant_id, 'ticket', 'manual' FROM tenants",
-    )
-    variables = site(dsn, services.redis_url, tmp_path)
     async with AsyncExitStack() as stack:
+        dsn = stack.enter_context(databases.copy(template))
+        ensure_tenant(dsn, "acme")
+        execute(
+            dsn,
+            "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy)"
+            " SELECT tenant_id, 'ticket', 'manual' FROM tenants",
+        )
+        variables = site(dsn, services.redis_url, tmp_path_factory.mktemp("data"))
         servers = {"old": previous.server(variables), "new": HERE.server(variables)}
-        for server in servers.values():
-            await stack.enter_async_context(server)
+        await asyncio.gather(*(stack.enter_async_context(server) for server in servers.values()))
         session = await stack.enter_async_context(ClientSession())
-        yield Sides(servers, session, stack)
+        yield Sides(dsn, servers, session, stack)
 
 
+on_both = pytest.mark.asyncio(loop_scope="module")
 TURNS = [("old", "new"), ("new", "old")]
 
 
-async def test_both_versions_serve_the_same_devices_by_turns(sides: Sides, dsn: str) -> None:
+@on_both
+async def test_both_versions_serve_the_same_devices_by_turns(sides: Sides) -> None:
     for first, second in TURNS:
         name = f"{first}-{second}"
         phone, tablet = await sides.device(first, "phone"), await sides.device(second, "tablet")
@@ -148,9 +161,10 @@ async def test_both_versions_serve_the_same_devices_by_turns(sides: Sides, dsn: 
         [case] = (await again.told("conflicts", "conflicts"))["conflicts"]
         seen = {"conflict_id": case["conflict_id"], "version": case["server"]["version"], "choice": "client"}
         assert (await again.told("resolved", "resolve", **seen))["version"] == 3
-    assert rows(dsn, "SELECT count(*) FROM conflict_resolution_log WHERE outcome = 'open'") == [(0,)]
+    assert rows(sides.dsn, "SELECT count(*) FROM conflict_resolution_log WHERE outcome = 'open'") == [(0,)]
 
 
+@on_both
 async def test_upload_begun_by_one_version_is_finished_by_the_other(sides: Sides) -> None:
     content = photo(3000)
     for first, second in TURNS:
@@ -166,6 +180,7 @@ async def test_upload_begun_by_one_version_is_finished_by_the_other(sides: Sides
             assert await phone.file(path) == content
 
 
+@on_both
 async def test_smoke_of_this_version_goes_through_on_the_one_before(sides: Sides, tmp_path: Path) -> None:
     ended = await smoke_tokens(sides.url("old"), tmp_path, "a", "b")
     assert ended.status == 0, ended.out

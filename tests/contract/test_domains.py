@@ -47,13 +47,13 @@ async def test_domains_in_messagepack(shared: Running) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_domains_tell_each_tenant_its_own_policies(serve: Serve) -> None:
-    server = await serve()
+async def test_domains_tell_each_tenant_its_own_policies(serve: Serve, dsn: str) -> None:
     execute(
-        server.dsn,
+        dsn,
         "INSERT INTO tenant_conflict_policy (tenant_id, domain, policy, fallback)"
         " SELECT tenant_id, 'journal', 'field_merge', 'manual' FROM tenants WHERE name = 'acme'",
     )
+    server = await serve()
     acme = (await server.get("/v1/domains")).message["domains"]["journal"]
     globex = (await server.get("/v1/domains", tenant="globex")).message["domains"]["journal"]
     assert (acme["policy"], acme["fallback"]) == ("field_merge", "manual")

@@ -26,7 +26,9 @@ from docs.figures import FIGURE
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 BENCHMARKS: Final = DOCS / "benchmarks.md"
-PAGES: Final = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+#: Written from the comments of migrations, which are not changed.
+MIGRATIONS: Final = DOCS / "migrations.md"
+PAGES: Final = [ROOT / "README.md", *sorted({*DOCS.rglob("*.md")} - {MIGRATIONS})]
 
 _NUMBER: Final = r"(?<![\w.,])\d[\d,.]*(?: to \d[\d,.]*)?"
 _BOUND: Final = (

@@ -15,6 +15,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, WSServerHandshake
 from engine.operate.checklist import DeviceAddress
 from engine.operate.rows import CheckResult
 from engine.wire.codec import JSON
+from engine.wire.floats import json_decoder
 
 _ANSWER_S: Final = 5.0
 #: Certificates that are renewed by a program are renewed a month ahead: less than this means that it fails.
@@ -121,7 +122,7 @@ _READY: Final = "see that the server is ready (`/readyz`), and that the balancer
 def _refused(at: DeviceAddress, status: int, body: bytes) -> CheckResult:
     """Judge the answer to a handshake without a token: only a server words its refusal so."""
     try:
-        code = msgspec.json.decode(body, type=dict[str, Any]).get("code")
+        code = json_decoder(dict[str, Any]).decode(body).get("code")
     except msgspec.DecodeError:
         code = None
     if status == 401 and code == "unauthenticated":

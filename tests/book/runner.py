@@ -179,4 +179,8 @@ def _printed(home: Path, port: int, program: str, patience_s: float) -> tuple[st
         os.killpg(process.pid, signal.SIGTERM)
         said, _ = process.communicate()
         said += f"\nand did not end within {patience_s:.0f} s"
+    finally:
+        if process.poll() is None:  # the test is interrupted: its servers end with it
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
     return said, process.returncode

@@ -8,7 +8,7 @@ from tests.book.blocks import Block, read
 from tests.book.runner import BlockError, Ground, matches, pairs, run_page, script
 from tests.book.tables import NOT_RUN, RUN_BY, RUNS
 
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from psycopg2.extensions import parse_dsn
 
-from compose.configuration import database_services
+from compose.configuration import bus_url, database_services
 from compose.deployment import open_deployment
 from compose.metrics import release
 from compose.sealing.master_key import master_keys
@@ -49,7 +49,8 @@ def test_compose_secrets_are_files_which_the_page_makes() -> None:
         assert secret == {"file": f"./compose/secrets/{name}"}
         role, _, ending = name.partition(".")
         assert f":{role};" in page.replace(" ", ";") if ending == "dsn" else name in page, name
-    used = {name for service in SERVICES.values() for name in service.get("secrets", ())}
+    given = [secret for service in SERVICES.values() for secret in service.get("secrets", ())]
+    used = {secret if isinstance(secret, str) else secret["source"] for secret in given}
     assert used == set(COMPOSE["secrets"])
     named = re.findall(r"/run/secrets/([\w.]+)", (DEPLOY / "compose" / "config.toml").read_text("utf-8"))
     assert set(named) == set(SERVICES["server"]["secrets"])
@@ -121,9 +122,12 @@ def test_page_makes_secrets_that_fit(tmp_path: Path) -> None:
     made = {path.name: path for path in secrets.iterdir()}
     assert set(made) == {*COMPOSE["secrets"], "site.conf"}
     assert secrets.stat().st_mode & 0o777 == 0o700
-    assert {name for name, path in made.items() if path.stat().st_mode & 0o077} == {
-        *("serving.dsn", "owner.dsn", "jobs.dsn", "redis.url", "site.conf"),
-        *("postgres.password", "grafana.password"),
+    assert [name for name, path in made.items() if path.stat().st_mode & 0o077] == []
+    owned = re.findall(r"^chown \d+ (.+)$", page, re.MULTILINE)
+    assert {name for names in owned for name in names.split()} == set(made) - {
+        "tls.crt",
+        "tls.key",
+        "site.conf",
     }
     text = (DEPLOY / "compose" / "config.toml").read_text("utf-8").replace("/run/secrets", str(secrets))
     config = tmp_path / "config.toml"
@@ -134,6 +138,13 @@ def test_page_makes_secrets_that_fit(tmp_path: Path) -> None:
     at = database_services(deployment.settings)
     users = [parse_dsn(dsn)["user"] for dsn in (at.owner, at.dsn, at.jobs)]
     assert users == ["tidemark", "tidemark_serving", "tidemark_jobs"]
+    roles = made["roles.sql"].read_text("utf-8")
+    for dsn in (at.owner, at.dsn, at.jobs):
+        named = parse_dsn(dsn)
+        assert f"CREATE ROLE {named['user']} LOGIN PASSWORD '{named['password']}';" in roles
+    assert bus_url(deployment.settings) == (
+        f"redis://:{made['redis.conf'].read_text().removeprefix('requirepass ').strip()}@redis:6379/0"
+    )
     site = made["site.conf"].read_text("utf-8")
     assert re.findall(r"server (server:\d+)", site) == ["server:8081", "server:8082"]
     assert "/run/secrets/tls.crt" in site

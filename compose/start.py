@@ -12,7 +12,7 @@ from handlers.commands.deployment import DeploymentError
 from handlers.commands.serve import DEMO_TENANT
 from storage.embedded.servers import Services
 from storage.postgres.commands import command_database
-from storage.postgres.roles.guard import access_findings, check_roles, refuse_citus
+from storage.postgres.roles.guard import access_findings, check_roles
 from storage.stores.epoch import PostgresEpoch
 from storage.stores.tenants import PostgresTenants
 
@@ -27,7 +27,6 @@ def check_database_roles(at: Services) -> None:
         StoreError: The database is away.
     """
     try:
-        refuse_citus(at.dsn, at.owner)
         ways = check_roles(at.dsn, at.owner, at.jobs)
     except RefusedError as error:
         raise DeploymentError(str(error)) from None

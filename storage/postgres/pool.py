@@ -35,11 +35,6 @@ from storage.postgres.transactions import SERVER_LIMITS, StatementLimits, Transa
 
 #: How long a caller waits for a connection to become free.
 _WAIT_S: Final = 5.0
-_READ_ONLY: Final = "SHOW transaction_read_only"
-_READ_ONLY_AND_CITUS: Final = (
-    "SELECT current_setting('transaction_read_only'),"
-    " EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
-)
 _KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -287,13 +282,9 @@ class Database:
             async with asyncio.timeout(address.timeout_s):
                 link = await connect(address.dsn, application_name="tidemark", **_KEEPALIVE)
                 try:
-                    statement = _READ_ONLY if self._names is None else _READ_ONLY_AND_CITUS
-                    ((read_only_said, *citus),) = await link.run(statement, None, STATEMENT_S)
-                    if read_only_said != "off":
+                    if await link.run("SHOW transaction_read_only", None, STATEMENT_S) != [("off",)]:
                         found = f"the database at {address.name} is read-only"
                         raise CannotConnectError([f"{found}: it is not the primary"], [read_only(found)])
-                    if any(citus):
-                        self._pooler.find_citus()
                 except BaseException:
                     link.close()
                     raise

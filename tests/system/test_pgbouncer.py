@@ -20,11 +20,12 @@ from bench.harness.clusters import USER, free_port
 from storage.embedded.account import account_for
 from storage.embedded.process import wait_until
 from storage.embedded.servers import Services
+from storage.postgres.cell.dsn import with_schema
 from storage.postgres.checkup.deployment import pooler_finding
 from storage.stores.plans.explained import plan_findings
 from tests.harness.numbered_edits import audit, editors_of, progressed
 from tests.harness.server_process import ServerProcess
-from tests.harness.services import execute, rows
+from tests.harness.services import CELLS, execute, in_cell, rows
 
 _SHIPPED = Path(__file__).parents[2] / "deploy" / "pgbouncer" / "pgbouncer.ini"
 _PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -158,3 +159,40 @@ async def test_pgbouncer_shared_connections_killed_under_load_lose_nothing(
     # A process that meets only connections on which its statements happen to be prepared need not notice.
     found = [process.events.count("pooler_found") for process in processes]
     assert max(found) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dsn", ["cells_template"], indirect=True)
+async def test_pgbouncer_cells_on_the_same_connections_lose_nothing_and_stay_apart(
+    bouncer: str, dsn: str, services: Services, tmp_path: Path
+) -> None:
+    """Devices and tenants of both cells have the same names; a server of each is killed meanwhile."""
+    databases = [in_cell(dsn, schema) for schema in CELLS]
+    servers = [ServerProcess(with_schema(bouncer, schema), services.redis_url, tmp_path) for schema in CELLS]
+    progress = asyncio.Condition()
+    editors = [editors_of(DEVICES // 2, progress) for _ in CELLS]
+    try:
+        for database in databases:
+            execute(
+                database,
+                "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('initech')",
+                "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
+            )
+        await asyncio.gather(*(server.start() for server in servers))
+        async with ClientSession() as session, asyncio.TaskGroup() as group:
+            for server, own in zip(servers, editors, strict=True):
+                for editor in own:
+                    group.create_task(editor.run(server, session))
+            for server in servers:
+                await asyncio.gather(*(progressed(own, progress, ACKS) for own in editors))
+                await server.kill()
+                await server.start()
+            await asyncio.gather(*(progressed(own, progress, ACKS) for own in editors))
+            for editor in (*editors[0], *editors[1]):
+                editor.stopping = True
+        for database, own in zip(databases, editors, strict=True):
+            assert [editor.wrong for editor in own if editor.wrong] == []
+            audit(database, own)
+    finally:
+        for server in servers:
+            await server.stop()

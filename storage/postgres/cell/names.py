@@ -1,8 +1,8 @@
 """Statements of a cell: each table in them is named with its schema.
 
 Statements are written without a schema. A cell's are made of them once for each text, and kept. A name
-stands for a table where the grammar wants one: behind FROM, JOIN, INTO, UPDATE and USING, and behind the
-commas of a FROM. Names of common table expressions stay as they are, as do functions and the catalog.
+stands for a table where the grammar wants one: behind FROM, JOIN, INTO, UPDATE, USING and TABLE, and behind
+the commas of a FROM. Names of common table expressions stay as they are, as do functions and the catalog.
 
 - ``'name'::regclass`` and ``to_regclass('name')`` get the schema too.
 - ``current_schema()`` becomes the schema itself.
@@ -24,7 +24,7 @@ _ADVISORY: Final = re.compile(r"\b(pg_(?:try_)?advisory_xact_lock(?:_shared)?)\(
 _REGCLASS: Final = re.compile(r"'(?!pg_)(\w+)'(?=::regclass)|(?<=to_regclass\()'(\w+)'")
 
 _OPENS: Final = frozenset({"FROM", "USING"})
-_ONE: Final = frozenset({"JOIN", "INTO", "UPDATE"})
+_ONE: Final = frozenset({"JOIN", "INTO", "UPDATE", "TABLE"})
 #: Words that may stand between such a word and the table.
 _BETWEEN: Final = frozenset({"ONLY", "LATERAL"})
 #: Words that end the list of tables behind a FROM.

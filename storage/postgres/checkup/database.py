@@ -17,12 +17,7 @@ from storage.postgres.display_names import database_name
 from storage.postgres.migrate import newest_migration, status
 from storage.postgres.readiness import DURABLE, undurable, unfit
 from storage.postgres.remedies import DatabaseFaultError
-from storage.postgres.roles.guard import (
-    access_findings,
-    check_roles,
-    refuse_citus,
-    row_security_findings,
-)
+from storage.postgres.roles.guard import access_findings, check_roles, row_security_findings
 from storage.postgres.roles.rights import foreign_findings, rights_finding, tenant_findings
 
 if TYPE_CHECKING:
@@ -80,11 +75,6 @@ def database_findings(
 
 def role_findings(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:
     """Check what the roles may do, and whether one could pass row-level security by. Raises StoreError."""
-    try:
-        refuse_citus(dsn, owner_dsn)
-    except RefusedError as error:
-        yield CheckResult("fault", "roles", str(error), "use one role")
-        return
     access = list(access_findings(dsn, owner_dsn, jobs_dsn))
     yield from access
     try:

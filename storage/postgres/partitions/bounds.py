@@ -29,7 +29,7 @@ DETACHED: Final = "SELECT NOT relispartition FROM pg_class WHERE oid = 'events_l
 _PARTITIONS_OF: Final = (
     "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO';"
     " SELECT part.relname::text, pg_get_expr(part.relpartbound, part.oid) FROM pg_inherits"
-    " JOIN pg_class AS part ON part.oid = inhrelid WHERE inhparent = %(table)s::regclass"
+    " JOIN pg_class AS part ON part.oid = inhrelid WHERE inhparent = '{}'::regclass"
     " ORDER BY part.relname"
 )
 
@@ -78,7 +78,7 @@ async def event_days(database: Database) -> list[tuple[int, int]]:
     """
     if await database.query(DETACHED) == [(True,)]:
         raise StoreRetryError("days of events are being moved: try again in a minute")
-    found = _parsed(await database.query(_PARTITIONS_OF, {"table": EVENTS.table}), EVENTS)
+    found = _parsed(await database.query(_PARTITIONS_OF.format(EVENTS.table)), EVENTS)
     return sorted(
         (
             _EARLIEST_US if one.begins is None else int(_us_of_day(one.begins)),
@@ -106,7 +106,7 @@ def partitions_of(connection: Connection, series: Series) -> list[Partition]:
 
 def read_partitions(cursor: Cursor, series: Series) -> list[Partition]:
     """List the partitions of a table by name, in the transaction of the caller."""
-    cursor.execute(_PARTITIONS_OF, {"table": series.table})
+    cursor.execute(_PARTITIONS_OF.format(series.table))
     return _parsed(cursor.fetchall(), series)
 
 

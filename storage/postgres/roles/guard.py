@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
-from storage.postgres.cell.dsn import schema_of
 from storage.postgres.roles.access import access_finding, opening_findings, policy_finding
 from storage.postgres.roles.named_tenants import SETTING
 from storage.postgres.roles.tables import BY_TENANTS, OWNED, PARTS, WHOLE, schema_of_tables, values
@@ -147,27 +146,6 @@ def check_roles(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> list[tuple[s
             if _place(connection) != place:
                 raise _elsewhere("jobs_dsn")
     return found
-
-
-def refuse_citus(serving_dsn: str, owner_dsn: str) -> None:
-    """Refuse a cell on Citus whose role of serving policies would hold.
-
-    The nodes of Citus are not told the tenants that a transaction names, so that it would find no row.
-
-    Raises:
-        RefusedError: The roles differ.
-        StoreError: The database is away.
-    """
-    if not schema_of(owner_dsn) or serving_dsn == owner_dsn:
-        return
-    with connected(owner_dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
-        if cursor.fetchall() == [(True,)]:
-            raise RefusedError(
-                "row-level security does not work on Citus, whose nodes are not told the tenants of a"
-                " transaction: leave postgres.owner_dsn and postgres.jobs_dsn empty, and let postgres.dsn"
-                " name the owner of the tables (docs/scaling.md, Citus)"
-            )
 
 
 def _elsewhere(name: str) -> RefusedError:

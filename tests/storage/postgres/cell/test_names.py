@@ -16,6 +16,7 @@ from tests.storage.stores.test_tenant_keys import STORAGE, UNKNOWN, references, 
 #: A table stands as ``@name`` in these statements, so that what is expected is made by a replacement.
 STATEMENTS = (
     "SELECT data FROM @records WHERE id = 1",
+    "LOCK TABLE @server_processes IN SHARE ROW EXCLUSIVE MODE",
     "SELECT FROM @tenant_counters WHERE tenant_id = ANY(%(tenants)s::int[]) ORDER BY 1 FOR UPDATE",
     "SELECT 1 FROM @tenants AS t, @records AS r, unnest(%(records)s) AS events, @devices WHERE t.a = r.b",
     "SELECT 1 FROM @tenants AS t LEFT JOIN @records AS r ON r.a = t.a, @events",

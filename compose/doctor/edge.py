@@ -36,9 +36,14 @@ def certificate_finding(at: DeviceAddress) -> CheckResult:
         found = f"{at.url} is not encrypted: everybody on the way reads tokens and data"
         return CheckResult("fault", "certificate", found, "put nginx with TLS in front (`run.py nginx`)")
     try:
+        trusting = ssl.create_default_context(cafile=at.authority)
+    except OSError as error:
+        found = f"{at.authority} cannot be read: {error.strerror or error}"
+        return CheckResult("fault", "certificate", found, "give a file of certificates in PEM by --ca")
+    try:
         with (
             socket.create_connection((at.host, at.port), timeout=_ANSWER_S) as plain,
-            ssl.create_default_context().wrap_socket(plain, server_hostname=at.host) as opened,
+            trusting.wrap_socket(plain, server_hostname=at.host) as opened,
         ):
             certificate: dict[str, Any] = dict(opened.getpeercert() or {})
     except ssl.SSLCertVerificationError as error:
@@ -68,10 +73,10 @@ def validity_finding(host: str, until_s: float, now: datetime) -> CheckResult:
 _REMEDIES: Final = {
     9: "set the clock of this host, or renew the certificate",
     10: "renew it (`certbot renew`), then reload nginx",
-    18: "use one of an authority that devices know; for an authority of your own set SSL_CERT_FILE here",
-    19: "use one of an authority that devices know; for an authority of your own set SSL_CERT_FILE here",
-    20: "give nginx the chain too (fullchain.pem); for an authority of your own set SSL_CERT_FILE here",
-    21: "give nginx the chain too (fullchain.pem); for an authority of your own set SSL_CERT_FILE here",
+    18: "use one of an authority that devices know; for an authority of your own give --ca FILE",
+    19: "use one of an authority that devices know; for an authority of your own give --ca FILE",
+    20: "give nginx the chain too (fullchain.pem); for an authority of your own give --ca FILE",
+    21: "give nginx the chain too (fullchain.pem); for an authority of your own give --ca FILE",
     62: "get a certificate for this name, or give the name that the certificate has",
     64: "give the name that the certificate has, not an address",
 }

@@ -105,7 +105,7 @@ CHECKLIST: Final = (
         "Certificate",
         "of the host's name, with its chain, and valid for two weeks more at least: else devices lose"
         " their server one night",
-        "opens TLS at `--url`, with the authorities of this host (or of `SSL_CERT_FILE`)",
+        "opens TLS at `--url`, with the authorities of this host, or that of `--ca`",
         ("certificate",),
         _NO_URL,
     ),
@@ -179,12 +179,21 @@ class PointState(msgspec.Struct, frozen=True):
 
 
 class DeviceAddress(NamedTuple):
-    """The address of devices, such as ``wss://sync.example.org``. ``path`` has no slash at its end."""
+    """The address of devices, such as ``wss://sync.example.org``.
+
+    Attributes:
+        encrypted: Whether TLS is spoken there.
+        host: Its name or address.
+        port: Its port.
+        path: A prefix of paths, without a slash at its end.
+        authority: The file of the authority that devices trust; None for those of this host.
+    """
 
     encrypted: bool
     host: str
     port: int
     path: str
+    authority: str | None = None
 
     @property
     def url(self) -> str:

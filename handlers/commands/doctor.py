@@ -55,6 +55,12 @@ Examples:
     help="The address of devices: look at its certificate, and open a WebSocket there.",
 )
 @click.option(
+    "--ca",
+    type=click.Path(path_type=str, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="The authority that signed the certificate of the URL.  [default: those of this machine]",
+)
+@click.option(
     "--tenant",
     metavar="T",
     help="Open it to its end, as the device `doctor` of this tenant, which stays listed.",
@@ -62,17 +68,25 @@ Examples:
 @click.option("--json", "json_", is_flag=True, help="Print JSON.")
 @with_deployment()
 def doctor(
-    deployment: Deployment, *, deployed: bool, at: DeviceAddress | None, tenant: str | None, json_: bool
+    deployment: Deployment,
+    *,
+    deployed: bool,
+    at: DeviceAddress | None,
+    ca: str | None,
+    tenant: str | None,
+    json_: bool,
 ) -> None:
     """Check settings, database, Redis, clock and this machine's limits; each line says what to do.
 
     The exit status is 1 if anything is a fault, and 0 otherwise, warnings or none.
     """
-    if (at or tenant) and not deployed:
-        raise click.UsageError("--url and --tenant are for --deployment")
-    if tenant and not at:
-        raise click.UsageError("--tenant needs --url, the address of devices")
+    if (at or tenant or ca) and not deployed:
+        raise click.UsageError("--url, --ca and --tenant are for --deployment")
+    if (tenant or ca) and not at:
+        raise click.UsageError("--ca and --tenant need --url, the address of devices")
     if deployed:
+        if at is not None:
+            at = at._replace(authority=ca)
         with progress("checking"):
             points = deployment.doctor().go_through_checklist(at, tenant)
         _print_points(points, json_=json_)

@@ -160,7 +160,7 @@ async def test_checklist_database_away_and_no_address_are_said_not_checked(
 async def test_checklist_options_without_deployment_refused(command: Run) -> None:
     for options, said in (
         (("--url", "wss://a.example.org"), "are for --deployment"),
-        (("--deployment", "--tenant", "acme"), "--tenant needs --url"),
+        (("--deployment", "--tenant", "acme"), "--ca and --tenant need --url"),
         (("--deployment", "--url", "a.example.org"), "wss://sync.example.org is wanted"),
         (("--deployment", "--url", "wss://[::1"), "wss://sync.example.org is wanted"),
     ):
@@ -218,7 +218,7 @@ async def served(answer: Callable[[], web.StreamResponse], **options: Any) -> As
 
 
 async def test_certificate_of_the_host_is_right_and_each_other_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     for name, host in (("own", "127.0.0.1"), ("other", "127.0.0.2")):
         (tmp_path / name).mkdir()
@@ -226,13 +226,12 @@ async def test_certificate_of_the_host_is_right_and_each_other_is_refused(
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(made.server, made.key)
         async with served(web.Response, ssl_context=context) as at:
-            monkeypatch.delenv("SSL_CERT_FILE", raising=False)
             unknown = await asyncio.to_thread(certificate_finding, at)
             assert unknown.level == "fault"
             assert "unable to get local issuer certificate" in unknown.found
-            assert "SSL_CERT_FILE" in unknown.remedy
-            monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
-            known = await asyncio.to_thread(certificate_finding, at)
+            assert "give --ca FILE" in unknown.remedy
+            trusting = at._replace(authority=str(made.authority))
+            known = await asyncio.to_thread(certificate_finding, trusting)
             if name == "own":
                 assert known.level == "warning"  # the tests' certificates are valid for a day
                 assert "valid until" in known.found
@@ -240,6 +239,9 @@ async def test_certificate_of_the_host_is_right_and_each_other_is_refused(
                 assert known.level == "fault"
                 assert "IP address mismatch" in known.found
     assert certificate_finding(at).level == "fault"  # nobody listens now
+    (tmp_path / "none.pem").write_text("none")
+    unread = certificate_finding(at._replace(authority=str(tmp_path / "none.pem")))
+    assert (unread.level, "none.pem cannot be read" in unread.found) == ("fault", True)
     plain = DeviceAddress(False, "sync.example.org", 80, "")
     assert "everybody on the way" in certificate_finding(plain).found
     assert certificate_finding(plain._replace(host="::1")).level == "not checked"

@@ -208,6 +208,8 @@ class Recovery:
         with self._step("run.py doctor"):
             _, checks = await asyncio.to_thread(site.asked, "doctor")
             drill.faults += [f"doctor: {one['found']}" for one in checks if one["level"] == "fault"]
+        with self._step("run.py verify"):
+            await self._command(site, "verify")
         with self._step("run.py keys verify"):
             await self._command(site, "keys", "verify")
         with self._step("run.py tenant files"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from tests.harness.ws_device import SECRET, token
 
 from bench.harness.clusters import role_variables  # isort: skip
 
+ROOT = Path(__file__).parents[2]
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\d ")
 ALL = [*(step.name for step in STEPS), "clean up"]
 
@@ -122,6 +126,31 @@ def test_smoke_nobody_there_fails_at_the_first_step(tmp_path: Path) -> None:
     [reach] = json.loads(ended.stdout)["steps"]
     assert (reach["step"], reach["status"]) == ("reach", "failed")
     assert "nginx" in reach["look"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_smoke_interrupted_erases_its_tenant(dsn: str, number: signal.Signals) -> None:
+    reached = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(ROOT / "run.py"), "smoke", "--url", f"http://127.0.0.1:{port}"),
+            env={**os.environ, **role_variables(dsn), "TIDEMARK__AUTH__SECRET": SECRET.decode()},
+        )
+        await asyncio.wait_for(reached.wait(), 60)
+        assert rows(dsn, "SELECT count(*) FROM tenants") == [(1,)]
+        process.send_signal(number)
+        assert await asyncio.wait_for(process.wait(), 60) == 1
+    assert rows(dsn, "SELECT count(*) FROM tenants") == [(0,)]
 
 
 def test_smoke_mistakes_in_the_call_are_refused_in_a_sentence(tmp_path: Path) -> None:

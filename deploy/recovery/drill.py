@@ -220,8 +220,8 @@ class Recovery:
                 await server.start()
                 await server.ready()
             drill.ready_s = time.monotonic() - began_s
-            with self._step("devices send what they hold, and pull afresh"):
-                if not await load.come_back():
+            with self._step("devices send what they hold, edit on, and pull afresh"):
+                if not await load.come_back(drill.point_in_time.lost + _EDITS):
                     drill.faults.append("the devices do not agree with the server")
             drill.agree_s = time.monotonic() - began_s
             await self._judge(disaster, files, load, cluster, server)

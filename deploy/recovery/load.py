@@ -56,15 +56,15 @@ class Load:
             self._editing.append(asyncio.create_task(self._edit(member)))
 
     async def _edit(self, member: Member) -> None:
-        made = self.made[member.setting.tenant]
         while True:
-            name = f"{member.name}-{member.made}"
-            member.made += 1
-            member.device.edit(
-                DOMAIN, name, "put", {"text": f"edit {member.made}", "tenant": member.setting.tenant}
-            )
-            made.append(name)
+            self._edit_once(member)
             await asyncio.sleep(_PAUSE_S)
+
+    def _edit_once(self, member: Member) -> None:
+        name, tenant = f"{member.name}-{member.made}", member.setting.tenant
+        member.made += 1
+        member.device.edit(DOMAIN, name, "put", {"text": f"edit {member.made}", "tenant": tenant})
+        self.made[tenant].append(name)
 
     async def acknowledge_more(self, count: int) -> None:
         """Wait until so many more edits are acknowledged."""
@@ -86,14 +86,27 @@ class Load:
             task.cancel()
         await asyncio.gather(*self._editing, return_exceptions=True)
 
-    async def come_back(self) -> bool:
-        """Connect anew, as apps that are opened.
+    async def come_back(self, more: int) -> bool:
+        """Connect anew, as apps that are opened: one device of each tenant first, which makes so many edits.
+
+        With more edits than were lost the feed passes the cursor of the other device. Nothing but the epoch
+        then tells that device that its cursor is of other changes.
 
         Returns:
             Whether every edit was answered and every replica equals what the server has.
         """
-        for member in self._crew.members:
+        members = self._crew.members
+        for member in members:
             await member.go_offline()
+        for member in members[::_DEVICES]:
+            member.go_online()
+            for _ in range(more):
+                self._edit_once(member)
+                await asyncio.sleep(0)
+        async with asyncio.timeout(_PATIENCE_S):
+            for member in members[::_DEVICES]:
+                await member.device.settled()
+        for member in members:
             member.go_online()
         return await self._crew.converge(_PATIENCE_S)
 

@@ -28,6 +28,7 @@ TABLES: dict[str, list[str]] = {
     "migrate": ["--status"],
     "tenant list": [],
     "tenant usage": [],
+    "tenant files": [],
     "device list": [],
     "device show": ["--tenant", "acme", "PHONE"],
     "policy list": [],

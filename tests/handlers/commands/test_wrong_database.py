@@ -52,6 +52,7 @@ CHANGING: dict[str, list[str]] = {
 }
 #: What only looks.
 READING: dict[str, list[str]] = {
+    "tenant files": [],
     "tenant list": [],
     "tenant usage": [],
     "export": ["--tenant", "acme", "--domain", "task"],

@@ -306,7 +306,6 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
             _own_checkout(site)
         site.replaced |= {
             "/opt/tidemark": str(site.checkout),
-            "/root/keys": str(home / "keys"),
             "/var/lib/tidemark": str(home / "lib"),
             **{
                 f"127.0.0.1:{8080 + number}": f"127.0.0.1:{site.server.port + number}"

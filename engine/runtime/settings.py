@@ -21,8 +21,9 @@ QuotaBytes = Annotated[int, Meta(ge=0, le=1 << 60)]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 Points = Annotated[float, Meta(ge=0, le=100)]
 Limit = Annotated[float, Meta(ge=0, le=1_000_000_000)]
-#: A name that needs no quotes in SQL, and stays short enough beside the name of a table.
-SchemaName = Annotated[str, Meta(pattern=r"^(?!pg_)([a-z_][a-z0-9_]{0,47})?$")]
+#: A name that needs no quotes in SQL, and stays short enough beside the name of a table. In ``public``
+#: are the tables of a deployment that is no cell: a cell would look for their files and locks elsewhere.
+SchemaName = Annotated[str, Meta(pattern=r"^(?!pg_|public$|information_schema$)([a-z_][a-z0-9_]{0,47})?$")]
 MediaType = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.+-]*/[a-z0-9][a-z0-9.+-]*$")]
 
 

@@ -254,3 +254,14 @@ def test_monitor_every_threshold_can_be_set_by_tenant() -> None:
 def test_monitor_unknown_threshold_of_a_tenant_is_named() -> None:
     with pytest.raises(SettingsError, match=r"own.toml: monitor.tenants: .*succes_rate"):
         load({"monitor": {"tenants": {"acme": {"succes_rate": 0.9}}}})
+
+
+@pytest.mark.parametrize("name", ["public", "information_schema", "pg_temp", "North", "a-b"])
+def test_settings_schema_of_no_cell_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"own\.toml: postgres\.schema"):
+        load({"postgres": {"schema": name}})
+
+
+@pytest.mark.parametrize("name", ["", "north", "publicity", "_pg"])
+def test_settings_schema_of_a_cell_is_taken(name: str) -> None:
+    assert load({"postgres": {"schema": name}}).postgres.schema == name

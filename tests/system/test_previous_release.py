@@ -17,7 +17,7 @@ from bench.harness.server import Server
 from storage.embedded.servers import Services
 from tests.bench.test_smoke import smoke_tokens
 from tests.harness.admin import ensure_tenant
-from tests.harness.previous_release import PREVIOUS, previous, site
+from tests.harness.previous_release import PREVIOUS, previous, site, unpacked
 from tests.harness.services import Databases, execute, rows
 from tests.harness.uploads.tus_uploader import Uploader, photo
 from tests.harness.ws_device import Device, connected, item, put, token
@@ -68,6 +68,17 @@ def test_migrations_contraction_is_recognized() -> None:
         "CREATE INDEX a ON b (c); DROP INDEX d;",
     ):
         assert contracts(text) is None, text
+
+
+def test_release_before_without_history_fails_under_ci_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = PREVIOUS._replace(commit="0" * 40)
+    for ci, outcome in (("true", pytest.fail.Exception), ("", pytest.xfail.Exception)):
+        monkeypatch.setenv("CI", ci)
+        with pytest.raises(outcome, match="git fetch --unshallow brings it") as passed_over:
+            unpacked(absent, tmp_path / "tree")
+        assert passed_over.type is outcome  # the one is a class of the other
 
 
 class Sides:

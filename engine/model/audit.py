@@ -62,7 +62,7 @@ class EventRule(NamedTuple):
 EVENTS: Final[Mapping[EventName, EventRule]] = {
     "tenant_added": EventRule("the tenant", "", "A tenant was added"),
     "tenant_removed": EventRule(
-        "the tenant", "`erased`: whether data were erased with it", "A tenant was removed"
+        "the tenant", "`erased`: whether by `--erase`, with all data that it had", "A tenant was removed"
     ),
     "policy_set": EventRule(
         "the domain",

@@ -188,9 +188,8 @@ class PostgresTenants:
                 " ON CONFLICT (name) DO UPDATE SET removed_at = excluded.removed_at",
                 {"name": name},
             )
-            await transaction.note(
-                by_account("tenant_removed", name, name, tenant_id, {"erased": bool(holding)})
-            )
+            # Not whether rows are left here: most went before, and all of them if an earlier try was killed.
+            await transaction.note(by_account("tenant_removed", name, name, tenant_id, {"erased": erase}))
             await advance_generation(transaction)
 
     async def _erase(self, tenant_id: int, watch: Callable[[int], None]) -> None:

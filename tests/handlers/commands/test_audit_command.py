@@ -200,6 +200,13 @@ async def test_audit_tenants_added_and_removed_are_told_with_their_actor(command
     assert all(before <= datetime.fromisoformat(one["at"]) <= datetime.now(UTC) for one in found)
 
 
+async def test_audit_tenant_removed_with_its_data_is_told_as_erased(command: Run, serve: Serve) -> None:
+    server = await serve(domains={"note": {}})
+    await (await server.device("phone")).push(item("put", "note", "n1", data={"n": 1}, at=day(1)))
+    assert (await command("tenant", "remove", "acme", "--erase", "--yes")).status == 0
+    assert what(await entries(command))[-1] == ("tenant_removed", "acme", "acme", {"erased": True})
+
+
 async def test_audit_policies_are_told_with_those_before(command: Run, dsn: str) -> None:
     add_tenants(dsn, "acme")
     policy = ("--tenant", "acme", "--domain", "task")

@@ -10,7 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from aiohttp import ClientError, ClientSession, ClientTimeout, WSServerHandshakeError
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    WSServerHandshakeError,
+)
 
 from engine.operate.checklist import DeviceAddress
 from engine.operate.rows import CheckResult
@@ -87,24 +93,32 @@ def _remedy(code: int) -> str:
 
 
 async def websocket_finding(at: DeviceAddress, sign: Callable[[], str] | None) -> CheckResult:
-    """Make a handshake at the address.
+    """Make a handshake at the address. A token goes only to a host that proves its name, or to this one.
 
     Args:
         at: The address.
         sign: Signs a device's token; None makes a handshake that the server has to refuse.
     """
-    headers = dict(_UPGRADING) if sign is None else {"Authorization": f"Bearer {sign()}"}
-    # The certificate has a check of its own: what it lacks is not told twice.
-    unchecked = ssl.create_default_context()
-    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    if sign is not None and not (at.encrypted or at.is_local):
+        found = f"no token was sent to {at.url}: everybody on the way could read it"
+        return CheckResult(
+            "not checked", "websocket", found, "give the wss:// address, or leave --tenant out"
+        )
+    try:
+        trusting = ssl.create_default_context(cafile=None if sign is None else at.authority)
+    except OSError:
+        return _unproven(at)
     timeout = ClientTimeout(total=_ANSWER_S)
     try:
         async with ClientSession(timeout=timeout, trust_env=False) as session:
             if sign is None:
-                async with session.get(f"{at.url}/v1/sync", headers=headers, ssl=unchecked) as answer:
+                # The certificate has a check of its own: what it lacks is not told twice.
+                trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+                async with session.get(f"{at.url}/v1/sync", headers=_UPGRADING, ssl=trusting) as answer:
                     return _refused(at, answer.status, await answer.read())
+            headers = {"Authorization": f"Bearer {sign()}"}
             async with session.ws_connect(
-                f"{at.url}/v1/sync", headers=headers, protocols=(JSON.subprotocol,), ssl=unchecked
+                f"{at.url}/v1/sync", headers=headers, protocols=(JSON.subprotocol,), ssl=trusting
             ) as opened:
                 async with asyncio.timeout(_ANSWER_S):
                     welcome = await opened.receive_json()
@@ -113,6 +127,8 @@ async def websocket_finding(at: DeviceAddress, sign: Callable[[], str] | None) -
                 return _fault(f"{at.host} opened a WebSocket and sent {welcome.get('code')}", _READY)
     except WSServerHandshakeError as error:
         return _fault(f"{at.host} answered the handshake with {error.status}", _UPGRADE)
+    except ClientConnectorCertificateError:
+        return _unproven(at)
     except (ClientError, OSError, TimeoutError, TypeError, ValueError) as error:
         return _fault(f"{at.host} gave no answer to the handshake ({type(error).__name__})", _READY)
 
@@ -122,6 +138,11 @@ _UPGRADE: Final = (
     " the server's log has handshake_refused"
 )
 _READY: Final = "see that the server is ready (`/readyz`), and that the balancer leads to it"
+
+
+def _unproven(at: DeviceAddress) -> CheckResult:
+    found = f"no token was sent to {at.host}: its certificate is not trusted"
+    return CheckResult("not checked", "websocket", found, "mend what is said of the certificate first")
 
 
 def _refused(at: DeviceAddress, status: int, body: bytes) -> CheckResult:

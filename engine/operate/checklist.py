@@ -112,7 +112,8 @@ CHECKLIST: Final = (
     Point(
         "WebSockets",
         "every balancer on the way passes the upgrade on",
-        "makes a handshake at `--url`; with `--tenant` to its end, as the device `doctor` of that tenant",
+        "makes a handshake at `--url`; with `--tenant` to its end, as the device `doctor` of that tenant,"
+        " if the certificate is trusted, or without TLS on this host",
         ("websocket",),
         _NO_URL,
     ),

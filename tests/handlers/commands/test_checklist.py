@@ -202,10 +202,15 @@ def test_gone_through_takes_the_worst_of_a_point() -> None:
 
 
 @asynccontextmanager
-async def served(answer: Callable[[], web.StreamResponse], **options: Any) -> AsyncIterator[DeviceAddress]:
+async def served(
+    answer: Callable[[], web.StreamResponse],
+    seen: Callable[[web.Request], object] = lambda _: None,
+    **options: Any,
+) -> AsyncIterator[DeviceAddress]:
     """A server on loopback that answers everything so."""
 
-    async def handle(_: web.Request) -> web.StreamResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        seen(request)
         return answer()
 
     app = web.Application()
@@ -213,8 +218,10 @@ async def served(answer: Callable[[], web.StreamResponse], **options: Any) -> As
     runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, **options).start()
-    yield DeviceAddress("ssl_context" in options, "127.0.0.1", runner.addresses[0][1], "")
-    await runner.cleanup()
+    try:
+        yield DeviceAddress("ssl_context" in options, "127.0.0.1", runner.addresses[0][1], "")
+    finally:
+        await runner.cleanup()
 
 
 async def test_certificate_of_the_host_is_right_and_each_other_is_refused(
@@ -262,6 +269,29 @@ async def test_handshake_that_is_not_passed_on_is_a_fault() -> None:
                 assert (found.level, found.subject) == ("fault", "websocket"), found
                 assert found.remedy
     assert (await websocket_finding(at, None)).level == "fault"
+
+
+async def test_handshake_token_goes_only_to_a_host_that_proves_its_name(tmp_path: Path) -> None:
+    made = certificates(tmp_path, account_for(tmp_path))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made.server, made.key)
+    asked: list[web.Request] = []
+
+    def signed() -> str:
+        pytest.fail("a token was signed")
+
+    async with served(partial(web.Response, status=404), asked.append, ssl_context=context) as at:
+        (tmp_path / "none.pem").write_text("none")
+        for authority in (None, str(tmp_path / "none.pem")):
+            found = await websocket_finding(at._replace(authority=authority), lambda: "token")
+            assert (found.level, "certificate is not trusted" in found.found) == ("not checked", True)
+        assert not asked
+        assert (await websocket_finding(at, None)).level == "fault"
+        trusted = await websocket_finding(at._replace(authority=str(made.authority)), lambda: "token")
+        assert "answered the handshake with 404" in trusted.found
+        assert [one.headers.get("Authorization") for one in asked] == [None, "Bearer token"]
+    plain = await websocket_finding(DeviceAddress(False, "sync.example.org", 80, ""), signed)
+    assert (plain.level, "everybody on the way" in plain.found) == ("not checked", True)
 
 
 # -- backups and the archive --------------------------------------------------------------------

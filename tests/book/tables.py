@@ -109,11 +109,11 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/dependencies.md", ".venv/bin/python -m deploy.audit"): "asks databases of advisories",
     (
         "docs/deployment.md",
-        ".venv/bin/python run.py doctor",
+        "runuser -u tidemark -- .venv/bin/python run.py tenant add smoke",
     ): "docs/checklist.md has it for the page's own server",
     ("docs/deployment.md", ".venv/bin/python run.py verify"): "docs/checklist.md has it, too",
     ("docs/deployment.md", "cp deploy/systemd"): _ROOT,
-    ("docs/upgrades.md", "git clone"): "installs from a registry",
+    ("docs/upgrades.md", "release="): "installs from a registry",
     ("docs/upgrades.md", "sed 's#"): _ROOT,
     (
         "docs/operations.md",

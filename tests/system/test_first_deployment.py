@@ -142,6 +142,7 @@ def _here(text: str, home: Path, postgres: Cluster, services: Services, port: in
         ("-g tidemark", f"-g {_GID}"),
         ("$(nproc)", str(_WORKERS)),
         ("runuser -u tidemark -- ", ""),
+        ("systemctl reload-or-restart nginx", "nginx -s reload"),
         (".venv/bin/python run.py nginx ", f"{{}} run.py nginx --address 127.0.0.1 --https-port {port} "),
         (".venv/bin/python", "{}"),
         ("https://127.0.0.1", f"https://127.0.0.1:{port}"),

@@ -17,7 +17,11 @@ from compose import configuration
 from handlers.commands.serve import serve
 
 ROOT = Path(__file__).parents[2]
-UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+FOLDER = ROOT / "deploy" / "systemd"
+#: Of the receiver of the WAL, which docs/recovery.md installs.
+RECEIVER = FOLDER / "tidemark-receiver.service"
+#: Those of the server.
+UNITS = sorted({*FOLDER.glob("*.service")} - {RECEIVER})
 #: The settings file that is installed with the units.
 SAMPLE = tomllib.loads((ROOT / "deploy" / "systemd" / "config.toml").read_text("utf-8"))
 DEFAULTS = tomllib.loads((ROOT / "config.toml").read_text("utf-8"))
@@ -108,20 +112,34 @@ def _analyze() -> str:
 def _installed(path: Path, home: Path) -> Path:
     """Copy a unit as it would be installed for this checkout; the template gets an instance."""
     text = path.read_text("utf-8").replace(f"{HOME}/.venv/bin/python", sys.executable)
+    text = text.replace("/usr/bin/pg_receivewal", sys.executable)
     copy = home / path.name.replace("@", "@8081")
     copy.write_text(text.replace(HOME, str(ROOT)), "utf-8")
     (home / path.name).write_text(copy.read_text("utf-8"), "utf-8")
     return copy
 
 
-@each_unit
+def test_receiver_starts_again_for_ever_and_writes_where_it_receives() -> None:
+    command = service(RECEIVER, "ExecStart")
+    [program, *_] = shlex.split(command)
+    assert command.removeprefix(program) in (ROOT / "docs" / "recovery.md").read_text("utf-8").replace(
+        "--create-slot --if-not-exists", "--synchronous --no-loop"
+    )
+    assert service(RECEIVER, "Restart") == "always"
+    assert read(RECEIVER)["Unit"]["StartLimitIntervalSec"] == ["0"]
+    place = service(RECEIVER, "ReadWritePaths")
+    assert f" -D {place} " in command
+    assert read(RECEIVER)["Unit"]["RequiresMountsFor"] == [place]
+
+
+@pytest.mark.parametrize("path", [*UNITS, RECEIVER], ids=lambda path: path.name)
 def test_unit_verified_by_systemd(path: Path, tmp_path: Path) -> None:
     command = [_analyze(), "verify", "--man=no", str(_installed(path, tmp_path))]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-@each_unit
+@pytest.mark.parametrize("path", [*UNITS, RECEIVER], ids=lambda path: path.name)
 def test_unit_exposure_rated_ok(path: Path, tmp_path: Path) -> None:
     unit = str(_installed(path, tmp_path))
     command = [_analyze(), "security", "--offline=true", "--threshold=20", "--no-pager", unit]

@@ -24,7 +24,6 @@ from bench.harness.clusters import (
     Cluster,
     cluster_in,
     free_port,
-    migrate_for_roles,
     role_variables,
 )
 from compose.configuration import VARIABLE
@@ -41,6 +40,7 @@ from tests.harness.ws_device import SECRET, token
 from tests.system.outages.devices import TENANT, Fleet
 from tests.system.outages.edge import Edge, edge
 from tests.system.outages.lasting import assert_fires
+from tests.system.outages.roles import OWNER, plain_owner, superuser_variables
 from tests.system.outages.services import PostgresUnit, RedisUnit, ServerUnit
 from tests.system.outages.stand_ins import Unit, stand_ins
 
@@ -86,7 +86,8 @@ class Layout(NamedTuple):
 class Site:
     """A site that runs.
 
-    Its files are those that the book names: ``/etc/tidemark`` is ``home / "etc"``. ``dsn`` is the owner's.
+    Its files are those that the book names: ``/etc/tidemark`` is ``home / "etc"``. ``dsn`` is the owner's,
+    who is no superuser where PostgreSQL is the site's own.
     """
 
     def __init__(self, home: Path, dsn: str, layout: Layout, say: Say) -> None:
@@ -213,8 +214,6 @@ def _configure(site: Site, redis: RedisNode) -> None:
         "redis.url": f"redis://{redis.address}",
         "auth.secret": SECRET.decode(),
     }
-    if site.layout.standby:
-        secrets["standby.dsn"] = site.standby.dsn
     if site.layout.sealed:
         secrets["master.key"] = b64encode(token_bytes(32)).decode()
     text = site.placed(_SITE.read_text("utf-8"))
@@ -243,8 +242,7 @@ def _database(home: Path, layout: Layout, dsn: str | None) -> Iterator[tuple[str
         postgres = PostgresUnit(cluster, home)
         if layout.archived:
             postgres.archive()
-        migrate_for_roles(cluster.dsn)
-        yield cluster.dsn, postgres
+        yield plain_owner(cluster), postgres
 
 
 @contextmanager
@@ -282,6 +280,7 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
         say: Takes what is to be shown.
         dsn: A migrated database, which is not to be stopped; None makes a PostgreSQL of the site's own.
     """
+    superuser: dict[str, str] = {}
     async with AsyncExitStack() as stack:
         home = stack.enter_context(scratch("tidemark-outage-"))
         owner, postgres = stack.enter_context(_database(home, layout, dsn))
@@ -289,10 +288,13 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
         if postgres is not None:
             site.postgres = site.units["postgresql"] = postgres
             site.replaced |= postgres.places
+            clusters = [postgres.cluster]
             if layout.standby:
                 site.standby = stack.enter_context(_standby(postgres.cluster))
+                clusters.append(site.standby)
                 hosts = f"{postgres.cluster.address},{site.standby.address}"
-                site.dsn = f"postgresql://{USER}:{PASSWORD}@{hosts}/{USER}?target_session_attrs=read-write"
+                site.dsn = f"postgresql://{OWNER}:{PASSWORD}@{hosts}/{USER}?target_session_attrs=read-write"
+            superuser = superuser_variables(*clusters)
         account = account_for(home / "redis")
         node = RedisNode(system_redis(), account, home / "redis", "127.0.0.1", free_port())
         stack.callback(node.kill)
@@ -315,7 +317,7 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
         }
         _configure(site, node)
         ensure_tenant(owner, TENANT)
-        programs = str(await stack.enter_async_context(stand_ins(home, site.units)))
+        programs = str(await stack.enter_async_context(stand_ins(home, site.units, superuser)))
         if postgres is not None:
             programs += f":{postgres.binaries}"
         site.environment = {

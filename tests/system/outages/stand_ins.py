@@ -39,6 +39,14 @@ if wrong:
     sys.exit(1)
 print("backup successfully verified")
 """
+#: For the superuser of PostgreSQL alone, whose account there is ``postgres``.
+_SUDO: Final = """#!{python} -IS
+import os, sys
+if sys.argv[1:3] != ["-u", "postgres"]:
+    sys.exit("sudo: no stand-in for this: " + " ".join(sys.argv[1:]))
+os.environ.update({superuser!r})
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 #: As much as ``journalctl`` shows.
 _LINES: Final = 2000
 
@@ -101,8 +109,16 @@ async def _answer(units: Mapping[str, Unit], told: list[str]) -> tuple[int, str]
 
 
 @asynccontextmanager
-async def stand_ins(place: Path, units: Mapping[str, Unit]) -> AsyncIterator[Path]:
-    """Yield a directory of programs that act on ``units``."""
+async def stand_ins(
+    place: Path, units: Mapping[str, Unit], superuser: Mapping[str, str]
+) -> AsyncIterator[Path]:
+    """Yield a directory of programs that act on ``units``.
+
+    Args:
+        place: Where the directory is made.
+        units: The services by their names.
+        superuser: Variables by which ``sudo -u postgres psql`` connects.
+    """
     path = place / "stand-ins.socket"
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -118,11 +134,13 @@ async def stand_ins(place: Path, units: Mapping[str, Unit]) -> AsyncIterator[Pat
     server = await asyncio.start_unix_server(connected, path)
     directory = place / "bin"
     directory.mkdir()
-    texts = {**dict.fromkeys(PROGRAMS, _PROGRAM), "pg_verifybackup": _VERIFY_BACKUP}
+    texts = {**dict.fromkeys(PROGRAMS, _PROGRAM), "pg_verifybackup": _VERIFY_BACKUP, "sudo": _SUDO}
     for name, text in texts.items():
         program = directory / name
-        program.write_text(text.format(python=sys.executable, socket=str(path)), "utf-8")
-        program.chmod(0o755)
+        program.write_text(
+            text.format(python=sys.executable, socket=str(path), superuser=dict(superuser)), "utf-8"
+        )
+        program.chmod(0o700)  # one has a password
     try:
         yield directory
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 
-from tests.harness.services import execute
+from tests.harness.services import execute, rows
 from tests.system.outages.drill import Cause
 from tests.system.outages.site import Layout, Site
 
@@ -14,15 +14,19 @@ _MIN_FREE_BYTES = 200 << 20
 #: Each segment of WAL that is left for the next one takes 16 MiB. With frequent checkpoints PostgreSQL keeps
 #: few of them for reuse.
 _FILL = ("SELECT pg_logical_emit_message(false, 'fill', 'x')", "SELECT pg_switch_wal()", "CHECKPOINT")
+#: The second one has nobody now, as while its receiver restarts, and keeps nothing yet.
+_SLOTS = (
+    "SELECT pg_create_physical_replication_slot('old_standby', true)",
+    "SELECT pg_create_physical_replication_slot('receiver')",
+)
 
 
 async def _begin(site: Site) -> None:
     """A standby was removed, and its replication slot was left behind."""
-    await asyncio.to_thread(
-        execute, site.dsn, "SELECT pg_create_physical_replication_slot('old_standby', true)"
-    )
+    superuser = site.postgres.cluster.dsn
+    await asyncio.to_thread(execute, superuser, *_SLOTS)
     while shutil.disk_usage(site.postgres.log_folder).free > _MIN_FREE_BYTES:
-        await asyncio.to_thread(execute, site.dsn, *_FILL)
+        await asyncio.to_thread(execute, superuser, *_FILL)
 
 
 async def _symptom(site: Site) -> str:
@@ -33,6 +37,8 @@ async def _symptom(site: Site) -> str:
 
 async def _mended(site: Site) -> None:
     await site.server.until("disk_has_room")
+    left = "SELECT slot_name FROM pg_replication_slots"
+    assert await asyncio.to_thread(rows, site.dsn, left) == [("receiver",)]
 
 
 CAUSE = Cause(

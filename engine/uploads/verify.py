@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from engine.model.uploads import UploadRef
+from engine.model.uploads import STATES, UploadRef
 from engine.uploads.blobs import BlobMissingError, Blobs, BlobsError
 from engine.uploads.cleanup import CleanupStore, for_each, is_orphan
 
@@ -100,7 +100,9 @@ class FileVerifier:
         found = FilesVerified()
         after: UploadRef | None = None
         while page := await self._rows.files(tenant, after, _PAGE_ROWS):
-            await for_each(page, partial(self._look, found))
+            damaged: dict[UploadRef, DamagedFile] = {}
+            await for_each(page, partial(self._look, damaged))
+            await self._count(found, damaged)
             found.files += len(page)
             found.file_bytes += sum(one.size_bytes for one in page)
             watch(f"{found.files:,} files")
@@ -114,7 +116,7 @@ class FileVerifier:
                 found.unlisted_bytes += sum(one.size_bytes for one in orphans)
         return found
 
-    async def _look(self, found: FilesVerified, file: ListedFile) -> None:
+    async def _look(self, damaged: dict[UploadRef, DamagedFile], file: ListedFile) -> None:
         try:
             async for _ in self._blobs.read(file.ref, max(0, file.size_bytes - 1), min(1, file.size_bytes)):
                 pass
@@ -124,16 +126,23 @@ class FileVerifier:
             why = (str(error) or type(error).__name__).splitlines()[0]
         else:
             return
-        found.damaged_files += 1
-        if len(found.damaged) < LISTED:
-            found.damaged.append(
-                DamagedFile(
-                    file.tenant,
-                    file.device_id,
-                    file.domain,
-                    file.record_id,
-                    file.ref.upload_id,
-                    file.size_bytes,
-                    why,
-                )
-            )
+        damaged[file.ref] = DamagedFile(
+            file.tenant,
+            file.device_id,
+            file.domain,
+            file.record_id,
+            file.ref.upload_id,
+            file.size_bytes,
+            why,
+        )
+
+    async def _count(self, found: FilesVerified, damaged: dict[UploadRef, DamagedFile]) -> None:
+        """Count damaged files, but those that were freed or erased after their page was read."""
+        if not damaged:
+            return
+        states = await self._states.states(list(damaged))
+        for ref, file in damaged.items():
+            if ref in states and STATES[states[ref]].has_bytes:
+                found.damaged_files += 1
+                if len(found.damaged) < LISTED:
+                    found.damaged.append(file)

@@ -9,7 +9,7 @@ import pytest
 
 from engine.model.uploads import Draft, UploadRef
 from engine.runtime.settings import S3
-from engine.uploads.verify import FileVerifier
+from engine.uploads.verify import FileVerifier, ListedFile
 from storage.blobs.s3 import S3Blobs
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_reads import PostgresFileList
@@ -76,3 +76,28 @@ async def test_files_of_a_bucket_verified(stack: UploadStack, bucket: S3) -> Non
     assert (found.files, found.damaged_files, found.unlisted) == (3, 2, 1)
     with pytest.raises(Exception, match="there is no tenant"):
         await verifier.verify("nobody", lambda _: None)
+
+
+class _Erasing(PostgresFileList):
+    """A list of files of which some are erased right after a page of them was read."""
+
+    erased: tuple[str, ...] = ()
+    dsn = ""
+
+    async def files(self, tenant: str | None, after: UploadRef | None, limit: int) -> list[ListedFile]:
+        page = await super().files(tenant, after, limit)
+        for upload_id in self.erased:
+            execute(self.dsn, f"DELETE FROM upload_session WHERE upload_id = '{upload_id}'")
+        return page
+
+
+async def test_files_erased_after_their_page_was_read_are_not_damaged(stack: UploadStack) -> None:
+    await stack.push("put", None)
+    gone, missing = [(await stack.stored()).ref.upload_id for _ in range(2)]
+    for upload_id in (gone, missing):
+        _path(stack, upload_id).unlink()
+    rows = _Erasing(stack.database)
+    rows.erased, rows.dsn = (gone,), stack.dsn
+    verifier = FileVerifier(rows, PostgresCleanup(stack.database), stack.blobs)
+    found = await verifier.verify(None, lambda _: None)
+    assert (found.damaged_files, [one.file_id for one in found.damaged]) == (1, [missing])

@@ -26,11 +26,21 @@ _PATIENCE_S: Final = 60.0
 Tell = Callable[[str], None]
 
 
+def archive_command(archive: Path) -> str:
+    """Return the command that archives a segment of the WAL: the setting of PostgreSQL.
+
+    A segment never has its name before all of it is on the disk, and none is written over. After a crash
+    PostgreSQL may bring one that it has archived: this is well if it is the same.
+    """
+    kept, copied = f"{archive}/%f", f"{archive}/%f.part"
+    return f"test ! -e {kept} && cp %p {copied} && sync {copied} && mv {copied} {kept} || cmp -s %p {kept}"
+
+
 class Backups:
     """Where copies are kept, on what has to be another machine than the server's.
 
     Args:
-        home: A directory for all of them.
+        home: A directory for all of them but the keys, which are beside it: they open the backups.
         account: The account of PostgreSQL.
     """
 
@@ -40,7 +50,7 @@ class Backups:
         self.archive = account.directory(home / "archive")
         self.received = account.directory(home / "received")
         self.files = home / "files"
-        self.keys = home / "keys"
+        self.keys = home.with_name("keys")
 
 
 class ArchivedCluster(Cluster):
@@ -63,14 +73,10 @@ class ArchivedCluster(Cluster):
     def create_archived(self, archive_timeout_s: float) -> None:
         """Make an empty cluster whose WAL is archived, and start it."""
         self.create()
-        archive = self._backups.archive
-        copied = f"{archive}/%f.part"
-        # A segment never has its name before all of it is on the disk, and none is written over.
-        command = f"test ! -e {archive}/%f && cp %p {copied} && sync {copied} && mv {copied} {archive}/%f"
         lines = [
             "archive_mode = on",
             f"archive_timeout = '{round(archive_timeout_s)}s'",
-            f"archive_command = '{command}'",
+            f"archive_command = '{archive_command(self._backups.archive)}'",
         ]
         self._configure(lines)
         super().start()

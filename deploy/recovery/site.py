@@ -19,6 +19,7 @@ from bench.harness.server import Server
 from compose.configuration import VARIABLE
 from deploy.recovery.postgres import Tell
 
+_COPY: Final = Path(__file__).with_name("copy_files.sh")
 _KEYS: Final = ("auth.secret", "master.key")
 _CONFIG: Final = """\
 [server]
@@ -58,7 +59,6 @@ class Site:
         self._home = home
         self._tell = tell
         self.port = port
-        self.files = home / "data" / "uploads"
         home.mkdir(mode=0o711)
         (home / "data").mkdir(mode=0o711)
         (home / "config.toml").write_text(_CONFIG.format(home=home, port=port, redis_url=redis_url))
@@ -92,16 +92,14 @@ class Site:
 
     def copy_files(self, place: Path) -> None:
         """Copy the files that are not in the copy yet: a file is never changed."""
-        self._copy(self.files / "files", place)
+        self._copy(self._home / "data", place)
 
     def restore_files(self, place: Path) -> None:
         """Take the files from their copy. Unfinished uploads are not in it."""
-        self.files.mkdir(mode=0o700)
-        self._copy(place, self.files / "files")
+        self._copy(place, self._home / "data")
 
     def _copy(self, source: Path, target: Path) -> None:
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = ["cp", "-a", "--no-clobber", f"{source}/.", str(target)]
+        command = ["bash", str(_COPY), str(source), str(target)]
         self._tell(" ".join(command))
         subprocess.run(["/usr/bin/env", *command], check=True)
 

@@ -43,6 +43,15 @@ def test_table_names_a_block_or_a_section(name: tuple[str, str]) -> None:
     )
 
 
+def test_block_writes_no_live_file_by_a_program_that_may_fail() -> None:
+    for block in BLOCKS:
+        text = block.text.replace("\\\n", " ")
+        for target in re.findall(r"run\.py [^\n|;&>]*(?<!\d)>(?!>)\s*([^\s;&]+)", text):
+            assert target.endswith(".new") or target == "/dev/null" or "/" not in target, (
+                f"{block.place}: if run.py fails, {target} is left empty; write {target}.new, and mv it"
+            )
+
+
 def test_table_reasons_are_short() -> None:
     assert not NOT_RUN.keys() & RUN_BY.keys()
     assert RUNS.keys() <= {block.page for block in BLOCKS}

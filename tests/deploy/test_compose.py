@@ -105,6 +105,14 @@ def test_containerfile_ends_as_a_user_by_number_that_compose_keeps() -> None:
     assert pinned["requires-python"] == ">=3.11"
 
 
+def test_dockerignore_leaves_only_what_is_copied() -> None:
+    ignored = (DEPLOY.parent / ".dockerignore").read_text("utf-8").splitlines()
+    rules = [line for line in ignored if line and not line.startswith("#")]
+    text = (DEPLOY / "Containerfile").read_text("utf-8")
+    sources = re.findall(r"^COPY (?!--from)(\S+) ", text, re.MULTILINE)
+    assert rules == ["*", *(f"!{source}" for source in sources)]
+
+
 def test_page_makes_secrets_that_fit(tmp_path: Path) -> None:
     """The block runs in a copy; then the server's settings are read with these files."""
     if shutil.which("openssl") is None:
@@ -117,8 +125,12 @@ def test_page_makes_secrets_that_fit(tmp_path: Path) -> None:
     [block] = re.findall(r"^```sh\n(umask 077.*?)^```$", page, re.MULTILINE | re.DOTALL)
     block = block.replace(".venv/bin/python", sys.executable)
     environment = {**os.environ, "TIDEMARK_CONFIG": str(root / "config.toml")}
-    subprocess.run(["/bin/sh", "-euc", block], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    command = ["/bin/sh", "-euc", block]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     secrets = tmp_path / "deploy" / "compose" / "secrets"
+    first = {path: path.read_bytes() for path in secrets.iterdir()}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert {path: path.read_bytes() for path in secrets.iterdir()} == first
     made = {path.name: path for path in secrets.iterdir()}
     assert set(made) == {*COMPOSE["secrets"], "site.conf"}
     assert secrets.stat().st_mode & 0o777 == 0o700

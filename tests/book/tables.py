@@ -85,7 +85,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/recovery.md", "install -d -m 0700 -o postgres"): _SERVICE,
     ("docs/recovery.md", 'sudo -u postgres psql -p 5432 -c "SELECT archived'): _SERVICE,
     ("docs/recovery.md", "sudo -u postgres pg_receivewal"): _SERVICE,
-    ("docs/recovery.md", "(\nset -e\nbase=/var/backups"): _SERVICE,
+    ("docs/recovery.md", "(\n    set -e\n"): _SERVICE,
     ("docs/recovery.md", "install -d -m 0700 /var/backups/tidemark-keys"): _ROOT,
     ("docs/recovery.md", "bash deploy/recovery/copy_files.sh"): _ROOT,
     ("docs/recovery.md", "systemctl stop tidemark"): _SERVICE,

@@ -1,4 +1,4 @@
-"""WAL, files, secrets and the site of nginx as the pages write them: done twice or killed, it loses nothing."""
+"""WAL, files, secrets and the site of nginx as pages write them: done twice or killed, it loses nothing."""
 
 from __future__ import annotations
 

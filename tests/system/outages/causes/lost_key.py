@@ -16,7 +16,7 @@ async def _begin(site: Site) -> None:
     """Somebody cleans up ``/etc/tidemark``, and the server is restarted."""
     async with connected(site.url, site.http, signed=token(TENANT, "scanner")) as device:
         await device.push({"domain": "voice", "id": "check-1", "op": "append", "data": _EVENT})
-    safe = site.postgres.backups / "keys"
+    safe = site.postgres.backups.with_name(f"{site.postgres.backups.name}-keys")
     safe.mkdir()
     shutil.move(site.etc / "master.key", safe)
     await site.units["tidemark"].stop()

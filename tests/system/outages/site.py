@@ -64,7 +64,8 @@ class Layout(NamedTuple):
         sealed: Whether it has a master key.
         disk_bytes: The size of PostgreSQL's own disk, 0 for none of its own.
         archived: Whether PostgreSQL archives its WAL, for restores.
-        standby: Whether PostgreSQL has a standby that confirms each commit.
+        standby: Whether PostgreSQL has a standby.
+        synchronous: Whether the standby confirms each commit.
         own_checkout: Whether the server runs from a copy of this checkout, whose version is ``v0.1.0``.
         edge: Whether devices come by TLS, through nginx.
         scrape: The time between two scrapes, and the longest that one may take.
@@ -78,6 +79,7 @@ class Layout(NamedTuple):
     disk_bytes: int = 0
     archived: bool = False
     standby: bool = False
+    synchronous: bool = True
     own_checkout: bool = False
     edge: bool = False
     scrape: str = "200ms"
@@ -246,10 +248,12 @@ def _database(home: Path, layout: Layout, dsn: str | None) -> Iterator[tuple[str
 
 
 @contextmanager
-def _standby(primary: Cluster) -> Iterator[Cluster]:
-    """Run a standby, without which the primary confirms no commit."""
+def _standby(primary: Cluster, *, synchronous: bool) -> Iterator[Cluster]:
+    """Run a standby, without which the primary confirms no commit if it is synchronous."""
     copy = primary.copy("south")
-    execute(primary.dsn, "ALTER SYSTEM SET synchronous_standby_names = 'south'", "SELECT pg_reload_conf()")
+    if synchronous:
+        setting = "ALTER SYSTEM SET synchronous_standby_names = 'south'"
+        execute(primary.dsn, setting, "SELECT pg_reload_conf()")
     copy.start()
     try:
         yield copy
@@ -290,7 +294,8 @@ async def running(layout: Layout, say: Say = print, dsn: str | None = None) -> A
             site.replaced |= postgres.places
             clusters = [postgres.cluster]
             if layout.standby:
-                site.standby = stack.enter_context(_standby(postgres.cluster))
+                standby = _standby(postgres.cluster, synchronous=layout.synchronous)
+                site.standby = stack.enter_context(standby)
                 clusters.append(site.standby)
                 hosts = f"{postgres.cluster.address},{site.standby.address}"
                 site.dsn = f"postgresql://{OWNER}:{PASSWORD}@{hosts}/{USER}?target_session_attrs=read-write"

@@ -202,9 +202,12 @@ async def test_statements_for_another_tenant_than_the_named_one_reach_no_row_of_
 
 
 def _was_run(text: str, sent: Iterable[str]) -> bool:
-    """Return whether a text of a module was run, whatever was put into it."""
-    parts = re.split(rf"{UNKNOWN}|\{{\w*\}}", text.replace("{{", "{").replace("}}", "}"))
-    return any(_has_in_order(one, parts) for one in sent)
+    """Return whether each statement of a text of a module was run, whatever was put into it."""
+    parts = [
+        re.split(rf"{UNKNOWN}|\{{\w*\}}", one)
+        for one in text.replace("{{", "{").replace("}}", "}").split("; ")
+    ]
+    return all(any(_has_in_order(one, few) for one in sent) for few in parts)
 
 
 def _has_in_order(text: str, parts: Iterable[str]) -> bool:

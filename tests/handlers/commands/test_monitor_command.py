@@ -194,13 +194,13 @@ async def test_monitor_outage_of_the_service_is_critical_though_no_device_failed
 async def test_monitor_refused_handshakes_are_critical_for_all_together(
     serve: Serve, command: Run, services: Services
 ) -> None:
-    """No tenant is known for them: the database is away before the tenants were read."""
+    """No tenant is known for them: the database is away, and theirs was not read at the start."""
     server = await serve()
     with outage(services, server.dsn):
         for number in range(5):
             async with server.http.ws_connect(
                 f"{server.url}/v1/sync",
-                headers=server.headers(f"phone-{number}"),
+                headers=server.headers(f"phone-{number}", "elsewhere"),
                 protocols=("tidemark.v1.json",),
             ) as socket:
                 assert (await socket.receive_json())["code"] == "unavailable"

@@ -44,3 +44,9 @@ def without_schema(options: str) -> str:
     if not _OPTION.search(options):
         return options
     return _SEARCH_PATH.sub("", _OPTION.sub("", options)).strip()
+
+
+def owner_prefix(dsn: str) -> str:
+    """Return how statements of a remedy begin. Those of a cell choose its schema, as ``psql`` does not."""
+    schema = schema_of(dsn)
+    return f"as the owner: SET search_path = {schema}; " if schema else "as the owner: "

@@ -8,6 +8,7 @@ from typing import Final
 
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import owner_prefix
 from storage.postgres.partitions.bounds import (
     DETACHED,
     EVENTS,
@@ -45,7 +46,7 @@ def partition_findings(dsn: str) -> Iterator[CheckResult]:
             "rows of events_later are being moved, or were when a server was killed",
             "run `run.py job cleanup`, which ends it, if no server runs",
         )
-    gaps = [fault for series, partitions in found for fault in _gaps(series, partitions)]
+    gaps = [fault for series, partitions in found for fault in _gaps(series, partitions, owner_prefix(dsn))]
     yield from gaps
     if not gaps:
         yield ahead_finding([partitions for _, partitions in found], datetime.now(UTC).date())
@@ -61,17 +62,17 @@ def ahead_finding(found: Sequence[list[Partition]], today: date) -> CheckResult:
     return CheckResult("ok", "partitions", said)
 
 
-def _gaps(series: Series, partitions: list[Partition]) -> Iterator[CheckResult]:
+def _gaps(series: Series, partitions: list[Partition], as_owner: str) -> Iterator[CheckResult]:
     ends: date | None = date.min
     for one in sorted(partitions, key=lambda one: one.begins or date.min):
         if one.begins is not None and ends is not None and one.begins > ends:
-            yield _gap(series, None if ends == date.min else ends, one.begins)
+            yield _gap(series, None if ends == date.min else ends, one.begins, as_owner)
         ends = one.ends
     if ends is not None:
-        yield _gap(series, None if ends == date.min else ends, None)
+        yield _gap(series, None if ends == date.min else ends, None, as_owner)
 
 
-def _gap(series: Series, begins: date | None, ends: date | None) -> CheckResult:
+def _gap(series: Series, begins: date | None, ends: date | None, as_owner: str) -> CheckResult:
     low = "MINVALUE" if begins is None else series.bound(begins)
     high = "MAXVALUE" if ends is None else series.bound(ends)
     name = f"{series.table}_from_{begins:%Y%m%d}" if begins else f"{series.table}_from_the_first"
@@ -80,7 +81,7 @@ def _gap(series: Series, begins: date | None, ends: date | None) -> CheckResult:
         "partitions",
         f"no partition of {series.table} takes rows from {begins or 'the first day'} to before"
         f" {ends or 'the last one'}: what is of then is refused",
-        "attach the one that was detached; if there is none, as the owner: CREATE TABLE"
+        f"attach the one that was detached; if there is none, {as_owner}CREATE TABLE"
         f" {name} PARTITION OF {series.table} FOR VALUES FROM ({low}) TO ({high}); then run `run.py migrate`,"
         " which secures it",
     )

@@ -99,12 +99,13 @@ def policy_finding(connection: Connection, schema: str) -> Iterator[CheckResult]
             yield CheckResult("fault", "row security", found, "run `run.py migrate`, which makes it anew")
 
 
-def opening_findings(connection: Connection, schema: str) -> Iterator[CheckResult]:
+def opening_findings(connection: Connection, schema: str, as_owner: str) -> Iterator[CheckResult]:
     """Yield a fault for each policy beside those of migrations that shows rows to the role of serving.
 
     Args:
         connection: The database, as the role of serving.
         schema: The schema of the tables, as their owner finds them.
+        as_owner: How statements of a remedy begin (``storage.postgres.cell.dsn.owner_prefix``).
     """
     with connection.cursor() as cursor:
         cursor.execute(_MORE, values(schema))
@@ -113,5 +114,5 @@ def opening_findings(connection: Connection, schema: str) -> Iterator[CheckResul
                 f"the policy {policy} of the table {table} shows the role {role} rows of tenants that a"
                 " transaction does not name"
             )
-            remedy = f"as the owner: DROP POLICY {quoted(policy)} ON {quoted(table)}"
+            remedy = f"{as_owner}DROP POLICY {quoted(policy)} ON {quoted(table)}"
             yield CheckResult("fault", "row security", found, remedy)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import owner_prefix
 from storage.postgres.roles.access import access_finding, opening_findings, policy_finding
 from storage.postgres.roles.named_tenants import SETTING
 from storage.postgres.roles.tables import BY_TENANTS, OWNED, PARTS, WHOLE, schema_of_tables, values
@@ -181,7 +182,7 @@ def access_findings(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator
             with connected(dsn) as connection:
                 yield access_finding(connection, schema, setting, sees_all=dsn == jobs_dsn)
                 if dsn == serving_dsn:
-                    yield from opening_findings(connection, schema)
+                    yield from opening_findings(connection, schema, owner_prefix(dsn))
 
 
 def row_security_findings(ways: Collection[tuple[str, str]]) -> Iterator[CheckResult]:

@@ -12,6 +12,7 @@ import psycopg2
 
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import owner_prefix
 from storage.postgres.remedies import said
 from storage.postgres.roles.named_tenants import SETTING
 from storage.postgres.roles.tables import GROWING_TABLES
@@ -208,7 +209,9 @@ def plan_findings(dsn: str, lifetime_h: float) -> Iterator[CheckResult]:
         for access in accesses:
             if not suits(access, expected[name]):
                 sound = False
-                yield CheckResult("fault", "plans", _said(name, access), _remedy(access, expected[name]))
+                yield CheckResult(
+                    "fault", "plans", _said(name, access), _remedy(access, expected[name], owner_prefix(dsn))
+                )
     if sound:
         yield CheckResult("ok", "plans", f"{len(expected)} statements of serving use their indexes")
 
@@ -240,6 +243,6 @@ def _said(name: str, access: Access) -> str:
     return f"the statement {name} reads {access.table} by {access.by}"
 
 
-def _remedy(access: Access, expected: Collection[str]) -> str:
+def _remedy(access: Access, expected: Collection[str], as_owner: str) -> str:
     wanted = " or ".join(one for one in expected if one.startswith(access.table)) or "its primary key"
-    return f"mend what is said of indexes; else, as the owner: ANALYZE {access.table}; wanted is {wanted}"
+    return f"mend what is said of indexes; else, {as_owner}ANALYZE {access.table}; wanted is {wanted}"

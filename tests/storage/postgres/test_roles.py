@@ -18,6 +18,7 @@ from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError, StorePoisonError
 from storage.embedded.servers import Services
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.cell.dsn import owner_prefix
 from storage.postgres.checkup.database import database_findings
 from storage.postgres.connection import Statement
 from storage.postgres.migrate import PostgresSchemaAdmin
@@ -359,7 +360,7 @@ def test_access_policy_beside_those_of_migrations_is_a_fault_if_it_opens_the_tab
         "the policy More of the table devices shows the role tidemark_serving rows of tenants that a"
         " transaction does not name"
     )
-    assert fault.remedy == 'as the owner: DROP POLICY "More" ON devices'
+    assert fault.remedy == owner_prefix(dsn) + 'DROP POLICY "More" ON devices'
     execute(dsn, fault.remedy.removeprefix("as the owner: "))
     assert check_roles(*roles) == []
     assert {one.level for one in access_findings(*roles)} == {"ok"}

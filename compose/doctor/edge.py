@@ -69,7 +69,8 @@ def validity_finding(host: str, until_s: float, now: datetime) -> CheckResult:
     found = f"the certificate of {host} is valid until {until:%Y-%m-%d}, {(until - now).days} days more"
     if until - now < _LEAST_VALID:
         remedy = (
-            "renew it now, and see why that did not happen by itself (`certbot renew`), then reload nginx"
+            "renew it now, and see why that did not happen by itself (`certbot renew`; sign"
+            " again with an authority of your own), then reload nginx"
         )
         return CheckResult("warning", "certificate", found, remedy)
     return CheckResult("ok", "certificate", found)
@@ -78,7 +79,7 @@ def validity_finding(host: str, until_s: float, now: datetime) -> CheckResult:
 #: What OpenSSL says is wrong with a certificate, by its number.
 _REMEDIES: Final = {
     9: "set the clock of this host, or renew the certificate",
-    10: "renew it (`certbot renew`), then reload nginx",
+    10: "renew it (`certbot renew`; sign again with an authority of your own), then reload nginx",
     18: "use one of an authority that devices know; for an authority of your own give --ca FILE",
     19: "use one of an authority that devices know; for an authority of your own give --ca FILE",
     20: "give nginx the chain too (fullchain.pem); for an authority of your own give --ca FILE",

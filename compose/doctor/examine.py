@@ -237,10 +237,15 @@ def _port(host: str, port: int) -> CheckResult:
         if error.errno == errno.EADDRINUSE and _serves(host, port):
             return CheckResult("ok", "port", f"a server answers at {where}")
         if error.errno == errno.EADDRINUSE:
-            remedy = "end the program that holds it, or choose another server.port"
+            found = f"{where} is held, and no server answers there"
+            remedy = (
+                "if a worker of this server holds it, that one hangs: kill it (docs/outages.md, One worker"
+                " looping); else end the program that holds it, or choose another server.port"
+            )
         else:
+            found = f"{where}: {error.strerror}"
             remedy = "choose a server.host of this machine and a server.port that may be used"
-        return CheckResult("fault", "port", f"{where}: {error.strerror}", remedy)
+        return CheckResult("fault", "port", found, remedy)
     return CheckResult("ok", "port", f"{where} is free")
 
 

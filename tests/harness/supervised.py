@@ -24,15 +24,16 @@ _PATIENCE_S = 60
 
 
 class Supervised:
-    """A supervisor with its workers; ``lines`` is the log of all, ``said`` what is on stderr.
+    """A supervisor with its workers; ``lines`` is the log of all, ``written`` the same as text.
 
-    ``checkout`` has the ``run.py`` that is run.
+    ``said`` is what is on stderr, and ``checkout`` has the ``run.py`` that is run.
     """
 
     def __init__(self, workers: int, environment: dict[str, str]) -> None:
         self.workers = workers
         self.port = free_ports(workers + 1)
         self.lines: list[Json] = []
+        self.written: list[str] = []
         self.said = ""
         self.checkout = _ROOT
         self._environment = {**os.environ, **environment}
@@ -94,6 +95,7 @@ class Supervised:
         async for line in self.process.stdout:
             async with self._news:
                 self.lines.append(json.loads(line))
+                self.written.append(line.decode().rstrip("\n"))
                 self._news.notify_all()
 
     async def _read_words(self) -> None:

@@ -334,6 +334,7 @@ async def test_doctor_port_is_free_or_taken_or_of_this_server(
     async with squatter:
         ended = await examined()
     assert found(ended, "port")["level"] == "fault"
+    assert "that one hangs" in found(ended, "port")["remedy"]
     assert ended.status == 1
     server = await serve()
     answers = await examined(TIDEMARK__SERVER__PORT=server.url.rsplit(":", 1)[1])

@@ -72,7 +72,8 @@ async def drill(name: str, say: Say = print, dsn: str | None = None, *, whole: b
             await site.alert(alert)
         if whole:
             head("The first five minutes")
-            await site.run(first_minutes(), strict=False)
+            said = await site.run(first_minutes(), strict=False)
+            assert not re.search(r'"timestamp".*"level": *"info"', said), "the log has lines that say nothing"
         head("Diagnosis")
         found = await site.run(section.diagnosis, strict=False)
         for pattern in cause.finds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from pathlib import Path
 
@@ -28,8 +27,12 @@ class PostgresUnit:
 
     @property
     def places(self) -> dict[str, str]:
-        """Places that the page names, longer names first, and those of this cluster."""
+        """Places that the page names, longer names first, and those of this cluster.
+
+        Its programs are in the path here.
+        """
         return {
+            "/usr/lib/postgresql/15/bin/": "",
             "/var/lib/postgresql/15/main": str(self.cluster.data),
             "/var/lib/postgresql": str(self.log_folder),
             "/var/log/postgresql": str(self.log_folder),
@@ -123,5 +126,10 @@ class ServerUnit:
         await self.server.terminate()
 
     def log(self) -> list[str]:
-        """Its lines of JSON, and what it said on stderr once it has ended."""
-        return [*map(json.dumps, self.server.lines), *self.server.said.splitlines()]
+        """Its log as it wrote it, and what it said on stderr once it has ended."""
+        return [*self.server.written, *self.server.said.splitlines()]
+
+    @property
+    def main_pid(self) -> int:
+        """The process that a service manager sees: the supervisor."""
+        return self.server.process.pid

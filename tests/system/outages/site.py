@@ -66,7 +66,7 @@ class Layout(NamedTuple):
         archived: Whether PostgreSQL archives its WAL, for restores.
         standby: Whether PostgreSQL has a standby.
         synchronous: Whether the standby confirms each commit.
-        own_checkout: Whether the server runs from a copy of this checkout, whose version is ``v0.1.0``.
+        own_checkout: Whether the server runs from a copy of this checkout, which names its release before.
         edge: Whether devices come by TLS, through nginx.
         scrape: The time between two scrapes, and the longest that one may take.
     """
@@ -188,10 +188,11 @@ class Site:
         assert not (strict and process.returncode), f"a command of the page failed:\n{text}"
         return text
 
-    def git(self, *arguments: str) -> None:
-        """Run git in the checkout of the server."""
+    def git(self, *arguments: str) -> str:
+        """Run git in the checkout of the server, and give what it printed."""
         command = ["/usr/bin/env", "git", "-c", "user.name=Ana", "-c", "user.email=ana@example.org"]
-        subprocess.run([*command, "-C", str(self.checkout), *arguments], check=True)
+        command += ["-C", str(self.checkout), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def commit(self, message: str) -> None:
         """Make a version of what is in the checkout of the server."""
@@ -262,7 +263,7 @@ def _standby(primary: Cluster, *, synchronous: bool) -> Iterator[Cluster]:
 
 
 def _own_checkout(site: Site) -> None:
-    """Copy what serves into a repository of its own, whose only commit is the version ``v0.1.0``."""
+    """Copy what serves into a repository of its own, which names its own commit as the release before."""
     site.checkout = site.server.checkout = site.home / "opt"
     unwanted = shutil.ignore_patterns("__pycache__")
     for room in ("bench", "compose", "engine", "handlers", "storage"):
@@ -272,7 +273,10 @@ def _own_checkout(site: Site) -> None:
     (site.checkout / ".gitignore").write_text("__pycache__\n", "utf-8")
     site.git("init", "--quiet")
     site.commit("The version before")
-    site.git("tag", "v0.1.0")
+    before = site.git("rev-parse", "HEAD")
+    (site.checkout / "deploy").mkdir()
+    (site.checkout / "deploy" / "previous-release.toml").write_text(f'commit = "{before}"\n', "utf-8")
+    site.commit("Name the release before")
 
 
 @asynccontextmanager

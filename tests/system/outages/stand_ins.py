@@ -39,14 +39,17 @@ if wrong:
     sys.exit(1)
 print("backup successfully verified")
 """
-#: For the superuser of PostgreSQL alone, whose account there is ``postgres``.
-_SUDO: Final = """#!{python} -IS
+#: All is one account here. That of PostgreSQL, ``postgres``, connects as its superuser.
+_RUNUSER: Final = """#!{python} -IS
 import os, sys
-if sys.argv[1:3] != ["-u", "postgres"]:
-    sys.exit("sudo: no stand-in for this: " + " ".join(sys.argv[1:]))
-os.environ.update({superuser!r})
-os.execvp(sys.argv[3], sys.argv[3:])
+if sys.argv[1:4:2] != ["-u", "--"] or sys.argv[2] not in ("postgres", "tidemark"):
+    sys.exit("runuser: no stand-in for this: " + " ".join(sys.argv[1:]))
+if sys.argv[2] == "postgres":
+    os.environ.update({superuser!r})
+os.execvp(sys.argv[4], sys.argv[4:])
 """
+#: What the journal puts before each line.
+_STAMP: Final = "Nov 29 09:00:00 north python[4711]: "
 #: As much as ``journalctl`` shows.
 _LINES: Final = 2000
 
@@ -76,12 +79,23 @@ class Reloading(Protocol):
         """Have it do so."""
 
 
+@runtime_checkable
+class HasProcess(Protocol):
+    """A service with a main process."""
+
+    @property
+    def main_pid(self) -> int:
+        """The number of that process."""
+
+
 async def _systemctl(units: Mapping[str, Unit], verb: str, name: str) -> tuple[int, str]:
     unit = units[name.removesuffix(".service")]
     if verb == "status":
         state = "active (running)" if unit.active else "failed (Result: exit-code)"
         last = "".join(f"{line}\n" for line in unit.log()[-3:])
         return 0 if unit.active else 3, f"{name}.service\n     Active: {state}\n{last}"
+    if verb == "show" and isinstance(unit, HasProcess):
+        return 0, f"{unit.main_pid}\n"
     if verb == "is-active":
         return (0, "active\n") if unit.active else (3, "failed\n")
     if verb == "reload" and isinstance(unit, Reloading):
@@ -105,7 +119,7 @@ async def _answer(units: Mapping[str, Unit], told: list[str]) -> tuple[int, str]
     if program == "systemctl":
         return await _systemctl(units, words[0], words[1])
     unit = units[arguments[arguments.index("-u") + 1]]
-    return 0, "".join(f"{line}\n" for line in unit.log()[-_LINES:])
+    return 0, "".join(f"{_STAMP}{line}\n" for line in unit.log()[-_LINES:])
 
 
 @asynccontextmanager
@@ -117,7 +131,7 @@ async def stand_ins(
     Args:
         place: Where the directory is made.
         units: The services by their names.
-        superuser: Variables by which ``sudo -u postgres psql`` connects.
+        superuser: Variables by which ``runuser -u postgres -- psql`` connects.
     """
     path = place / "stand-ins.socket"
 
@@ -134,7 +148,7 @@ async def stand_ins(
     server = await asyncio.start_unix_server(connected, path)
     directory = place / "bin"
     directory.mkdir()
-    texts = {**dict.fromkeys(PROGRAMS, _PROGRAM), "pg_verifybackup": _VERIFY_BACKUP, "sudo": _SUDO}
+    texts = {**dict.fromkeys(PROGRAMS, _PROGRAM), "pg_verifybackup": _VERIFY_BACKUP, "runuser": _RUNUSER}
     for name, text in texts.items():
         program = directory / name
         program.write_text(

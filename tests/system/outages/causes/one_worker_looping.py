@@ -44,7 +44,7 @@ async def _symptom(site: Site) -> str:
 CAUSE = Cause(
     begin=_begin,
     symptom=_symptom,
-    finds=("worker 1: no answer", r"\d+ +[\d.]+ +[\d:]+ .*run\.py worker"),
+    finds=("worker 1: no answer", r"\d+ +R\S* +[\d.]+ +[\d:]+ .*run\.py worker"),
     # A page of metrics waits a second for the worker that does not answer.
     layout=Layout(workers=2, devices=_DEVICES, settings={"PYTHONPATH": str(_LOOPING)}, scrape="2s"),
 )

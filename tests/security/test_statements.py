@@ -25,13 +25,14 @@ _SQL: Final = re.compile(
 AT_RUN_TIME: Final[dict[str, tuple[frozenset[str], str]]] = {
     name: (frozenset(names.split()), reason)
     for name, (names, reason) in {
-        "access.py": ("policy table", "a remedy for a person, with quoted names of the catalog"),
+        "access.py": ("policy table as_owner", "a remedy for a person, with quoted names of the catalog"),
         "admin.py": ("table", "sealed tables, of a table of columns"),
         "blocking.py": ("lock_timeout_ms", "an integer of a caller of this package"),
         "connection.py": ("self body", "a Statement, whose text this test has read where it is made"),
         "cursor.py": ("self", "the schema of the setting, which its pattern keeps to a plain name"),
         "daily_usage.py": ("column partition changes", "columns of a table here; partitions of the catalog"),
-        "days.py": ("name series low high", "a remedy for a person, with partitions of the catalog"),
+        "days.py": ("name series low high as_owner", "a remedy for a person, with partitions of the catalog"),
+        "dsn.py": ("schema", "the schema of the setting, which its pattern keeps to a plain name"),
         "explained.py": ("name", "an expression on a plan that PostgreSQL gave"),
         "grants.py": ("schema what missing", "names of the catalog, quoted, and sentences for a person"),
         "hidden.py": ("table", "expressions of an oid that callers write as constants"),
@@ -53,7 +54,7 @@ AT_RUN_TIME: Final[dict[str, tuple[frozenset[str], str]]] = {
             "made at import, of a table of columns",
         ),
         "shape.py": (
-            "partitioned index made lack own table constraint trigger name definition column added",
+            "partitioned index made lack own table constraint trigger name definition column added as_owner",
             "remedies for a person, with quoted names of the catalog",
         ),
         "same_file.py": ("one other", "aliases of tables that callers write as constants"),

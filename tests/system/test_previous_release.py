@@ -16,6 +16,7 @@ from bench.harness.product import HERE, Version
 from bench.harness.server import Server
 from storage.embedded.servers import Services
 from tests.bench.test_smoke import smoke_tokens
+from tests.harness import previous_release
 from tests.harness.admin import ensure_tenant
 from tests.harness.previous_release import PREVIOUS, previous, site, unpacked
 from tests.harness.services import Databases, execute, rows
@@ -70,15 +71,20 @@ def test_migrations_contraction_is_recognized() -> None:
         assert contracts(text) is None, text
 
 
-def test_release_before_without_history_fails_under_ci_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("whole", "outcome", "reason"),
+    [
+        (True, pytest.fail.Exception, "names no commit of this repository"),
+        (False, pytest.xfail.Exception, "git fetch --unshallow brings it"),
+    ],
+)
+def test_release_before_absent_fails_where_the_history_is_whole(
+    whole: bool, outcome: type[Exception], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = PREVIOUS._replace(commit="0" * 40)
-    for ci, outcome in (("true", pytest.fail.Exception), ("", pytest.xfail.Exception)):
-        monkeypatch.setenv("CI", ci)
-        with pytest.raises(outcome, match="git fetch --unshallow brings it") as passed_over:
-            unpacked(absent, tmp_path / "tree")
-        assert passed_over.type is outcome  # the one is a class of the other
+    monkeypatch.setattr(previous_release, "_history_is_whole", lambda: whole)
+    with pytest.raises(outcome, match=reason) as passed_over:
+        unpacked(PREVIOUS._replace(commit="0" * 40), tmp_path / "tree")
+    assert passed_over.type is outcome  # the one is a class of the other
 
 
 class Sides:

@@ -48,7 +48,7 @@ def previous() -> Iterator[Version]:
 def unpacked(release: Release, place: Path) -> Version:
     """Unpack a release.
 
-    A clone with all of its history has to have its commit. With less history the test is passed over, with the
+    A clone with all of its history has to have its commit. With less of it the test is passed over, with the
     reason in the summary: `.ci/run` brings the history where it can.
     """
     try:

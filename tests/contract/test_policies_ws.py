@@ -287,14 +287,14 @@ def chosen(tenant: str, domain: str, policy: str, fallback: str = "most_recent_w
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_policy_of_a_tenant_applies_to_it_alone(serve: Serve) -> None:
-    server = await serve()
+async def test_policy_of_a_tenant_applies_to_it_alone(serve: Serve, dsn: str) -> None:
     execute(
-        server.dsn,
+        dsn,
         *chosen("acme", "task", "server_wins"),
         *chosen("acme", "journal", "manual"),
         *chosen("acme", "ticket", "field_merge", "server_wins"),
     )
+    server = await serve()
     winners: dict[str, list[object]] = {}
     for tenant in ("acme", "globex"):
         phone, tablet = await server.device("phone", tenant), await server.device("tablet", tenant)

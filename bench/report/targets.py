@@ -61,8 +61,6 @@ WANTED: Final = (
     _wanted("faults", "lost, applied twice or otherwise wrong", "at most", 0, ""),
     _wanted("cleanup", "records deleted a second", "at least", 1000, "records/s"),
 )
-#: It has eight workers on one machine to show what they wait for, each with connections of its own.
-_MANY_WORKERS: Final = ("scaling",)
 #: Scenarios that kill servers themselves.
 _KILLING: Final = ("faults", "outages", "behind_nginx")
 #: Log events that tell of a server process that ended by itself.
@@ -84,11 +82,7 @@ def _judged(wanted: Target, report: Report | None) -> Target:
 
 def _of_all(reports: Sequence[Report]) -> list[Target]:
     """Judge what holds over all scenarios; a scenario that could not go on hides whether it does."""
-    opened = {
-        report.scenario: found
-        for report in reports
-        if report.scenario not in _MANY_WORKERS and (found := measured(report, OPEN_CONNECTIONS))
-    }
+    opened = {report.scenario: found for report in reports if (found := measured(report, OPEN_CONNECTIONS))}
     most, where = max(((found.value or 0.0, name) for name, found in opened.items()), default=(None, "none"))
     crashed = sum(
         report.logged.get(event, 0)

@@ -14,6 +14,7 @@ from engine.runtime.settings import SettingsError
 from handlers.commands.deployment import DeploymentError
 from handlers.http.keys import signing_key
 from handlers.http.tokens import UnusableKeyError
+from handlers.operate.own_address import own_host
 
 
 def open_access(config: Path | None, data_dir: str | None) -> Access:
@@ -24,11 +25,9 @@ def open_access(config: Path | None, data_dir: str | None) -> Access:
     except (SettingsError, DeploymentError, UnusableKeyError) as error:
         raise click.ClickException(str(error)) from None
     server, auth = deployment.settings.server, deployment.settings.auth
-    everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not listened on
-    host = "127.0.0.1" if everywhere else server.host
 
     @cache  # a device comes back with its token
     def sign(tenant: str, device: str) -> str:
         return signed_for_device(key, auth, deployment.note, tenant, device)
 
-    return Access(f"http://{f'[{host}]' if ':' in host else host}:{server.port}", sign)
+    return Access(f"http://{own_host(server.host)}:{server.port}", sign)

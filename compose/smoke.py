@@ -21,6 +21,7 @@ from engine.seal.master_keys import MasterKeyError
 from handlers.commands.deployment import DeploymentError
 from handlers.http.keys import signing_key
 from handlers.http.tokens import UnusableKeyError
+from handlers.operate.own_address import own_host
 from handlers.operate.printing import say
 
 #: After these a tenant was not added: there may be another one of its name, or no database was reached.
@@ -32,9 +33,7 @@ def open_deployed(config: Path | None, data_dir: str | None) -> Deployed:
     with _in_a_sentence():
         deployment = open_deployment(config, {} if data_dir is None else {"data": {"dir": data_dir}})
     server = deployment.settings.server
-    everywhere = server.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not listened on
-    host = "127.0.0.1" if everywhere else server.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+    url = f"http://{own_host(server.host)}:{server.port}"
     return Deployed(url, partial(_signer, deployment), partial(_tenant, deployment))
 
 

@@ -29,6 +29,7 @@ from engine.runtime.settings import Settings, SettingsError
 from engine.uploads.blobs import BlobsError
 from handlers.commands.deployment import DeploymentError
 from handlers.http.tokens import KeySet, UnusableKeyError
+from handlers.operate.own_address import own_host
 from storage.bus.checkup import bus_findings
 from storage.embedded.account import EmbeddedError
 from storage.embedded.servers import NotMadeError, Services, embedded
@@ -251,8 +252,7 @@ def _port(host: str, port: int) -> CheckResult:
 
 def _serves(host: str, port: int) -> bool:
     """Whether what listens there is a server of this kind."""
-    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # asked, not bound
-    asked = http.client.HTTPConnection(anywhere.get(host, host), port, timeout=_ANSWER_S)
+    asked = http.client.HTTPConnection(f"{own_host(host)}:{port}", timeout=_ANSWER_S)
     try:
         asked.request("GET", "/healthz")
         return asked.getresponse().getheader("Server") == "Tidemark"

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from engine.runtime.settings import Settings
 from handlers.commands.deployment import Deployment, DeploymentError, with_deployment
+from handlers.operate.own_address import in_brackets, own_host
 from handlers.operate.printing import say
 
 _TEMPLATES: Final = Path(__file__).parents[2] / "deploy" / "nginx"
@@ -22,7 +23,6 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+\Z")
 _PATH: Final = re.compile(r"[A-Za-z0-9_./@+=~-]+\Z")
 _ORIGIN: Final = re.compile(r"[A-Za-z0-9_.:/+\[\]-]+\Z")
 _WORKER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d{1,5})\Z")
-_EVERYWHERE: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # to be told apart, not to listen on
 _LAST_PORT: Final = 65_535
 _HTTPS_PORT: Final = 443
 #: Handshakes and other requests that one worker handles in a second.
@@ -208,12 +208,8 @@ server {{
 
 def _listening(addresses: tuple[str, ...], port: int, kind: str = "") -> str:
     """Return the ``listen`` lines: one for each address, or for all of IPv4 and IPv6."""
-    named = [f"{_in_brackets(address)}:" for address in addresses] or ["", "[::]:"]
+    named = [f"{in_brackets(address)}:" for address in addresses] or ["", "[::]:"]
     return "\n".join(f"    listen {address}{port}{kind};" for address in named)
-
-
-def _in_brackets(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _origins(chosen: Settings) -> list[str]:
@@ -235,8 +231,7 @@ def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
         raise DeploymentError(
             f"the last worker would listen on port {server.port + server.workers}: choose a lower server.port"
         )
-    here = "127.0.0.1" if server.host in _EVERYWHERE else server.host
-    addresses = [_in_brackets(host) for host in hosts or (here,)]
+    addresses = [in_brackets(host) for host in hosts] or [own_host(server.host)]
     ports = [server.port + number for number in range(1, server.workers + 1)]
     if server.workers == 1:  # it has the shared port to itself
         ports = [server.port]

@@ -13,12 +13,11 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from engine.runtime.metrics import Value
 from handlers.operate.exposition import Joined, pieces
+from handlers.operate.own_address import own_host
 from handlers.operate.probe_access import WORKER_HEADER
 
 #: A worker that takes longer is left out: a whole scrape usually has ten seconds.
 PATIENCE_S: Final = 1.0
-#: The address by which a process reaches itself when it listens on every address.
-_LOOPBACK: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # reached, not bound
 
 
 class WorkerMetrics:
@@ -38,11 +37,9 @@ class WorkerMetrics:
     ) -> None:
         self.worker = worker
         self.secret = secret
-        host = _LOOPBACK.get(host, host)
-        authority = f"[{host}]" if ":" in host else host
         self._shared_ports = (port, probe_port)
         self._others = {
-            index: f"http://{authority}:{port + index}/metrics"
+            index: f"http://{own_host(host)}:{port + index}/metrics"
             for index in range(1, workers + 1)
             if index != worker
         }

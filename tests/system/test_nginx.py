@@ -51,11 +51,12 @@ def test_nginx_site_each_worker_has_its_own_port() -> None:
         assert "@{" not in site
 
 
-def test_nginx_site_follows_the_settings() -> None:
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_nginx_site_follows_the_settings(host: str) -> None:
     site = printed(
         "--server-name",
         "*.example.org",
-        TIDEMARK__SERVER__HOST="::1",
+        TIDEMARK__SERVER__HOST=host,
         TIDEMARK__SERVER__WORKERS="3",
         TIDEMARK__LIMITS__FRAME_BYTES="700000",
     )

@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
 from bench.smoke.phone import SmokeError
-from bench.smoke.steps import STEPS, Smoke, Step
+from bench.smoke.steps import CLEANING, STEPS, Smoke, Step
 
 #: A step that takes longer failed, whatever comes later.
 _STEP_S: Final = 15.0
@@ -168,19 +168,9 @@ async def _run(asked: Asked, deployed: Callable[[], Deployed], said: Callable[[T
                     break
         finally:
             if len(taken) > 1:  # at the first one nothing was reached
-                taken.append(await _take(going, _CLEANING))
+                taken.append(await _take(going, CLEANING))
                 said(taken[-1])
     return taken
-
-
-async def _clean_up(going: Smoke) -> str:
-    await going.clean_up()
-    return "records and file deleted"
-
-
-_CLEANING: Final = Step(
-    "clean up", _clean_up, "the records smoke-1 to smoke-3 of the tenant: the next run deletes them"
-)
 
 
 async def _take(going: Smoke, step: Step) -> Taken:

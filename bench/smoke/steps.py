@@ -226,8 +226,8 @@ class Smoke:
             raise SmokeError("the file has another SHA-256 than was sent")
         return f"SHA-256 {digest[:12]} equal"
 
-    async def clean_up(self) -> None:
-        """Delete what the steps stored, whatever step was the last. Raises SmokeError, ClientError."""
+    async def clean_up(self) -> str:
+        """Delete what the steps stored, whatever step was the last, and close both connections."""
         try:
             if self._upload is not None:
                 reply = await self.first.request("DELETE", f"/v1/uploads/{self._upload}", _TUS)
@@ -241,12 +241,9 @@ class Smoke:
                     for result in (await self.first.push(uuid.uuid4().hex, items)).results:
                         _applied(result)
         finally:
-            await self.close()
-
-    async def close(self) -> None:
-        """Close both connections."""
-        await self.first.close()
-        await self.second.close()
+            await self.first.close()
+            await self.second.close()
+        return "records and file deleted"
 
     async def _settle(self, choice: str) -> None:
         """Settle what waits for a person of the second device's edits."""
@@ -313,4 +310,8 @@ STEPS: Final = (
         "data.dir or [s3]: the same for all workers, with space left; no proxy may collect the request first",
     ),
     Step("download", Smoke.download, "data.dir or [s3]: whether all workers read the same files"),
+)
+#: It follows the last step that was taken.
+CLEANING: Final = Step(
+    "clean up", Smoke.clean_up, "the records smoke-1 to smoke-3 of the tenant: the next run deletes them"
 )

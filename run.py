@@ -24,7 +24,7 @@ except ModuleNotFoundError as missing:
 
 from compose.metrics import release
 from compose.sealing.core_dumps import forbid_core_dumps
-from handlers.commands.analytics import analytics
+from handlers.commands.analytics.command import analytics
 from handlers.commands.audit import audit
 from handlers.commands.completion import completion
 from handlers.commands.conflicts import conflicts

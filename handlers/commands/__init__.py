@@ -1,1 +1,1 @@
-"""The command line, one file for each group of commands. A command gets the deployment it acts on."""
+"""The command line: a module or package for each group of commands, which get the deployment to act on."""

@@ -16,7 +16,7 @@ from engine.model.minutes import Durations, Minute
 from engine.operate.figures.aggregation import snapshot
 from engine.operate.figures.analytics import Analytics, HourFigures, Uniques, analytics
 from engine.operate.figures.voice import LoggedResult, Result, VoiceAnalytics, voice_analytics
-from handlers.commands.pages.analytics_page import sync_page, voice_page
+from handlers.commands.analytics.page import sync_page, voice_page
 from tests.harness.browser import IN_CHROMIUM, browser_page
 from tests.harness.commands import Run, command
 from tests.harness.in_process_server import Serve, serve

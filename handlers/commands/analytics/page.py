@@ -13,7 +13,7 @@ from engine.model.commit_counts import STATUSES, UNITS_US, Unit
 from engine.operate.figures.analytics import Analytics, Figures
 from engine.operate.figures.voice import VoiceAnalytics
 from engine.wire.timestamps import to_text, to_us
-from handlers.commands.pages.charts import Form, bars, lines
+from handlers.commands.analytics.charts import Form, bars, lines
 from handlers.commands.terminal.units import duration, period, size
 from handlers.operate.printing import plain
 

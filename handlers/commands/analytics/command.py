@@ -145,7 +145,7 @@ def _write(found: Analytics | VoiceAnalytics | TelemetryAnalytics, *, csv_: bool
 
 def _write_page(file: Path, found: Analytics | VoiceAnalytics) -> None:
     """Write the page; to a file whole or not at all. Raises DeploymentError."""
-    from handlers.commands.pages.analytics_page import sync_page, voice_page  # noqa: PLC0415  # 0.1 s
+    from handlers.commands.analytics.page import sync_page, voice_page  # noqa: PLC0415  # 0.1 s
 
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     with progress("drawing"):

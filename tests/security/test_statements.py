@@ -54,7 +54,7 @@ AT_RUN_TIME: Final[dict[str, tuple[frozenset[str], str]]] = {
             "made at import, of a table of columns",
         ),
         "shape.py": (
-            "partitioned index made lack own table constraint trigger name definition column added as_owner",
+            "partitioned index made lack own table constraint trigger name definition column added",
             "remedies for a person, with quoted names of the catalog",
         ),
         "same_file.py": ("one other", "aliases of tables that callers write as constants"),

@@ -16,6 +16,7 @@ from engine.operate.ports import NoTenantError
 from engine.operate.rows import TenantUsageSummary
 from engine.plan.bounds.tenant_usage import NAMES
 from storage.postgres.blocking import connected
+from storage.postgres.partitions.bounds import is_detached
 from storage.postgres.partitions.daily_usage import DROPPING, add
 from storage.postgres.plain_bytes import CHANGE_DATA, plain_bytes
 from storage.postgres.pool import Database
@@ -200,5 +201,4 @@ def _mend(connection: Connection, tenant_id: int, kind: _Kind) -> None:
 def _events_are_apart(cursor: Cursor) -> bool:
     """Return whether some events are detached from their table now. The lock keeps others in it."""
     cursor.execute("LOCK TABLE events IN ACCESS SHARE MODE")
-    cursor.execute("SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass")
-    return bool(cursor.fetchall()[0][0])
+    return is_detached(cursor)

@@ -10,11 +10,11 @@ from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
 from storage.postgres.cell.dsn import owner_prefix
 from storage.postgres.partitions.bounds import (
-    DETACHED,
     EVENTS,
     IDEMPOTENCY,
     Partition,
     Series,
+    is_detached,
     last_begin,
     partitions_of,
 )
@@ -37,8 +37,7 @@ def partition_findings(dsn: str) -> Iterator[CheckResult]:
     with connected(dsn) as connection:
         found = [(series, partitions_of(connection, series)) for series in (EVENTS, IDEMPOTENCY)]
         with connection.cursor() as cursor:
-            cursor.execute(DETACHED)
-            detached = bool(cursor.fetchall()[0][0])
+            detached = is_detached(cursor)
     if detached:
         yield CheckResult(
             "warning",

@@ -24,7 +24,7 @@ _LATEST_US: Final = (1 << 63) - 1
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?([^')]+)'?\) TO \('?([^')]+)'?\)\Z")
 
 #: Whether ``events_later`` is detached.
-DETACHED: Final = "SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass"
+_DETACHED: Final = "SELECT NOT relispartition FROM pg_class WHERE oid = 'events_later'::regclass"
 #: The bounds of partitions, written in UTC whatever the settings of the role.
 _PARTITIONS_OF: Final = (
     "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO';"
@@ -76,7 +76,7 @@ async def event_days(database: Database) -> list[tuple[int, int]]:
 
     Raises StoreRetryError while ``events_later`` is detached: a read of ``events`` misses its rows.
     """
-    if await database.query(DETACHED) == [(True,)]:
+    if await database.query(_DETACHED) == [(True,)]:
         raise StoreRetryError("days of events are being moved: try again in a minute")
     found = _parsed(await database.query(_PARTITIONS_OF.format(EVENTS.table)), EVENTS)
     return sorted(
@@ -96,6 +96,12 @@ def spans_between(begins: date, today: date, until: date) -> Iterator[tuple[date
     while begins < until:
         yield begins, begins + DAY
         begins += DAY
+
+
+def is_detached(cursor: Cursor) -> bool:
+    """Return whether ``events_later`` is detached: its rows are moved, or a run was killed."""
+    cursor.execute(_DETACHED)
+    return bool(cursor.fetchall()[0][0])
 
 
 def partitions_of(connection: Connection, series: Series) -> list[Partition]:

@@ -24,11 +24,11 @@ from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
 from storage.postgres.partitions.bounds import (
     DAY,
-    DETACHED,
     EVENTS,
     IDEMPOTENCY,
     Partition,
     Series,
+    is_detached,
     last_begin,
     partitions_of,
     read_partitions,
@@ -107,7 +107,9 @@ def ensure_partitions(dsn: str, today: date, days_ahead: int = DAYS_AHEAD) -> li
     made: list[str] = []
     until = today + (days_ahead + 1) * DAY
     with connected(dsn) as connection:
-        if _is_detached(connection):  # a run was killed
+        with connection.cursor() as cursor:
+            detached = is_detached(cursor)
+        if detached:  # a run was killed
             _finish_detached(connection)
         for series in (EVENTS, IDEMPOTENCY):
             if last_begin(partitions_of(connection, series)) < until:
@@ -226,12 +228,6 @@ def _has_many_rows(connection: Connection) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM (SELECT FROM events_later LIMIT {_FEW_ROWS + 1}) AS found")
         return bool(cursor.fetchall()[0][0] > _FEW_ROWS)
-
-
-def _is_detached(connection: Connection) -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute(DETACHED)
-        return bool(cursor.fetchall()[0][0])
 
 
 def _detach_later(cursor: Cursor, series: Series, today: date, until: date) -> list[str]:

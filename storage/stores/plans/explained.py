@@ -15,7 +15,7 @@ from storage.postgres.blocking import connected
 from storage.postgres.cell.dsn import owner_prefix
 from storage.postgres.remedies import said
 from storage.postgres.roles.named_tenants import SETTING
-from storage.postgres.roles.tables import GROWING_TABLES
+from storage.postgres.roles.tables import GROWING_TABLES, IN_SCHEMA, schema_of_tables, values
 from storage.postgres.transactions import SETTINGS
 from storage.stores.plans.hot_statements import PREPARED, HotStatement, hot_statements
 
@@ -24,25 +24,21 @@ if TYPE_CHECKING:
 
 #: The accesses of each statement on an empty and on a grown database: ``python -m tests.storage.expected``.
 EXPECTED: Final = Path(__file__).with_name("expected.json")
-#: A database may have other tables of these names in other schemas.
-_HERE: Final = (
-    "{}.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('tenant_counters'))"
-)
 #: Of each index of a growing table, or of a partition of one: the table, the index of the whole table, its
 #: columns, and whether all of them together find one row at most.
 _INDEXES: Final = (
-    "SELECT i.relname::text, coalesce(whole.relname, t.relname)::text, coalesce(wi.relname, i.relname)::text,"
+    "SELECT i.relname::text, coalesce(whole.relname, c.relname)::text, coalesce(wi.relname, i.relname)::text,"
     " ARRAY(SELECT a.attname::text FROM unnest(x.indkey) WITH ORDINALITY AS k(n, o)"
     " JOIN pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = k.n ORDER BY k.o),"
     " x.indisunique FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid"
-    " JOIN pg_class AS t ON t.oid = x.indrelid"
-    " LEFT JOIN pg_inherits AS h ON h.inhrelid = t.oid LEFT JOIN pg_class AS whole ON whole.oid = h.inhparent"
+    " JOIN pg_class AS c ON c.oid = x.indrelid"
+    " LEFT JOIN pg_inherits AS h ON h.inhrelid = c.oid LEFT JOIN pg_class AS whole ON whole.oid = h.inhparent"
     " LEFT JOIN pg_inherits AS ih ON ih.inhrelid = i.oid LEFT JOIN pg_class AS wi ON wi.oid = ih.inhparent"
-    f" WHERE coalesce(whole.relname, t.relname) = ANY(%(growing)s) AND {_HERE.format('t')}"
+    f" WHERE coalesce(whole.relname, c.relname) = ANY(%(growing)s) AND {IN_SCHEMA}"
 )
 _WHOLE: Final = (
-    "SELECT c.relname::text, o.relname::text FROM pg_inherits AS h JOIN pg_class AS c ON c.oid = h.inhrelid"
-    f" JOIN pg_class AS o ON o.oid = h.inhparent WHERE o.relname = ANY(%(growing)s) AND {_HERE.format('o')}"
+    "SELECT p.relname::text, c.relname::text FROM pg_inherits AS h JOIN pg_class AS p ON p.oid = h.inhrelid"
+    f" JOIN pg_class AS c ON c.oid = h.inhparent WHERE c.relname = ANY(%(growing)s) AND {IN_SCHEMA}"
 )
 #: Tables with one row for each tenant: to read them whole may be the quickest for a batch of many tenants.
 _OF_TENANTS: Final = frozenset({"tenant_counters", "tenant_storage"})
@@ -107,15 +103,15 @@ def read_accesses(dsn: str, lifetime_h: float) -> dict[str, list[Access] | str]:
     Raises:
         StoreError: The database is away.
     """
-    growing = {"growing": list(GROWING_TABLES)}
     with connected(dsn) as connection, connection, connection.cursor() as cursor:
         cursor.execute(SETTINGS.text)
         cursor.execute(_NOBODY)
-        cursor.execute(_INDEXES, growing)
+        here = values(schema_of_tables(cursor))
+        cursor.execute(_INDEXES, here)
         indexes = {name: _Index(*index) for name, *index in cursor.fetchall()}
-        cursor.execute(_WHOLE, growing)
+        cursor.execute(_WHOLE, here)
         tables = {**{name: name for name in GROWING_TABLES}, **dict(cursor.fetchall())}
-        cursor.execute(_SMALL, {**growing, "bytes": _SMALL_BYTES})
+        cursor.execute(_SMALL, {**here, "bytes": _SMALL_BYTES})
         catalog = _Catalog(indexes, tables, _OF_TENANTS.union(name for (name,) in cursor.fetchall()))
         found: dict[str, list[Access] | str] = {}
         for one in hot_statements(lifetime_h):

@@ -8,10 +8,9 @@ from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError
 from engine.runtime.settings import Settings
 from storage.embedded.servers import Services
-from storage.postgres.checkup.database import migration_findings, role_findings
+from storage.postgres.checkup.database import migration_findings, role_findings, unread_finding
 from storage.postgres.checkup.days import partition_findings
 from storage.postgres.checkup.shape import schema_findings
-from storage.postgres.remedies import DatabaseFaultError
 from storage.stores.plans.explained import plan_findings
 
 
@@ -39,8 +38,5 @@ def asked(look: Callable[[], Iterator[CheckResult]]) -> Iterator[CheckResult]:
     """Yield what a look at a database finds. What PostgreSQL refuses is a finding too, and hides no other."""
     try:
         yield from look()
-    except DatabaseFaultError as fault:
-        yield CheckResult("fault", "database", fault.found, fault.remedy)
     except StoreError as error:
-        remedy = "see that it runs and that postgres.dsn leads to it"
-        yield CheckResult("fault", "database", str(error), remedy)
+        yield unread_finding(error)

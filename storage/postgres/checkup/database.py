@@ -65,12 +65,16 @@ def database_findings(
         if len(applied) > 1:
             yield from partition_findings(owner_dsn)
             yield from role_findings(dsn, owner_dsn, jobs_dsn)
-    except DatabaseFaultError as fault:
-        yield CheckResult("fault", "database", fault.found, fault.remedy)
     except StoreError as error:
-        yield CheckResult(
-            "fault", "database", str(error), "see that it runs and that postgres.dsn leads to it"
-        )
+        yield unread_finding(error)
+
+
+def unread_finding(error: StoreError) -> CheckResult:
+    """Say why a check could not read the database: PostgreSQL refused it, or is away."""
+    if isinstance(error, DatabaseFaultError):
+        return CheckResult("fault", "database", error.found, error.remedy)
+    remedy = "see that it runs and that postgres.dsn leads to it"
+    return CheckResult("fault", "database", str(error), remedy)
 
 
 def role_findings(dsn: str, owner_dsn: str, jobs_dsn: str) -> Iterator[CheckResult]:

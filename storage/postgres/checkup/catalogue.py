@@ -22,23 +22,23 @@ EXPECTED: Final = Path(__file__).with_name("expected.json")
 _SCHEMA: Final = re.compile(r' ON (?:ONLY )?(?:"[^"]+"|\w+)\.')
 #: A move of rows out of ``events_later`` makes this for itself (storage/postgres/partitions/maintenance.py).
 _OF_A_MOVE: Final = "events_later_bound"
+#: The tables of the server that migrations make: the one that notes them is not among them.
+_MADE: Final = f"{OWNED} AND c.relname <> '_yoyo_migration'"
 _TABLES: Final = (
     "SELECT c.relname::text, c.relkind = 'p', ARRAY(SELECT a.attname::text FROM pg_attribute AS a"
     " WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attnotnull AND NOT a.attisdropped ORDER BY 1)"
-    f" FROM pg_class AS c WHERE {OWNED} AND NOT c.relispartition AND c.relname <> '_yoyo_migration'"
-    " ORDER BY 1"
+    f" FROM pg_class AS c WHERE {_MADE} AND NOT c.relispartition ORDER BY 1"
 )
 _INDEXES: Final = (
     "SELECT c.relname::text, i.relname::text, pg_get_indexdef(i.oid), x.indisvalid, c.relispartition,"
     " EXISTS (SELECT FROM pg_inherits WHERE inhrelid = i.oid), i.relkind = 'I' FROM pg_class AS c"
     " JOIN pg_index AS x ON x.indrelid = c.oid JOIN pg_class AS i ON i.oid = x.indexrelid"
-    f" WHERE {OWNED} AND c.relname <> '_yoyo_migration' ORDER BY 1, 2"
+    f" WHERE {_MADE} ORDER BY 1, 2"
 )
 _CONSTRAINTS: Final = (
     "SELECT c.relname::text, k.conname::text, pg_get_constraintdef(k.oid), k.convalidated, c.relispartition"
     " FROM pg_class AS c JOIN pg_constraint AS k ON k.conrelid = c.oid"
-    f" WHERE {OWNED} AND k.contype IN ('p', 'u', 'c', 'f', 'x') AND c.relname <> '_yoyo_migration'"
-    f" AND k.conname <> '{_OF_A_MOVE}' ORDER BY 1, 2"
+    f" WHERE {_MADE} AND k.contype IN ('p', 'u', 'c', 'f', 'x') AND k.conname <> '{_OF_A_MOVE}' ORDER BY 1, 2"
 )
 _TRIGGERS: Final = (
     "SELECT c.relname::text, g.tgname::text, pg_get_triggerdef(g.oid), g.tgenabled IN ('O', 'A')"

@@ -33,31 +33,21 @@ def printed(*arguments: str, **environment: str) -> str:
     return ended.stdout
 
 
-def _site(home: Path, port: int, *arguments: str, **environment: str) -> str:
-    """Print the site for workers from ``port`` + 1 on; it listens on ``port`` of 127.0.0.1."""
-    certificate = certify(home)
-    return printed(
-        *("--port", str(port), "--address", "127.0.0.1", "--https-port", str(port)),
-        *("--certificate", str(certificate), "--key", str(certificate.with_name("key.pem"))),
-        *arguments,
-        **environment,
-    )
-
-
 def nginx_for(home: Path, port: int, *arguments: str, **environment: str) -> Nginx:
     """Nginx with the site for workers from ``port`` + 1 on; it listens on ``port`` of 127.0.0.1."""
     program = nginx_program()
     if program is None:
         pytest.skip("nginx is not installed")
-    return Nginx(program, home, _site(home, port, *arguments, **environment), port)
+    certify(home)
+    return Nginx(program, home, site_at(home, port, "--port", str(port), *arguments, **environment), port)
 
 
-def site_at(home: Path, port: int, *arguments: str) -> str:
+def site_at(home: Path, port: int, *arguments: str, **environment: str) -> str:
     """Print a site that listens on ``port`` of 127.0.0.1 with the certificate in ``home``."""
     certificate = home / "certificate.pem"
     listening = ("--address", "127.0.0.1", "--https-port", str(port))
     files = ("--certificate", str(certificate), "--key", str(certificate.with_name("key.pem")))
-    return printed(*listening, *files, *arguments)
+    return printed(*listening, *files, *arguments, **environment)
 
 
 class Cluster:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import ssl
-import sys
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from bench.harness.clusters import free_port
 from bench.harness.nginx import Nginx, certify, nginx_program, trusting
-from tests.deploy.promtool import ROOT
+from compose.configuration import VARIABLE
+from tests.harness.fronted import site_at
 
 #: By name, how long it is valid from now on.
 _CERTIFICATES = {"first": timedelta(days=1), "expired": -timedelta(minutes=1), "renewed": timedelta(days=90)}
@@ -24,7 +22,6 @@ class Certificates:
     active = False
 
     def __init__(self, home: Path) -> None:
-        self.path = home / "certificate.pem"
         self._home = home
         for name, ends_in in _CERTIFICATES.items():
             (home / name).mkdir()
@@ -85,18 +82,11 @@ class Edge:
         return (self._home / "error.log").read_text("utf-8").splitlines()
 
 
-async def edge(home: Path, port: int, environment: Mapping[str, str]) -> Edge:
-    """Prepare an nginx with the site that ``run.py nginx`` prints for a server on a port."""
+def edge(home: Path, port: int, config: Path) -> Edge:
+    """Prepare an nginx with the site that ``run.py nginx`` prints for a server on a port, by its settings."""
     place = home / "nginx"
     place.mkdir()
     certificates, program, https_port = Certificates(place), nginx_program(), free_port()
     assert program is not None
-    printing = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(ROOT / "run.py"), "nginx", "--workers", "1", "--port", str(port)),
-        *("--address", "127.0.0.1", "--https-port", str(https_port)),
-        *("--certificate", str(certificates.path), "--key", str(certificates.path.with_name("key.pem"))),
-        env=dict(environment),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    printed, _ = await printing.communicate()
-    return Edge(Nginx(program, place, printed.decode(), https_port), place, certificates)
+    site = site_at(place, https_port, "--workers", "1", "--port", str(port), **{VARIABLE: str(config)})
+    return Edge(Nginx(program, place, site, https_port), place, certificates)

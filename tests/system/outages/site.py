@@ -357,7 +357,7 @@ async def _begin(site: Site, stack: AsyncExitStack) -> None:
     (site.home / "devices").mkdir()
     session = site.http
     if site.layout.edge:
-        site.edge = await edge(site.home, site.server.port, site.environment)
+        site.edge = edge(site.home, site.server.port, site.etc / "config.toml")
         site.units |= {"nginx": site.edge, "certbot": site.edge.certificates}
         site.replaced["127.0.0.1:443"] = f"127.0.0.1:{site.edge.port}"
         await site.edge.start()

@@ -13,11 +13,6 @@ from tests.system.outages.page import first_minutes, sections
 from tests.system.outages.site import Layout, Say, Site, running
 
 
-async def _ready(site: Site) -> None:
-    """Wait until the server takes devices and needs nothing."""
-    await site.until_readiness(200, '"status": *"ready"')
-
-
 class Cause(NamedTuple):
     """A cause of an outage, brought about on a site.
 
@@ -33,7 +28,7 @@ class Cause(NamedTuple):
     symptom: Callable[[Site], Awaitable[str]]
     finds: tuple[str, ...]
     layout: Layout = Layout()
-    mended: Callable[[Site], Awaitable[None]] = _ready
+    mended: Callable[[Site], Awaitable[None]] = Site.ready
 
 
 _CAUSES: Final = "tests.system.outages.causes"

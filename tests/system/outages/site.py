@@ -48,6 +48,8 @@ from tests.system.outages.stand_ins import Unit, stand_ins
 _BLOCK_S: Final = 180
 _PATIENCE_S: Final = 60
 _LOOK_S: Final = 0.1
+_REQUEST_S: Final = 0.5
+_REFUSALS: Final = 3
 _SITE: Final = ROOT / "deploy" / "systemd" / "config.toml"
 
 Say = Callable[[str], None]
@@ -136,6 +138,26 @@ class Site:
                     if seen == status and re.search(words, body):
                         return body
                 await asyncio.sleep(_LOOK_S)
+
+    async def ready(self) -> None:
+        """Wait until the server takes devices and needs nothing."""
+        await self.until_readiness(200, '"status": *"ready"')
+
+    async def refusals(self, path: str) -> str:
+        """Ask as a device until some are refused: of one alone a counter is not seen to grow.
+
+        Returns:
+            The last answer.
+        """
+        headers = {"Authorization": f"Bearer {token(TENANT, 'tablet')}"}
+        refused, body = 0, ""
+        async with asyncio.timeout(_PATIENCE_S):
+            while refused < _REFUSALS:
+                async with self.http.get(self.url + path, headers=headers) as answer:
+                    refused += answer.status == 503
+                    body = await answer.text()
+                await asyncio.sleep(_REQUEST_S)
+        return body
 
     async def alert(self, name: str) -> None:
         """Wait until the product's rule of that name finds something, by a Prometheus of the site.

@@ -26,14 +26,9 @@ async def _symptom(site: Site) -> str:
     return f"/readyz answers 200, and {site.fleet.waiting} edits wait on devices"
 
 
-async def _mended(site: Site) -> None:
-    await site.until_readiness(200, '"ready"')
-
-
 CAUSE = Cause(
     begin=_begin,
     symptom=_symptom,
     finds=("Plan by the new rules", "KeyError", "batch.py"),
     layout=Layout(own_checkout=True),
-    mended=_mended,
 )

@@ -54,20 +54,12 @@ def _damage(dsn: str, backup: Path) -> None:
 
 async def _symptom(site: Site) -> str:
     await site.fleet.progress()
-    headers = {"Authorization": f"Bearer {token(TENANT, 'tablet')}"}
-    refused = 0
-    body = ""
-    async with asyncio.timeout(60):
-        while refused < 3:  # more than one, so that the counter of them is seen to grow
-            async with site.http.get(f"{site.url}/v1/changes?limit=1000", headers=headers) as answer:
-                refused += answer.status == 503
-                body = await answer.text()
-            await asyncio.sleep(0.5)
+    body = await site.refusals("/v1/changes?limit=1000")
     return f"edits are acknowledged, and a first pull is refused: {body}"
 
 
 async def _mended(site: Site) -> None:
-    await site.until_readiness(200, '"ready"')
+    await site.ready()
     found = await pull_all(site.http, site.url, token(TENANT, "tablet"))
     assert len(found) == _HISTORY + site.layout.devices
     site.say(f"a first pull brings all {len(found)} records")

@@ -47,7 +47,7 @@ async def _symptom(site: Site) -> str:
 
 
 async def _mended(site: Site) -> None:
-    await site.until_readiness(200, '"ready"')
+    await site.ready()
     read = "SELECT application_name FROM pg_stat_activity WHERE state = 'idle in transaction'"
     left = await asyncio.to_thread(rows, site.postgres.cluster.dsn, f"{read} AND usename = 'tidemark'")
     assert left == [("pg_dump",)], "only what held the lock was to end"

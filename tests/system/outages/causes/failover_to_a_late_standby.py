@@ -40,18 +40,12 @@ async def _begin(site: Site) -> None:
 
 async def _symptom(site: Site) -> str:
     faults = await site.until_readiness(503)
-    headers = {"Authorization": f"Bearer {token(TENANT, 'tablet')}"}
-    refused = 0
-    async with asyncio.timeout(60):
-        while refused < 3:  # more than one, so that the counter of them is seen to grow
-            async with site.http.get(f"{site.url}/v1/changes", headers=headers) as answer:
-                refused += answer.status == 503
-            await asyncio.sleep(0.5)
+    await site.refusals("/v1/changes")
     return f"/readyz answers 503: {faults}"
 
 
 async def _mended(site: Site) -> None:
-    await site.until_readiness(200, '"ready"')
+    await site.ready()
     # A cursor beyond the last change would be refused by itself; one that others have passed is not.
     async with connected(site.url, site.http, signed=token(TENANT, "office")) as other:
         await other.push(put("pump-3", None), put("pump-4", None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -58,14 +58,16 @@ class Fleet:
     async def progress(self, by: int = 2) -> None:
         """Wait until the server has acknowledged so many more edits of each device."""
         wanted = {device: len(device.applied) + by for device in self.devices}
-        async with asyncio.timeout(_PATIENCE_S):
-            while any(len(device.applied) < count for device, count in wanted.items()):  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_S)
+        await self.until(lambda: all(len(device.applied) >= count for device, count in wanted.items()))
 
     async def held(self, edits: int = 5) -> None:
         """Wait until so many edits wait for the server."""
-        async with asyncio.timeout(_PATIENCE_S):
-            while self.waiting < edits:  # noqa: ASYNC110  # it tells nobody
+        await self.until(lambda: self.waiting >= edits)
+
+    async def until(self, holds: Callable[[], bool], patience_s: float = _PATIENCE_S) -> None:
+        """Wait until something holds of the devices."""
+        async with asyncio.timeout(patience_s):
+            while not holds():  # noqa: ASYNC110  # they tell nobody
                 await asyncio.sleep(_LOOK_S)
 
     async def finish(self, dsn: str) -> str:
@@ -78,9 +80,7 @@ class Fleet:
         """
         await self._working.aclose()
         began_s = time.monotonic()
-        async with asyncio.timeout(_PATIENCE_S):
-            while self.waiting:  # noqa: ASYNC110  # it tells nobody
-                await asyncio.sleep(_LOOK_S)
+        await self.until(lambda: not self.waiting)
         waited_s = time.monotonic() - began_s
         await self._connected.aclose()
         read = "SELECT id, version, data ->> 'number' FROM records WHERE id LIKE 'record of phone-%'"

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.book.blocks import blocks_of
+
 PAGE: Final = Path(__file__).parents[3] / "docs" / "outages.md"
 #: The parts of each cause, in their order.
 PARTS: Final = ("Symptom", "Alert", "Diagnosis", "Root cause", "Recovery")
-_BLOCK: Final = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Section(NamedTuple):
@@ -46,4 +47,4 @@ def _section(text: str) -> Section:
 
 
 def _blocks(text: str) -> str:
-    return "".join(_BLOCK.findall(text))
+    return "".join(block.text for block in blocks_of(PAGE.name, text) if block.language == "sh")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ _LOOPING = Path(__file__).parents[1] / "looping"
 #: Connections are dealt out by chance: of so many devices each worker has some.
 _DEVICES = 10
 _PATIENCE_S = 30
-_LOOK_S = 0.05
 
 
 def _kill(process: psutil.Process) -> None:
@@ -34,9 +32,7 @@ async def _begin(site: Site) -> None:
 async def _symptom(site: Site) -> str:
     await site.fleet.held()
     before = site.fleet.acknowledged
-    async with asyncio.timeout(_PATIENCE_S):
-        while site.fleet.acknowledged == before:  # noqa: ASYNC110  # it tells nobody
-            await asyncio.sleep(_LOOK_S)
+    await site.fleet.until(lambda: site.fleet.acknowledged > before, _PATIENCE_S)
     went_on = site.fleet.acknowledged - before
     return f"{site.fleet.waiting} edits wait on devices of worker 1; {went_on} of others were acknowledged"
 

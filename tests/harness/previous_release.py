@@ -68,7 +68,7 @@ def _requirements(root: Path) -> set[str]:
     return set(_NAMED.findall((root / "deploy" / "requirements.txt").read_text("utf-8")))
 
 
-def site(dsn: str, redis_url: str, home: Path, **more: str) -> Mapping[str, str]:
+def site(dsn: str, redis_url: str, home: Path) -> Mapping[str, str]:
     """Return the environment of a server of either version; ``dsn`` is the owner's."""
     return {
         **LIFTED,
@@ -76,5 +76,4 @@ def site(dsn: str, redis_url: str, home: Path, **more: str) -> Mapping[str, str]
         "TIDEMARK__REDIS__URL": redis_url,
         "TIDEMARK__AUTH__SECRET": SECRET.decode(),
         "TIDEMARK__DATA__DIR": str(home),
-        **more,
     }

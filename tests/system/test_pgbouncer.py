@@ -23,7 +23,8 @@ from storage.embedded.servers import Services
 from storage.postgres.cell.dsn import with_schema
 from storage.postgres.checkup.deployment import pooler_finding
 from storage.stores.plans.explained import plan_findings
-from tests.harness.numbered_edits import audit, editors_of, progressed
+from tests.harness.in_process_server import new_tenants
+from tests.harness.numbered_edits import TENANTS, audit, editors_of, progressed
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import CELLS, execute, in_cell, rows
 
@@ -131,11 +132,7 @@ _BACKENDS = (
 async def test_pgbouncer_shared_connections_killed_under_load_lose_nothing(
     processes: list[ServerProcess], dsn: str
 ) -> None:
-    execute(
-        dsn,
-        "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('initech')",
-        "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
-    )
+    execute(dsn, new_tenants(*TENANTS))
     progress = asyncio.Condition()
     editors = editors_of(DEVICES, progress)
     seen: set[int] = set()
@@ -173,11 +170,7 @@ async def test_pgbouncer_cells_on_the_same_connections_lose_nothing_and_stay_apa
     editors = [editors_of(DEVICES // 2, progress) for _ in CELLS]
     try:
         for database in databases:
-            execute(
-                database,
-                "INSERT INTO tenants (name) VALUES ('acme'), ('globex'), ('initech')",
-                "INSERT INTO tenant_counters SELECT tenant_id FROM tenants",
-            )
+            execute(database, new_tenants(*TENANTS))
         await asyncio.gather(*(server.start() for server in servers))
         async with ClientSession() as session, asyncio.TaskGroup() as group:
             for server, own in zip(servers, editors, strict=True):

@@ -33,6 +33,7 @@ CLOSING_S = 2 * 2.0
 Unit = dict[str, dict[str, list[str]]]
 
 each_unit = pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+with_receiver = pytest.mark.parametrize("path", [*UNITS, RECEIVER], ids=lambda path: path.name)
 
 
 def read(path: Path) -> Unit:
@@ -132,14 +133,14 @@ def test_receiver_starts_again_for_ever_and_writes_where_it_receives() -> None:
     assert read(RECEIVER)["Unit"]["RequiresMountsFor"] == [place]
 
 
-@pytest.mark.parametrize("path", [*UNITS, RECEIVER], ids=lambda path: path.name)
+@with_receiver
 def test_unit_verified_by_systemd(path: Path, tmp_path: Path) -> None:
     command = [_analyze(), "verify", "--man=no", str(_installed(path, tmp_path))]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("path", [*UNITS, RECEIVER], ids=lambda path: path.name)
+@with_receiver
 def test_unit_exposure_rated_ok(path: Path, tmp_path: Path) -> None:
     unit = str(_installed(path, tmp_path))
     command = [_analyze(), "security", "--offline=true", "--threshold=20", "--no-pager", unit]

@@ -94,14 +94,20 @@ async def _run(tenant: Admitted) -> None:
         await asyncio.Event().wait()
 
 
-async def test_smoke_second_signal_waits_for_the_tenant_to_be_erased(
-    tenants: Tenants, tenant: Admitted
-) -> None:
+async def _interrupted(tenants: Tenants, tenant: Admitted) -> asyncio.Task[None]:
+    """Interrupt a run, whose tenant is erased once it may ``go_on``."""
     tenants.go_on.clear()
     running = asyncio.create_task(_run(tenant))
     await asyncio.sleep(0)
     running.cancel()
     await tenants.erasing.wait()
+    return running
+
+
+async def test_smoke_second_signal_waits_for_the_tenant_to_be_erased(
+    tenants: Tenants, tenant: Admitted
+) -> None:
+    running = await _interrupted(tenants, tenant)
     running.cancel()
     await asyncio.sleep(0)
     tenants.go_on.set()
@@ -113,11 +119,7 @@ async def test_smoke_second_signal_waits_for_the_tenant_to_be_erased(
 async def test_smoke_erasing_that_is_ended_names_the_tenant(
     tenants: Tenants, tenant: Admitted, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tenants.go_on.clear()
-    running = asyncio.create_task(_run(tenant))
-    await asyncio.sleep(0)
-    running.cancel()
-    await tenants.erasing.wait()
+    running = await _interrupted(tenants, tenant)
     # As asyncio.run does after a second Ctrl-C.
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()

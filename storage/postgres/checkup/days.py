@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import Final
 
 from engine.operate.rows import CheckResult
@@ -62,13 +63,11 @@ def ahead_finding(found: Sequence[list[Partition]], today: date) -> CheckResult:
 
 
 def _gaps(series: Series, partitions: list[Partition], as_owner: str) -> Iterator[CheckResult]:
-    ends: date | None = date.min
-    for one in sorted(partitions, key=lambda one: one.begins or date.min):
-        if one.begins is not None and ends is not None and one.begins > ends:
-            yield _gap(series, None if ends == date.min else ends, one.begins, as_owner)
-        ends = one.ends
-    if ends is not None:
-        yield _gap(series, None if ends == date.min else ends, None, as_owner)
+    spans = sorted((one.begins or date.min, one.ends or date.max) for one in partitions)
+    for (_, begins), (ends, _) in pairwise([(date.min, date.min), *spans, (date.max, date.max)]):
+        if begins < ends:
+            low, high = None if begins == date.min else begins, None if ends == date.max else ends
+            yield _gap(series, low, high, as_owner)
 
 
 def _gap(series: Series, begins: date | None, ends: date | None, as_owner: str) -> CheckResult:

@@ -113,7 +113,6 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "docs/deployment.md",
         "runuser -u tidemark -- .venv/bin/python run.py tenant add smoke",
     ): "docs/checklist.md has it for the page's own server",
-    ("docs/deployment.md", ".venv/bin/python run.py verify"): "docs/checklist.md has it, too",
     ("docs/deployment.md", "cp deploy/systemd"): _ROOT,
     ("docs/upgrades.md", "release="): "installs from a registry",
     ("docs/upgrades.md", "sed 's#"): _ROOT,

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-import jwt
 
 from bench.client.crew import Crew, Member, Setting, crew
 from bench.client.device import Device
 from bench.client.edits import Settled, decode_item
+from bench.harness.load_run import Target
 
 #: Edits are records of a domain that nothing merges, so that each has a row of its own.
 DOMAIN: Final = "journal"
@@ -27,7 +26,6 @@ VOICE: Final = "-voice"
 _DEVICES: Final = 2
 _PAUSE_S: Final = 0.05
 _TUS: Final = {"Tus-Resumable": "1.0.0"}
-_TOKEN_S: Final = 86_400
 _PATIENCE_S: Final = 120.0
 
 
@@ -37,11 +35,11 @@ class Load:
     ``made`` are the ids of all edits by their tenant; ``acknowledged`` has the times of those answered.
     """
 
-    def __init__(self, working: Crew, secret: Callable[[], str], url: str) -> None:
+    def __init__(self, working: Crew, sign: Callable[[str, str], str], url: str) -> None:
         self.made: dict[str, list[str]] = {tenant: [] for tenant in TENANTS}
         self.acknowledged: dict[str, float] = {}
         self._crew = working
-        self._secret = secret
+        self._sign = sign
         self._url = url
         self._editing: list[asyncio.Task[None]] = []
 
@@ -147,20 +145,17 @@ class Load:
             return answer.status
 
     def _headers(self, tenant: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {signed(self._secret(), tenant, f'{tenant}-1')}", **_TUS}
-
-
-def signed(secret: str, tenant: str, device: str) -> str:
-    """Sign a token of a device."""
-    now_s = int(time.time())
-    claims = {"aud": "tidemark", "iat": now_s, "exp": now_s + _TOKEN_S, "jti": uuid.uuid4().hex}
-    return jwt.encode({**claims, "tid": tenant, "did": device}, secret, algorithm="HS256")
+        return {"Authorization": f"Bearer {self._sign(tenant, f'{tenant}-1')}", **_TUS}
 
 
 @asynccontextmanager
 async def devices(home: Path, port: int, secret: Callable[[], str]) -> AsyncIterator[Load]:
     """Open the devices; their stores are in a directory."""
     url = f"http://127.0.0.1:{port}"
+
+    def sign(tenant: str, device: str) -> str:
+        return Target(port=port, secret=secret(), tenants=TENANTS).token(tenant, device)
+
     heard: list[Callable[[Settled], None]] = []
 
     def make(*given: Any, on_settled: Callable[[Settled], None], **more: Any) -> Device:
@@ -173,7 +168,7 @@ async def devices(home: Path, port: int, secret: Callable[[], str]) -> AsyncIter
     def setting(tenant: str) -> Setting:
         return Setting(
             url=url,
-            sign=lambda name: signed(secret(), tenant, name),
+            sign=partial(sign, tenant),
             home=home,
             seed=1,
             domains=(DOMAIN,),
@@ -185,7 +180,7 @@ async def devices(home: Path, port: int, secret: Callable[[], str]) -> AsyncIter
 
     settings = {f"{one}-{number + 1}": setting(one) for one in TENANTS for number in range(_DEVICES)}
     async with crew(settings) as working:
-        load = Load(working, secret, url)
+        load = Load(working, sign, url)
         heard.append(load.note)
         try:
             yield load

@@ -14,7 +14,7 @@ import msgspec
 
 from bench.harness.clusters import free_port, migrate_for_roles
 from bench.harness.server import Server
-from deploy.recovery.load import DOMAIN, ERASED, TENANTS, VOICE, Load, devices
+from deploy.recovery.load import DOMAIN, ERASED, TENANTS, Load, devices
 from deploy.recovery.postgres import ArchivedCluster, Backups, Tell
 from deploy.recovery.report import Drill, Loss, Step
 from deploy.recovery.site import Site
@@ -242,17 +242,13 @@ class Recovery:
     ) -> None:
         drill, there = self.drill, _edited(cluster)
         before = {one for one, at_s in disaster.acknowledged.items() if at_s < disaster.erased_s}
-        before -= {one for one in before if one.endswith(VOICE)}
         erased = before & disaster.of(ERASED)
         drill.erased_acknowledged, drill.erased_back = len(erased), len(erased & there)
         queued = {one for made in disaster.made.values() for one in made} - set(disaster.acknowledged)
         drill.queued, drill.queued_applied = len(queued), len(queued & there)
         if queued - there:
             drill.faults.append(f"{len(queued - there)} edits that devices held were not applied")
-        early = [
-            one for one in disaster.of("north") - there if disaster.acknowledged[one] < disaster.erased_s
-        ]
-        if [one for one in early if not one.endswith("-voice")]:
+        if early := (before & disaster.of("north")) - there:
             drill.faults.append(f"{len(early)} edits from before the target time are lost")
         if await load.download("north", files.copied) != (200, files.content):
             drill.faults.append("the file of the copy is not what was uploaded")
@@ -281,10 +277,9 @@ def _edited(cluster: ArchivedCluster) -> set[str]:
 def _loss(
     kept: str, acknowledged: set[str], cluster: ArchivedCluster, disaster: _Disaster, restore_s: float
 ) -> Loss:
-    edits = {one for one in acknowledged if not one.endswith(VOICE)}
-    lost = edits - _edited(cluster)
+    lost = acknowledged - _edited(cluster)
     first_s = min((disaster.acknowledged[one] for one in lost), default=disaster.lost_s)
-    return Loss(kept, len(edits), len(lost), disaster.lost_s - first_s, restore_s)
+    return Loss(kept, len(acknowledged), len(lost), disaster.lost_s - first_s, restore_s)
 
 
 def _size_bytes(place: Path) -> int:

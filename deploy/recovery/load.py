@@ -21,8 +21,6 @@ DOMAIN: Final = "journal"
 TENANTS: Final = ("north", "south")
 #: The tenant that is erased by mistake.
 ERASED: Final = "south"
-#: How ids of events end, which are in another table than edits.
-VOICE: Final = "-voice"
 _DEVICES: Final = 2
 _PAUSE_S: Final = 0.05
 _TUS: Final = {"Tus-Resumable": "1.0.0"}
@@ -44,8 +42,10 @@ class Load:
         self._editing: list[asyncio.Task[None]] = []
 
     def note(self, settled: Settled) -> None:
-        """Note an acknowledged edit."""
-        self.acknowledged[decode_item(settled.item).id] = time.time()
+        """Note an acknowledged edit. Events are none: they are in another table."""
+        item = decode_item(settled.item)
+        if item.domain == DOMAIN:
+            self.acknowledged[item.id] = time.time()
 
     async def begin(self) -> None:
         """Connect, and begin to edit."""
@@ -76,7 +76,7 @@ class Load:
         for member in self._crew.members[::_DEVICES]:
             data = {"verification_id": "v1", "timestamp": "2026-01-01T00:00:00Z", "verified": True}
             member.made += 1
-            member.device.edit("voice", f"{member.name}{VOICE}", "append", data)
+            member.device.edit("voice", f"{member.name}-voice", "append", data)
 
     async def stop_editing(self) -> None:
         """Make no more edits; what was not acknowledged stays in the devices."""

@@ -35,14 +35,14 @@ class Options(msgspec.Struct, frozen=True):
     wait_for_receiver: bool = False
 
 
-class _Disaster(msgspec.Struct):
-    """What is known when everything is gone."""
+class _Disaster(msgspec.Struct, frozen=True):
+    """What is known when everything is gone. ``queued`` are the edits that devices hold."""
 
     erased_at: str
     erased_s: float
     lost_s: float
     acknowledged: dict[str, float]
-    made: dict[str, list[str]]
+    queued: set[str]
 
     def of(self, tenant: str) -> set[str]:
         """Return the acknowledged edits of a tenant."""
@@ -71,9 +71,10 @@ class Recovery:
         self._home = home
         self._options = options
         self._tell = tell
-        self._account = account_for(home)
-        self._clusters = self._account.directory(home / "postgres")
-        self._backups = Backups(home / "backups", self._account)
+        account = account_for(home)
+        self._clusters = account.directory(home / "postgres")
+        self._backups = Backups(home / "backups", account)
+        self._made: list[ArchivedCluster] = []
         self._port = free_port()
         self._redis_url = ""
         receiver = "waited-for" if options.wait_for_receiver else "asynchronous"
@@ -86,24 +87,25 @@ class Recovery:
             return await self._run()
 
     async def _run(self) -> Drill:
-        primary = self._cluster("primary")
-        clusters = [primary]
         try:
+            primary = self._cluster("primary")
             await asyncio.to_thread(primary.create_archived, self._options.archive_timeout_s)
             site = self._site("site", primary)
             site.make_keys()
             sites = [site]
             async with devices(self._home, self._port, lambda: sites[-1].secret) as load:
                 disaster, files = await self._disaster(primary, site, load)
-                await self._measure_losses(disaster, clusters)
-                await self._recover(disaster, files, load, sites, clusters)
+                await self._measure_losses(disaster)
+                await self._recover(disaster, files, load, sites)
         finally:
-            for one in clusters:
+            for one in self._made:
                 one.stop()
         return self.drill
 
     def _cluster(self, name: str) -> ArchivedCluster:
-        return ArchivedCluster(name, self._clusters, self._backups, self._tell)
+        """Make a cluster, which is stopped in the end."""
+        self._made.append(ArchivedCluster(name, self._clusters, self._backups, self._tell))
+        return self._made[-1]
 
     def _site(self, name: str, cluster: ArchivedCluster) -> Site:
         return Site(self._home / name, cluster.dsn, self._redis_url, self._port, self._tell)
@@ -121,12 +123,12 @@ class Recovery:
             erased_at, erased_s = await self._erase(primary, site)
             await load.acknowledge_more(_EDITS)  # until somebody notices
             await asyncio.to_thread(primary.lose)
-            disaster = _Disaster(erased_at, erased_s, time.time(), dict(load.acknowledged), {})
+            lost_s, acknowledged = time.time(), dict(load.acknowledged)
             await asyncio.sleep(1)  # the devices go on
             await load.stop_editing()
-            disaster.made = {tenant: list(made) for tenant, made in load.made.items()}
+            queued = {one for made in load.made.values() for one in made} - set(acknowledged)
             await server.kill()
-        return disaster, files
+        return _Disaster(erased_at, erased_s, lost_s, acknowledged, queued), files
 
     async def _work_and_back_up(self, primary: ArchivedCluster, site: Site, load: Load) -> _Files:
         await load.begin()
@@ -156,48 +158,35 @@ class Recovery:
         await self._command(site, "tenant", "remove", ERASED, "--erase", "--yes")
         return str(erased_at), erased_s
 
-    async def _command(self, site: Site, *words: str) -> str:
-        status, said = await asyncio.to_thread(site.run, *words)
+    async def _command(self, site: Site, *words: str) -> None:
+        status, _ = await asyncio.to_thread(site.run, *words)
         if status:
             self.drill.faults.append(f"run.py {' '.join(words)} ended with {status}")
-        return said
 
     # -- what each way of keeping the WAL loses ---------------------------------------------------
 
-    async def _measure_losses(self, disaster: _Disaster, clusters: list[ArchivedCluster]) -> None:
+    async def _measure_losses(self, disaster: _Disaster) -> None:
         self.drill.archive_bytes = _size_bytes(self._backups.archive)
         for kept, received in (("the archive", False), ("the archive and what was received", True)):
             cluster = self._cluster(f"end-{received}")
-            clusters.append(cluster)
             began_s = time.monotonic()
             await asyncio.to_thread(cluster.restore_base, received=received, until=None)
             await asyncio.to_thread(cluster.start)
             took_s = time.monotonic() - began_s
-            north = disaster.of("north")
-            self.drill.disk_lost.append(_loss(kept, north, cluster, disaster, took_s))
+            self.drill.disk_lost.append(_loss(kept, cluster, disaster, took_s))
             await asyncio.to_thread(cluster.stop)
 
     # -- the recovery --------------------------------------------------------------------------
 
-    async def _recover(
-        self,
-        disaster: _Disaster,
-        files: _Files,
-        load: Load,
-        sites: list[Site],
-        clusters: list[ArchivedCluster],
-    ) -> None:
+    async def _recover(self, disaster: _Disaster, files: _Files, load: Load, sites: list[Site]) -> None:
         drill, cluster = self.drill, self._cluster("restored")
-        clusters.append(cluster)
         began_s = time.monotonic()
         with self._step("base backup copied back"):
             await asyncio.to_thread(cluster.restore_base, received=True, until=disaster.erased_at)
         with self._step("PostgreSQL replays the WAL, and stops before the mistake"):
             await asyncio.to_thread(cluster.start)
         database_s = time.monotonic() - began_s
-        drill.point_in_time = _loss(
-            "the archive and what was received", disaster.of("north"), cluster, disaster, database_s
-        )
+        drill.point_in_time = _loss("the archive and what was received", cluster, disaster, database_s)
         site = self._site("restored-site", cluster)
         with self._step("keys and files copied back"):
             site.restore_keys(self._backups.keys)
@@ -244,10 +233,9 @@ class Recovery:
         before = {one for one, at_s in disaster.acknowledged.items() if at_s < disaster.erased_s}
         erased = before & disaster.of(ERASED)
         drill.erased_acknowledged, drill.erased_back = len(erased), len(erased & there)
-        queued = {one for made in disaster.made.values() for one in made} - set(disaster.acknowledged)
-        drill.queued, drill.queued_applied = len(queued), len(queued & there)
-        if queued - there:
-            drill.faults.append(f"{len(queued - there)} edits that devices held were not applied")
+        drill.queued, drill.queued_applied = len(disaster.queued), len(disaster.queued & there)
+        if left := disaster.queued - there:
+            drill.faults.append(f"{len(left)} edits that devices held were not applied")
         if early := (before & disaster.of("north")) - there:
             drill.faults.append(f"{len(early)} edits from before the target time are lost")
         if await load.download("north", files.copied) != (200, files.content):
@@ -274,9 +262,9 @@ def _edited(cluster: ArchivedCluster) -> set[str]:
         return {str(name) for (name,) in cursor.fetchall()}
 
 
-def _loss(
-    kept: str, acknowledged: set[str], cluster: ArchivedCluster, disaster: _Disaster, restore_s: float
-) -> Loss:
+def _loss(kept: str, cluster: ArchivedCluster, disaster: _Disaster, restore_s: float) -> Loss:
+    """Compare the tenant that was not erased."""
+    acknowledged = disaster.of("north")
     lost = acknowledged - _edited(cluster)
     first_s = min((disaster.acknowledged[one] for one in lost), default=disaster.lost_s)
     return Loss(kept, len(acknowledged), len(lost), disaster.lost_s - first_s, restore_s)

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,7 +57,6 @@ class Site:
     def __init__(self, home: Path, dsn: str, redis_url: str, port: int, tell: Tell) -> None:
         self._home = home
         self._tell = tell
-        self.port = port
         home.mkdir(mode=0o711)
         (home / "data").mkdir(mode=0o711)
         (home / "config.toml").write_text(_CONFIG.format(home=home, port=port, redis_url=redis_url))
@@ -111,9 +109,8 @@ class Site:
     def run(self, *command: str) -> tuple[int, str]:
         """Run a command of ``run.py``. Returns its status, and what it wrote on stdout."""
         self._tell(" ".join(["run.py", *command]))
-        config = ("--config", str(self._home / "config.toml"))
         ended = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *command, *config],
+            [sys.executable, str(ROOT / "run.py"), *command],
             env=self._environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -127,12 +124,14 @@ class Site:
         status, said = self.run(*command, "--json")
         return status, json.loads(said or "null")
 
-    def _environment(self) -> Mapping[str, str]:
-        return {name: text for name, text in os.environ.items() if not name.startswith("TIDEMARK")}
+    def _environment(self) -> dict[str, str]:
+        """Return an environment with the settings of the site alone: those of the drill's own would win."""
+        bare = {name: text for name, text in os.environ.items() if not name.startswith("TIDEMARK")}
+        return {**bare, VARIABLE: str(self._home / "config.toml")}
 
     def server(self) -> Server:
         """Return its server, which is to be started."""
         self._tell("run.py serve")
-        # A port that the environment of the drill names would win over that of the file.
-        own = {"TIDEMARK__LOG__FORMAT": "json", "TIDEMARK__SERVER__PORT": str(self.port)}
-        return Server([str(ROOT / "run.py"), "serve"], {VARIABLE: str(self._home / "config.toml"), **own})
+        server = Server([str(ROOT / "run.py"), "serve"], {})
+        server.environment = {**self._environment(), "TIDEMARK__LOG__FORMAT": "json"}
+        return server

@@ -89,7 +89,7 @@ class ArchivedCluster(Cluster):
             file.write("".join(f"{line}\n" for line in lines))
 
     def _source(self, name: str) -> str:
-        return f"host={_HOST} port={self.port} user={USER} password={PASSWORD} application_name={name}"
+        return f"{self.dsn} application_name={name}"
 
     def start(self) -> None:
         """Start it, and wait until it takes writes: until then it replays the WAL."""
@@ -156,10 +156,9 @@ class ArchivedCluster(Cluster):
             received: Whether to use what was received, or the archive alone.
             until: The time to stop before; None replays all.
         """
-        shutil.copytree(self._backups.base, self.data, symlinks=True)
-        for path in (self.data, *self.data.rglob("*")):
-            shutil.chown(path, self._account.uid, self._account.gid)
-        self.data.chmod(0o700)
+        copy = ["cp", "-a", str(self._backups.base), str(self.data)]
+        self._tell(" ".join(copy))
+        subprocess.run(["/usr/bin/env", *copy], check=True)
         archive, at_last = self._backups.archive, self._backups.received
         command = f"cp {archive}/%f %p"
         if received:  # the segment that was being written has its name with .partial

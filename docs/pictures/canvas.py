@@ -17,7 +17,6 @@ _STYLE: Final = """\
 .gone { fill: #eceff2; stroke: #8894a0; stroke-width: 1.5; stroke-dasharray: 5 3; }
 .way { fill: none; stroke: #2b5f8f; stroke-width: 1.8; marker-end: url(#tip); }
 .tip { fill: #2b5f8f; }
-.line { stroke: #b9c4ce; stroke-width: 1; }
 text { font-family: system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif;
   font-size: 14px; fill: #1c2733; }
 .head { font-size: 16px; font-weight: 600; }
@@ -34,7 +33,6 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "Liberation Sans", Ari
   .gone { fill: #222a32; stroke: #76828e; }
   .way { stroke: #7db7ea; }
   .tip { fill: #7db7ea; }
-  .line { stroke: #3c4854; }
   text { fill: #e8eef4; }
   .small { fill: #a9bacb; }
 }
@@ -108,10 +106,6 @@ class Canvas:
     def text(self, x: float, y: float, words: str, kind: str = "") -> None:
         """Write one line."""
         self._parts.append(f'<text class="{kind}" x="{x:g}" y="{y:g}">{escape(words)}</text>')
-
-    def line(self, x: float, y: float, to_x: float, to_y: float) -> None:
-        """Draw a thin line, as between the rows of a table."""
-        self._parts.append(f'<path class="line" d="M{x:g} {y:g} L{to_x:g} {to_y:g}"/>')
 
     def arrow(
         self, *points: tuple[float, float], label: str = "", at: tuple[float, float] | None = None

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
+from docs.parts import with_part
 from engine.operate.checklist import CHECKLIST
-
-BEGIN: Final = "<!-- checklist: written by python -m docs.generate -->\n"
-END: Final = "<!-- end of checklist -->\n"
 
 
 def with_checklist(text: str) -> str:
     """Return the page with its table of the checklist made anew."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
     lines = [
         "| | point | what is wanted | how it is checked |",
         "|---|---|---|---|",
@@ -22,4 +16,4 @@ def with_checklist(text: str) -> str:
             for number, point in enumerate(CHECKLIST, 1)
         ),
     ]
-    return head + BEGIN + "\n" + "\n".join(lines) + "\n\n" + END + tail
+    return with_part(text, "checklist", "\n".join(lines) + "\n")

@@ -6,9 +6,8 @@ from typing import Final
 
 from docs.api.openapi import OPERATIONS
 from docs.api.operation import Caller
+from docs.parts import with_part
 
-BEGIN: Final = "<!-- routes: written by python -m docs.generate -->\n"
-END: Final = "<!-- end of routes -->\n"
 _CALLERS: Final[dict[Caller, str]] = {
     "device": "a device's token",
     "person": "a token of an operator or a viewer",
@@ -19,12 +18,10 @@ _CALLERS: Final[dict[Caller, str]] = {
 
 def with_routes(text: str) -> str:
     """Return the page with its list of routes made anew."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
     rows = [
         f"| `{one.method} {one.path}` | {_CALLERS[one.caller]} |"
         for one in sorted(
             OPERATIONS, key=lambda one: (list(_CALLERS).index(one.caller), one.path, one.method)
         )
     ]
-    return head + BEGIN + "\n" + "\n".join(["| route | open to |", "|---|---|", *rows]) + "\n\n" + END + tail
+    return with_part(text, "routes", "\n".join(["| route | open to |", "|---|---|", *rows]) + "\n")

@@ -11,13 +11,12 @@ from typing import Any, Final
 from docs.costs.cost import Cost, Fixed
 from docs.costs.resources import RESOURCES
 from docs.costs.traffic import TRAFFIC
+from docs.parts import with_part
 from engine.wire.close_codes import CloseCode
 from engine.wire.errors import ERRORS
 
 #: Every cost, by the heading of its section.
 COSTS: Final = TRAFFIC | RESOURCES
-BEGIN: Final = "<!-- costs: written by python -m docs.generate -->\n"
-END: Final = "<!-- end of costs -->\n"
 _DEFAULTS: Final = Path(__file__).parents[2] / "config.toml"
 #: What a setting counts, by the end of its name; the others count what the first column names.
 _UNITS: Final = {
@@ -33,11 +32,9 @@ _UNITS: Final = {
 
 def with_costs(text: str) -> str:
     """Return the page with its tables of costs made anew."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
     defaults = default_settings()
     sections = [_section(heading, costs, defaults) for heading, costs in COSTS.items()]
-    return head + BEGIN + "\n" + "\n".join(sections) + "\n" + END + tail
+    return with_part(text, "costs", "\n".join(sections))
 
 
 @cache

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.book.rows import table
 from tests.deploy.promtool import ALERTS, ROOT, promtool
 
 _RUNBOOK: Final = ROOT / "docs" / "runbook.md"
@@ -193,28 +193,21 @@ def _test_rule(series: Mapping[str, str], tmp_path: Path, **wanted: object) -> N
 
 
 def test_rules_carry_what_on_call_and_the_status_page_need() -> None:
+    page = _INCIDENTS.read_text("utf-8")
     levels, people, statuses = (
-        table(_INCIDENTS.read_text("utf-8"), name) for name in ("level", "on_call", "status")
+        {row[0] for row in table(page, name)} for name in ("level", "on_call", "status")
     )
     labels = re.findall(r"labels: \{(.+)\}", ALERTS.read_text("utf-8"))
     carried = [dict(label.split(": ") for label in one.split(", ")) for one in labels]
     assert len(carried) == len(CASES)
-    assert {one["level"] for one in carried} == set(levels)
-    assert {one["on_call"] for one in carried} == set(people)
-    assert {one["status"] for one in carried} == set(statuses)
+    assert {one["level"] for one in carried} == levels
+    assert {one["on_call"] for one in carried} == people
+    assert {one["status"] for one in carried} == statuses
     for one in carried:
         assert list(one) == ["severity", "level", "on_call", "status"]
         assert (one["severity"] == "critical") == (one["level"] in {"P0", "P1"}), one
         assert (one["status"] == "major_outage") == (one["level"] == "P0"), one
         assert (one["status"] == "partial_outage") == (one["level"] == "P1"), one
-
-
-def table(text: str, first_heading: str) -> list[str]:
-    """The first column of the table with that heading, without backticks."""
-    lines = takewhile(
-        lambda line: line.startswith("|"), text[text.index(f"| {first_heading} |") :].splitlines()
-    )
-    return [line.split("|")[1].strip(" `") for line in lines][2:]
 
 
 def test_alert_links_to_its_section_in_the_book(tmp_path: Path) -> None:

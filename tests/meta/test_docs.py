@@ -36,6 +36,7 @@ from engine.wire.errors import ERRORS
 from engine.wire.messages import Item, Request, Sync
 from handlers.sync import connection, reads
 from run import cli
+from tests.book.rows import table
 from tests.harness.in_process_server import Serve
 from tests.harness.ws_device import SECRET, Json
 
@@ -50,17 +51,6 @@ CODE = [
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def table(text: str, first_heading: str) -> list[list[str]]:
-    """The rows of the table whose first column has that heading, cell by cell, without backticks."""
-    lines = text[text.index(f"| {first_heading} |") :].splitlines()[2:]
-    rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
-    return rows
 
 
 def fences(text: str) -> list[tuple[str, str]]:

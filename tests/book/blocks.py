@@ -72,3 +72,9 @@ def blocks_of(page: str, text: str) -> list[Block]:
 def read(page: str) -> list[Block]:
     """Read the blocks of a page of the checkout."""
     return blocks_of(page, (ROOT / page).read_text("utf-8"))
+
+
+def block_with(page: str, part: str) -> Block:
+    """Return the one block of a page that has a text."""
+    [found] = [block for block in read(page) if part in block.text]
+    return found

@@ -20,6 +20,7 @@ from compose.configuration import bus_url, database_services
 from compose.deployment import open_deployment
 from compose.metrics import release
 from compose.sealing.master_key import master_keys
+from tests.book.blocks import block_with
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
@@ -122,10 +123,10 @@ def test_page_makes_secrets_that_fit(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(root / name)
     (tmp_path / "deploy" / "compose").mkdir(parents=True)
     page = (root / "docs" / "containers.md").read_text("utf-8")
-    [block] = re.findall(r"^```sh\n(umask 077.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    block = block.replace(".venv/bin/python", sys.executable)
+    block = block_with("docs/containers.md", "umask 077\n")
+    assert block.language == "sh"
     environment = {**os.environ, "TIDEMARK_CONFIG": str(root / "config.toml")}
-    command = ["/bin/sh", "-euc", block]
+    command = ["/bin/sh", "-euc", block.text.replace(".venv/bin/python", sys.executable)]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     secrets = tmp_path / "deploy" / "compose" / "secrets"
     first = {path: path.read_bytes() for path in secrets.iterdir()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.recovery.postgres import archive_command
-from tests.book.blocks import ROOT, Block, read
+from tests.book.blocks import ROOT, block_with
 
 COPY = ROOT / "deploy" / "recovery" / "copy_files.sh"
 FILE = "uploads/files/7/ab/ab000000000000000000000000000001"
@@ -104,14 +104,8 @@ def test_copy_files_leaves_what_is_there(data: Path) -> None:
     assert copied(data, copy)[FILE] == b"kept!"
 
 
-def block(page: str, part: str) -> Block:
-    """Return the block of a page that has a text."""
-    [found] = [block for block in read(page) if part in block.text]
-    return found
-
-
 def test_deployment_secrets_made_twice_stay(tmp_path: Path) -> None:
-    text = block("docs/deployment.md", "openssl rand -base64 32").text
+    text = block_with("docs/deployment.md", "openssl rand -base64 32").text
     text = text.replace("/etc/tidemark", str(tmp_path)).replace("/opt/tidemark", str(ROOT))
     command = ["/bin/bash", "-euc", text.replace("-g tidemark", f"-g {os.getgid()}")]
     made = []
@@ -124,7 +118,7 @@ def test_deployment_secrets_made_twice_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("works", [True, False])
 def test_weigh_without_a_site_leaves_that_of_before(tmp_path: Path, *, works: bool) -> None:
-    text = block("docs/upgrades.md", "weigh() {").text.replace("/etc/nginx", str(tmp_path))
+    text = block_with("docs/upgrades.md", "weigh() {").text.replace("/etc/nginx", str(tmp_path))
     text = text.replace(".venv/bin/python run.py nginx", "echo" if works else "false")
     (tmp_path / "conf.d").mkdir()
     site = tmp_path / "conf.d" / "tidemark.conf"

@@ -15,6 +15,8 @@ export TIDEMARK_CONFIG ?= $(CURDIR)/config.toml
 # A page that links to a page, file or anchor that is not there fails it. All pages are read anew, in four seconds of CPU:
 # what an earlier build kept would hide that a page links to an anchor that another one lost.
 BOOK := $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --write-all -c docs -d .book/pages . .book/html
+# Each of the processes has servers of its own.
+PYTEST := -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # The tests start hundreds of processes: each would compile every file again, a quarter of a second of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -41,20 +43,20 @@ $(INSTALLED) $(INSTALLED_SERVER) $(AUDIT)/installed $(FUZZ)/installed:
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# make test TESTS="tests/storage/stores/test_commit.py -k page" runs some of them. Each of the processes has servers of its own.
+# make test TESTS="tests/storage/stores/test_commit.py -k page" runs some of them.
 test: install
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python $(PYTEST) $(TESTS)
 
 # With those marked slow.
 test-all: install
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "slow or not slow" $(TESTS)
+	$(BIN)/python $(PYTEST) -m "slow or not slow" $(TESTS)
 
 # Lines and branches that the tests run, in their servers and commands too: a table, and .coverage/html/index.html.
 # Tests that fail do not keep the figures back.
 coverage: install
 	rm -rf .coverage
 	mkdir .coverage
-	$(BIN)/python -m coverage run -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(TESTS); \
+	$(BIN)/python -m coverage run $(PYTEST) $(TESTS); \
 	status=$$?; $(BIN)/python -m coverage combine --quiet && \
 	$(BIN)/python -m coverage html --quiet --directory .coverage/html && \
 	$(BIN)/python -m coverage report --sort=cover && exit $$status

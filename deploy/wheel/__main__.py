@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import runpy
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ def main() -> None:
     The packages of the program (``engine``, ``storage``, …) are found in its folder alone: they have no place
     of their own among the packages of other projects.
     """
-    gc.disable()  # as run.py does: imports leave no garbage
     folder = Path(__file__).parent
     sys.path.insert(0, str(folder))
     runpy.run_path(str(folder / "run.py"), run_name="__main__")

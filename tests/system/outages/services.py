@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from bench.harness.clusters import Cluster
+from deploy.recovery.postgres import archive_command
 from tests.harness.servers.redis_nodes import RedisNode
 from tests.harness.supervised import Supervised
 
@@ -41,11 +42,11 @@ class PostgresUnit:
         }
 
     def archive(self) -> None:
-        """Have it keep its WAL beside its backups, and take further settings from their folder."""
+        """Have it archive its WAL as docs/recovery.md has it, and take further settings from their folder."""
         archive = self.cluster._account.directory(self.backups / "archive")
         with (self.cluster.data / "postgresql.conf").open("a") as settings:
             settings.write(f"include_dir = '{self._settings}'\narchive_mode = on\n")
-            settings.write(f"archive_command = 'cp %p {archive}/%f'\n")
+            settings.write(f"archive_command = '{archive_command(archive)}'\n")
         self.cluster.restart()
 
     def back_up(self, name: str) -> Path:

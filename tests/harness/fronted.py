@@ -50,6 +50,11 @@ def site_at(home: Path, port: int, *arguments: str, **environment: str) -> str:
     return printed(*listening, *files, *arguments, **environment)
 
 
+def sides(blue: str, green: str, weight: int) -> tuple[str, ...]:
+    """The options of a site before two versions."""
+    return "--blue", blue, "--green", green, "--weight", str(weight), "--server-name", "localhost"
+
+
 class Cluster:
     """Two servers behind nginx, and clients from chosen addresses of this machine."""
 

@@ -17,7 +17,7 @@ from bench.harness.product import HERE, Version
 from bench.harness.server import Server, free_ports
 from storage.embedded.servers import Services
 from tests.harness.admin import ensure_tenant
-from tests.harness.fronted import site_at
+from tests.harness.fronted import sides, site_at
 from tests.harness.numbered_edits import TENANTS, Editor, audit, progressed
 from tests.harness.previous_release import previous, site
 from tests.harness.uploads.tus_uploader import Uploader, photo
@@ -82,10 +82,8 @@ class Rollout(NamedTuple):
 
     def site(self, weight: int) -> str:
         """The site of a weight, from the command of this version."""
-        sides = ("--blue", f"127.0.0.1:{self.blue.port}", "--green", f"127.0.0.1:{self.green.port}")
-        return site_at(
-            self.home, self.nginx.port, *sides, "--weight", str(weight), "--server-name", "localhost"
-        )
+        blue, green = (f"127.0.0.1:{server.port}" for server in (self.blue, self.green))
+        return site_at(self.home, self.nginx.port, *sides(blue, green, weight))
 
     async def connected(self) -> tuple[int, int]:
         """The WebSockets that are open on each side."""

@@ -14,16 +14,8 @@ from aiohttp import ClientSession, TCPConnector, web
 
 from bench.harness.nginx import Nginx, certify, nginx_program, trusting
 from bench.harness.server import free_ports
-from tests.harness.fronted import printed, site_at
+from tests.harness.fronted import printed, sides, site_at
 from tests.system.test_nginx import refused
-
-NAME = ("--server-name", "localhost")
-
-
-def sides(blue: str, green: str, weight: int) -> tuple[str, ...]:
-    """The options of two versions."""
-    return "--blue", blue, "--green", green, "--weight", str(weight), *NAME
-
 
 # -- what is printed --------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ Examples:
   run.py bench --scenario all --duration 300 --json all.json --html all.html
   run.py bench --scenario concurrent --connections 1000 --rate 1200 --profile flames.svg --html report.html
   run.py bench --scenario soak --duration 600
+  run.py bench --scenario faults --rounds 20 --cells 2
   run.py bench --compare v1""",
 )
 @click.option(
@@ -115,6 +116,10 @@ Examples:
 @click.option(
     "--seed", type=int, default=1, show_default=True, metavar="N",
     help="Which faults come in faults, and what devices send; the order of outages.",
+)  # fmt: skip
+@click.option(
+    "--cells", type=click.IntRange(1, 8), default=1, show_default=True, metavar="N",
+    help="faults in so many cells of one database at once: cell_a, cell_b and on, each with its own server.",
 )  # fmt: skip
 @click.option(
     "--tenants", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N",
@@ -264,6 +269,12 @@ def _check(parts: Sequence[Part], options: Options) -> None:
         raise click.UsageError(f"only {', '.join(AT_URL)} measure a server that runs: leave --url out")
     if options.flame_graph and (options.url or "concurrent" not in names):
         raise click.UsageError("--profile is for concurrent, on a server that this starts")
+    if options.cells > 1 and names != {"faults"}:
+        raise click.UsageError("only faults runs in several cells: leave --cells out")
+    if options.cells > 1 and options.settings.postgres.schema:
+        raise click.UsageError(
+            "--cells makes cells of its own: leave postgres.schema empty, or leave --cells out"
+        )
     if options.suite and options.changed_load:
         raise click.UsageError(
             f"targets are those of a load that is fixed: leave {' and '.join(options.changed_load)} out"

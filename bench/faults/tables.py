@@ -52,16 +52,16 @@ COUNTED: Final[Mapping[str, tuple[str, str, str]]] = {
 }
 
 
-def read_tables(dsn: str, tenants: Sequence[str]) -> Tables:
-    """Read all that there is of some tenants. Raises StoreError."""
+def read_tables(dsn: str, tenants: Sequence[str], prefix: str = "") -> Tables:
+    """Read all that there is of some tenants, whose names get ``prefix`` before them. Raises StoreError."""
     with connected(dsn) as connection, connection.cursor() as cursor:
         open_tables(cursor, dsn)
 
         def rows(columns: str, table: str, condition: str = "true") -> list[tuple[Any, ...]]:
             cursor.execute(
-                f"SELECT t.name, {columns} FROM {table} AS x JOIN tenants AS t USING (tenant_id)"
+                f"SELECT %s || t.name, {columns} FROM {table} AS x JOIN tenants AS t USING (tenant_id)"
                 f" WHERE t.name = ANY(%s) AND {condition}",
-                (list(tenants),),
+                (prefix, list(tenants)),
             )
             return cursor.fetchall()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,9 +39,21 @@ class Environment(msgspec.Struct, frozen=True):
             cursor.execute(f"CREATE DATABASE {name}")
         dsn = f"{self.dsn} dbname={name}"  # in libpq's keywords the last one counts
         if migrated:
-            migrate_for_roles(dsn)
-            seal(dsn)
+            _make(dsn)
         return dsn
+
+    def cells(self, name: str, schemas: Sequence[str]) -> list[str]:
+        """Create a database with several cells, and return their DSNs."""
+        database = self.database(name, migrated=False)
+        dsns = [with_schema(database, schema) for schema in schemas]
+        for dsn in dsns:
+            _make(dsn)
+        return dsns
+
+
+def _make(dsn: str) -> None:
+    migrate_for_roles(dsn)
+    seal(dsn)
 
 
 @contextmanager

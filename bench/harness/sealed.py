@@ -18,6 +18,7 @@ from engine.cache.key_ring import COMMAND_SEALS, TenantKeyRing
 from engine.model.rows import IdempotencyKey
 from engine.seal.master_keys import KEY_BYTES, MasterKeys
 from storage.postgres.blocking import connected
+from storage.postgres.cell.dsn import schema_of
 from storage.postgres.pool import Database
 from storage.stores.keys.wrapped import PostgresTenantKeys
 from storage.stores.sealed.answers import open_answer
@@ -68,9 +69,11 @@ def open_tables(cursor: Cursor, dsn: str) -> None:
     def answer(tenant_id: int, key_hash: str, stored: str) -> bytes:
         return open_answer(sealing, IdempotencyKey(tenant_id, key_hash), stored)[1]
 
-    _open(cursor, "records", "data", "tenant_id, domain, id, version", record)
-    _open(cursor, "events", "data", "tenant_id, domain, id, sent_at_us", event)
-    _open(cursor, "sync_idempotency_record", "results", "tenant_id, replace(key_hash::text, '-', '')", answer)
+    schema = schema_of(dsn) or "public"
+    _open(cursor, schema, "records", "data", "tenant_id, domain, id, version", record)
+    _open(cursor, schema, "events", "data", "tenant_id, domain, id, sent_at_us", event)
+    own = "tenant_id, replace(key_hash::text, '-', '')"
+    _open(cursor, schema, "sync_idempotency_record", "results", own, answer)
 
 
 async def _sealing(database: Database) -> Sealing:
@@ -83,8 +86,10 @@ async def _sealing(database: Database) -> Sealing:
     return Sealing(ring)
 
 
-def _open(cursor: Cursor, table: str, column: str, own: str, plain: Callable[..., bytes | None]) -> None:
-    cursor.execute(f"CREATE TEMP TABLE {table} AS SELECT * FROM public.{table}")
+def _open(
+    cursor: Cursor, schema: str, table: str, column: str, own: str, plain: Callable[..., bytes | None]
+) -> None:
+    cursor.execute(f"CREATE TEMP TABLE {table} AS SELECT * FROM {schema}.{table}")
     cursor.execute(
         f"SELECT ctid::text, {own}, {column}::text FROM {table} WHERE left({column}::text, 1) = '\"'"
     )

@@ -35,9 +35,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line asks for. ``settings`` and ``config`` are those of ``run.py serve``.
 
     ``workers`` is None where a scenario is to choose. ``suite`` says that the scenario is one of many, which
-    leave out what takes minutes. ``flame_graph`` is where ``concurrent`` draws one. ``seed`` and ``history``,
-    where to write what devices saw, are for ``faults``, ``attacks``, ``before`` and ``through_nginx`` for
-    ``abuse``, ``peers`` for the scenario of that name.
+    leave out what takes minutes. ``flame_graph`` is where ``concurrent`` draws one. ``seed``, ``cells`` and
+    ``history``, where to write what devices saw, are for ``faults``, ``attacks``, ``before`` and
+    ``through_nginx`` for ``abuse``, ``peers`` for the scenario of that name.
     """
 
     settings: Settings
@@ -51,6 +51,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     fill_records: int
     url: str | None
     seed: int = 1
+    cells: int = 1
     history: Path | None = None
     workers: int | None = None
     attacks: tuple[str, ...] = ()
@@ -66,6 +67,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def changed_load(self) -> list[str]:
         """The options by which the load is another than that of the targets."""
         own = {"connections": 1000, "rate_per_s": 1200.0, "tenants": 20, "workers": None, "saturate": False}
+        own |= {"cells": 1}
         return [
             f"--{name.removesuffix('_per_s')}" for name, usual in own.items() if getattr(self, name) != usual
         ]

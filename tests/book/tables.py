@@ -131,6 +131,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "make wheel\npython3",
     ): "installs from a registry; tests/meta/test_wheel.py does from what is here",
     ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release, which installs tools",
+    ("docs/scaling.md", ".venv/bin/python run.py bench --scenario faults"): f"5 minutes {_BY_HAND}",
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
     ("docs/testing.md", "make test   "): _SUITE,
     (

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from bench.cli import bench
 from bench.client.crew import DOMAINS, Member, Setting
-from bench.faults import device, inject, scenario
-from bench.faults.history import Answered, Event, Fault, Paged
+from bench.faults import cell, device, inject, scenario
+from bench.faults.history import Answered, Event, Fault, Joined, Paged
 from bench.faults.inject import FAULTS, crash_postgres, cut_lines, end_connections
 from bench.faults.tables import Tables, read_tables
 from bench.load.proxy import Chances, proxied
@@ -32,10 +32,10 @@ def home(services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The benchmark's data directory, where the servers' account may pass; ``services`` keeps it short."""
     place = data_dir(services) / tmp_path.name
     monkeypatch.setenv("TIDEMARK__DATA__DIR", str(place))
-    monkeypatch.setattr(scenario, "DEVICES", 8)
-    monkeypatch.setattr(scenario, "PER_S", 10.0)
+    monkeypatch.setattr(cell, "DEVICES", 8)
+    monkeypatch.setattr(cell, "PER_S", 10.0)
     monkeypatch.setattr(scenario, "CALM_S", (0.1, 0.2))
-    monkeypatch.setattr(scenario, "_STOPPED_S", 0.3)
+    monkeypatch.setattr(cell, "_STOPPED_S", 0.3)
     monkeypatch.setattr(device, "_THOUSAND", 100)
     monkeypatch.setitem(device.HARMS, "delayed", 5)
     monkeypatch.setitem(device.HARMS, "doubled", 5)
@@ -78,10 +78,53 @@ def test_faults_lose_nothing_and_write_the_history(home: Path, tmp_path: Path) -
     assert any(isinstance(event, Answered) for event in history)
     assert (
         len({one.device for one in history if isinstance(one, Paged) and one.feed == "whole"})
-        == 8 + scenario.REFERENCES
+        == 8 + cell.REFERENCES
     )
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_faults_of_two_cells_at_once_lose_nothing_and_stay_apart(home: Path, tmp_path: Path) -> None:
+    """Tenants, devices and records of both have the same names."""
+    status, text = run_faults(tmp_path, "--rounds", "3", "--cells", "2")
+    assert status == 0, text
+    (report,) = msgspec.json.decode((tmp_path / "r.json").read_bytes())["reports"]
+    found = "lost, applied twice or otherwise wrong"
+    assert {bar["name"]: bar["value"] for bar in report["bars"]} == {
+        f"cell_a/{found}": 0,
+        f"cell_b/{found}": 0,
+    }
+    assert {figure["beside"].split(" took")[0] for figure in report["figures"][:3]} == {
+        "the fault in cell_a",
+        "the fault in cell_b",
+    }
+    decode = msgspec.json.Decoder(Event).decode_lines
+    histories = [
+        decode((tmp_path / f"r.json.history.{name}.jsonl").read_bytes()) for name in ("cell_a", "cell_b")
+    ]
+    told = [{one.device: one.tenant for one in events if isinstance(one, Joined)} for events in histories]
+    assert told[0].keys() == told[1].keys()
+    assert {*told[0].values()} == {f"cell_a/{tenant}" for tenant in cell.TENANTS}
+    pages = [[one for one in events if isinstance(one, Paged)] for events in histories]
+    ids = [{change.id for page in own for change in page.changes} for own in pages]
+    assert ids[0] & ids[1]
+    assert list(home.iterdir()) == []
+
+
+def test_faults_in_cells_of_another_scenario_are_refused() -> None:
+    result = CliRunner().invoke(bench, ["--scenario", "limits", "--cells", "2"])
+    assert result.exit_code == 2
+    assert "leave --cells out" in result.output
+
+
+def test_faults_in_cells_beside_the_cell_of_the_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMARK__POSTGRES__SCHEMA", "north")
+    status, text = run_faults(tmp_path, "--cells", "2")
+    assert status == 2
+    assert "leave postgres.schema empty" in text
 
 
 @pytest.mark.usefixtures("home")
@@ -89,12 +132,12 @@ def test_faults_found_are_exit_status_1(tmp_path: Path, monkeypatch: pytest.Monk
     async def no_rounds(*_: object) -> None:
         pass
 
-    def forgetful(dsn: str, tenants: tuple[str, ...]) -> Tables:
-        tables = read_tables(dsn, tenants)
-        tables.counters["fault-b"] += 1
+    def forgetful(dsn: str, tenants: tuple[str, ...], prefix: str) -> Tables:
+        tables = read_tables(dsn, tenants, prefix)
+        tables.counters[f"{prefix}fault-b"] += 1
         return tables
 
-    monkeypatch.setattr(scenario, "read_tables", forgetful)
+    monkeypatch.setattr(cell, "read_tables", forgetful)
     monkeypatch.setattr(scenario._Run, "rounds", no_rounds)
     status, text = run_faults(tmp_path, "--rounds", "1")
     assert status == 1, text

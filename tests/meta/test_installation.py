@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bench", "compose", "engine", "handlers", "storage")
@@ -46,13 +48,26 @@ def test_install_server_installs_run_time_packages_only() -> None:
     assert re.findall(r"-r (\S+)", made) == ["deploy/requirements.txt"]
     pinned = (ROOT / "deploy" / "requirements.txt").read_text("utf-8")
     named = set(re.findall(r"^([a-z0-9-]+)==", pinned, re.MULTILINE))
-    distributions = packages_distributions()
+    packages = packages_distributions()
     imported = {name for path in PROGRAM for name in _imported(path)}
     for name in imported:
-        assert any(one.lower().replace("_", "-") in named for one in distributions[name]), name
+        assert any(one.lower().replace("_", "-") in named for one in packages[name]), name
     peer = {"channels", "daphne", "django"}
     assert peer <= set(_imported(PEER)), "it needs no environment of its own"
     assert named & peer == set()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     development = {re.split(r"[<>=\[]", one)[0].lower() for one in project["optional-dependencies"]["dev"]}
     assert named & development == set()
+
+
+def test_pinned_releases_install_on_the_oldest_python_that_the_project_takes() -> None:
+    """A newer Python installs releases that the oldest one refuses."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    pinned = (ROOT / "deploy" / "requirements-dev.txt").read_text("utf-8")
+    named = set(re.findall(r"^([a-z0-9-]+)==", pinned, re.MULTILINE))
+    installed = {one.name.lower().replace("_", "-").replace(".", "-"): one for one in distributions()}
+    assert named <= installed.keys()
+    wanted = {name: installed[name].metadata for name in named}
+    takes = {name: one["Requires-Python"] for name, one in wanted.items() if "Requires-Python" in one}
+    assert {name: one for name, one in takes.items() if oldest not in SpecifierSet(one)} == {}

@@ -87,7 +87,9 @@ class Cell:
         self.found: list[str] = []
         self._options = options
         self._environment = environment
-        self.prefix = f"{name}/" if name else ""
+        #: Before the names of tenants, and before what a report says of the cell.
+        self._within = f"{name}/" if name else ""
+        self.heading = f"{name}: " if name else ""
 
     @asynccontextmanager
     async def serving(self, postgres: Cluster, random: Random) -> AsyncIterator[None]:
@@ -135,7 +137,7 @@ class Cell:
         for index, url in enumerate(urls):
             tenant, harmed = TENANTS[index % len(TENANTS)], index < DEVICES
             pipelines = harmed and index // len(TENANTS) % 2 == 0
-            kind, marked = PipeliningDevice if pipelines else FaultsDevice, self.prefix + tenant
+            kind, marked = PipeliningDevice if pipelines else FaultsDevice, self._within + tenant
             setting = Setting(
                 url=url,
                 sign=partial(target.token, tenant),
@@ -235,9 +237,9 @@ class Cell:
 
     def judge(self) -> Audit:
         """Compare the history with the tables. Raises StoreError."""
-        tables = read_tables(self.dsn, TENANTS, self.prefix)
+        tables = read_tables(self.dsn, TENANTS, self._within)
         told = Account(self.history.events).told
-        found = [self.prefix + one for one in (*self.found, *check(self.history.events, tables))]
+        found = [self.heading + one for one in (*self.found, *check(self.history.events, tables))]
         return Audit(len(told), len(tables.records), len(TENANTS), len(found), found[:_NAMED])
 
     def write_history(self, path: Path) -> None:

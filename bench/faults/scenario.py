@@ -174,9 +174,9 @@ class _Run:
             met = [cell.history.harms[harm] for harm in HARMS]
             found = audit.fault_count if all(met) else math.nan
             beside = ", ".join(f"{count} {harm}" for harm, count in zip(HARMS, met, strict=True))
-            name = f"{cell.prefix}lost, applied twice or otherwise wrong"
+            name = f"{cell.heading}lost, applied twice or otherwise wrong"
             self._report.bars.append(Bar(name, found, "at most", 0, "faults", f"syncs: {beside}", must=True))
-            self._report.remarks += (cell.prefix + remark for remark in _remarks(cell.history.events))
+            self._report.remarks += (cell.heading + remark for remark in _remarks(cell.history.events))
         faults = [fault for audit in audits for fault in audit.faults]
         self._report.audit = Audit(
             items=sum(audit.items for audit in audits),

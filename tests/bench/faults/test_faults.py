@@ -92,8 +92,8 @@ def test_faults_of_two_cells_at_once_lose_nothing_and_stay_apart(home: Path, tmp
     (report,) = msgspec.json.decode((tmp_path / "r.json").read_bytes())["reports"]
     found = "lost, applied twice or otherwise wrong"
     assert {bar["name"]: bar["value"] for bar in report["bars"]} == {
-        f"cell_a/{found}": 0,
-        f"cell_b/{found}": 0,
+        f"cell_a: {found}": 0,
+        f"cell_b: {found}": 0,
     }
     assert {figure["beside"].split(" took")[0] for figure in report["figures"][:3]} == {
         "the fault in cell_a",

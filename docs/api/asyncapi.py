@@ -122,7 +122,7 @@ def asyncapi() -> Schema:
             "sync": {
                 "address": "/v1/sync",
                 "title": "The connection of a device",
-                "description": "A device has one connection: a newer one replaces it.",
+                "description": "A device has one connection: a newer one replaces it with its first frame.",
                 "servers": [{"$ref": "#/servers/here"}],
                 "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
                 "bindings": {"ws": {"method": "GET", "headers": _HEADERS, "bindingVersion": "0.1.0"}},

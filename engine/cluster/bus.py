@@ -55,7 +55,10 @@ class BusListener(Protocol):
         """A tenant's feed has reached ``seq``, if the sender is right."""
 
     def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """A device connected to another process, at ``at_us`` by the clock of that process's host."""
+        """A device uses a connection to another process.
+
+        That one answered the handshake at ``at_us`` by the clock of its host.
+        """
 
     def upload_requested(self, tenant_id: int, upload_id: str, lock_owner: str) -> None:
         """Another process waits for an upload whose lock ``lock_owner`` has, maybe a request of this one."""
@@ -78,7 +81,7 @@ class Bus(Protocol):
         """Tell that changes (with the sessions that pushed them) are in the feeds of their tenants."""
 
     def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """Tell that a device is connected to this process since ``at_us``."""
+        """Tell that a device uses a connection to this process, which answered its handshake at ``at_us``."""
 
     def upload_requested(self, tenant_id: int, upload_id: str, lock_owner: str) -> None:
         """Ask the request that has an upload's lock to release it."""

@@ -28,7 +28,7 @@ class Sockets(Protocol):
     """The connections of devices to this process."""
 
     def opened_elsewhere(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """A device connected to another process."""
+        """A device uses a connection to another process, opened at ``at_us``."""
 
 
 class UploadLockOwners(Protocol):

@@ -49,8 +49,13 @@ class CloseCode(IntEnum):
     )
     EXPIRED = 4401, "the token has expired", "with a fresh token"
     FORBIDDEN = 4403, "the device or its token was revoked, or its tenant removed", "no"
-    IDLE = 4408, "the device sent no message for too long; pings do not count", "yes"
-    REPLACED = 4409, "a newer connection of the same device", "no"
+    IDLE = (
+        4408,
+        "the device sent no message for too long, pings do not count; or no frame until it opened another"
+        " connection",
+        "yes",
+    )
+    REPLACED = 4409, "a newer connection of the same device, on which it sent a frame", "no"
     RATE_IGNORED = (
         4429,
         "more than 100 messages in a row came in spite of `rate_limited`, or pings above the rate",

@@ -1,4 +1,10 @@
-"""All connections of this process: one per device, watched for silence and expiry, drained together."""
+"""All connections of this process: one per device, watched for silence and expiry, drained together.
+
+A connection replaces the device's older one when the device has sent its first frame on it: that shows that the
+device got the answer to its handshake. An attempt to connect that the device gave up may reach a worker late,
+behind the connection that the device has opened since. If it counted, the device would lose the connection
+that it uses.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +64,8 @@ class Connections:
         self._idle_s = idle_s
         self._policy_names = policy_names
         self._by_device: dict[tuple[int, str], DeviceSocket] = {}
+        #: Those of which the device has sent no frame: besides that of ``_by_device`` at most one of a device.
+        self._unconfirmed: dict[tuple[int, str], DeviceSocket] = {}
         self._open: set[DeviceSocket] = set()
         self._by_tenant: Counter[int] = Counter()
         self._all_gone = asyncio.Event()
@@ -73,7 +81,7 @@ class Connections:
 
     def __contains__(self, key: tuple[int, str]) -> bool:
         """Return whether a device is connected."""
-        return key in self._by_device
+        return key in self._by_device or key in self._unconfirmed
 
     def metrics(self) -> Iterator[Metric]:
         """Yield how many are open."""
@@ -106,29 +114,39 @@ class Connections:
             socket.fail(error, request_id)
 
     def add(self, socket: DeviceSocket) -> None:
-        """Add a connection; an older one of the same device is dismissed."""
-        older = self._by_device.get(socket.key)
-        self._by_device[socket.key] = socket
+        """Add a connection. One of the same device that is not confirmed is dismissed as silent."""
+        silent = self._unconfirmed.get(socket.key)
+        self._unconfirmed[socket.key] = socket
         self._open.add(socket)
         self._by_tenant[socket.key[0]] += 1
-        if older is not None:
-            older.dismiss("replaced", jitter_ms(0), listening=True)
+        if silent is not None:  # as idle: should the device use it, it comes back
+            silent.dismiss("idle", jitter_ms(0))
         if self._refuses(socket):  # revoked since its token was verified
             _revoke(socket)
 
+    def confirm(self, socket: DeviceSocket) -> None:
+        """Dismiss an older connection of the device, which has sent its first frame on this one."""
+        self._unconfirmed.pop(socket.key, None)
+        older = self._by_device.get(socket.key)
+        self._by_device[socket.key] = socket
+        if older is not None:
+            older.dismiss("replaced", jitter_ms(0), listening=True)
+
     def opened_elsewhere(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """Dismiss a device's connection if its other one, at another process, is newer."""
-        ours = self._by_device.get((tenant_id, device_id))
-        if ours is not None and (ours.opened_at_us, ours.session.session_id) < (at_us, session_id):
-            ours.dismiss("replaced", jitter_ms(0), listening=True)
+        """Dismiss a device's connections that are older than a confirmed one at another process."""
+        for kept in (self._by_device, self._unconfirmed):
+            ours = kept.get((tenant_id, device_id))
+            if ours is not None and (ours.opened_at_us, ours.session.session_id) < (at_us, session_id):
+                ours.dismiss("replaced", jitter_ms(0), listening=True)
 
     def remove(self, socket: DeviceSocket) -> None:
         """Forget a connection that has ended."""
         if socket in self._open:
             self._open.remove(socket)
             self._forget(socket.key[0])
-        if self._by_device.get(socket.key) is socket:
-            del self._by_device[socket.key]
+        for kept in (self._by_device, self._unconfirmed):
+            if kept.get(socket.key) is socket:
+                del kept[socket.key]
         if not self._open:
             self._all_gone.set()
 

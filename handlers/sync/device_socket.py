@@ -62,7 +62,8 @@ class DeviceSocket:
     Attributes:
         session: The session that the handshake made.
         key: (tenant_id, device_id).
-        opened_at_us: When it was opened, on the wall clock.
+        opened_at_us: When its handshake was about to be answered, on the wall clock: a connection that the
+            device opened after it had got that answer has a later time.
         last_message_s: When the device sent its last message, on the monotonic clock.
         pinged_at_s: When the device was last pinged, on the monotonic clock.
         close_code: The code of the close frame that was sent first by this side; 0 without one.
@@ -74,6 +75,7 @@ class DeviceSocket:
     __slots__ = (
         "_clock",
         "_codec",
+        "_confirm",
         "_data_type",
         "_frame_bytes",
         "_loop",
@@ -102,6 +104,8 @@ class DeviceSocket:
         frames: Frames,
         transport: asyncio.Transport,
         *,
+        opened_at_us: int,
+        confirm: Callable[[DeviceSocket], None],
         clock: Clock,
         traffic: Traffic,
         minutes: Minutes,
@@ -113,7 +117,9 @@ class DeviceSocket:
         self.key = (session.tenant.tenant_id, session.device_id)
         self.frames = frames
         self.outbox: Outbox
-        self.opened_at_us = clock.now_us()
+        self.opened_at_us = opened_at_us
+        #: Is told the first frame, which shows that the device got the answer to its handshake; then None.
+        self._confirm: Callable[[DeviceSocket], None] | None = confirm
         self.last_message_s = self.pinged_at_s = clock.monotonic_s()
         self.close_code = 0
         self.closing = False
@@ -154,7 +160,7 @@ class DeviceSocket:
         self.closing = self.ignoring = True
         self.frames.release()
         self.outbox.release()
-        self._owner = None
+        self._owner = self._confirm = None
         if self._transport.get_write_buffer_size():
             self._loop.call_later(CLOSING_S, self._transport.abort)
         self._transport.close()
@@ -167,6 +173,9 @@ class DeviceSocket:
         assert owner is not None  # ``end`` releases the frames as well
         kind = message.type
         now_s = self.frames.began_s
+        if self._confirm is not None and kind is not WSMsgType.CLOSE and not self.closing:
+            confirm, self._confirm = self._confirm, None
+            confirm(self)
         if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
             self.last_message_s = now_s
             if not self.ignoring:

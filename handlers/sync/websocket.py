@@ -93,6 +93,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             compress=limits.compress,
             max_msg_size=limits.frame_bytes + 1,  # aiohttp refuses this size, the contract the next
         )
+        opened_at_us = clock.now_us()
         try:
             stream = await socket.prepare(request)
         except web.HTTPBadRequest as refusal:
@@ -105,6 +106,8 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             session,
             socket.frames,
             transport,
+            opened_at_us=opened_at_us,
+            confirm=self._confirmed,
             clock=clock,
             traffic=self.traffic,
             minutes=self.counts.minutes,
@@ -127,7 +130,6 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
         try:
             device_socket.say(self.operations.welcome(session))
             self.connections.add(device_socket)
-            self.bus.device_connected(*device_socket.key, session.session_id, device_socket.opened_at_us)
             device_socket.read()
             await device_socket.over
         finally:
@@ -135,6 +137,11 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             self.connections.remove(device_socket)
             self.refusals.closed(session, device_socket.close_code)
         return socket
+
+    def _confirmed(self, socket: DeviceSocket) -> None:
+        """Let a connection replace the device's older one, at all processes."""
+        self.connections.confirm(socket)
+        self.bus.device_connected(*socket.key, socket.session.session_id, socket.opened_at_us)
 
     def _connection(self, socket: DeviceSocket, device: Device, asked_at_s: float) -> Connection:
         pushes = Pushes(

@@ -148,7 +148,7 @@ class RedisBus:
             self._publish_soon()
 
     def device_connected(self, tenant_id: int, device_id: str, session_id: str, at_us: int) -> None:
-        """Tell that a device connected here."""
+        """Tell that a device uses a connection to this process."""
         latest = Connected(tenant_id, device_id, session_id, at_us)
         for kept in (self._connected, self._recent_connections):
             kept.pop((tenant_id, device_id), None)

@@ -144,7 +144,7 @@ async def test_js_device_expired_token_replaced_and_second_refusal_ends(
 async def test_js_device_replaced_does_not_connect_again(shared: Running, make: MakeTablet) -> None:
     tablet = await make()
     await online(tablet)
-    await shared.device("tablet")
+    await (await shared.device("tablet")).told("heartbeat_ack", "heartbeat")
     await tablet.reported("stopped")
 
 

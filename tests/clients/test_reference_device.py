@@ -217,7 +217,7 @@ async def test_device_replaced_does_not_connect_again(shared: Running, make: Mak
     phone = make()
     running = phone.online()
     await phone.settled()
-    await shared.device("phone")
+    await (await shared.device("phone")).told("heartbeat_ack", "heartbeat")
     with pytest.raises(StoppedError, match="4409"):
         await running
 

@@ -142,13 +142,30 @@ async def test_close_silent_device_is_4408(serve: Serve) -> None:
 
 async def test_close_older_connection_of_a_device_is_4409(shared: Running) -> None:
     older = await shared.device("phone")
+    await older.told("heartbeat_ack", "heartbeat")
     others = [await shared.device("tablet"), await shared.device("phone", "globex")]
     newer = await shared.device("phone")
+    await newer.told("heartbeat_ack", "heartbeat")
     assert await older.closed() == 4409
     assert goodbye(older.unasked) == "replaced"
     for device in (newer, *others):
         await device.told("heartbeat_ack", "heartbeat")
         assert device.unasked == []
+
+
+async def test_close_connection_on_which_the_device_is_silent_replaces_none(shared: Running) -> None:
+    """As of an attempt that the device gave up, and that comes late; another one ends it, with 4408."""
+    phone = await shared.device("phone")
+    await phone.told("heartbeat_ack", "heartbeat")
+    late = await shared.device("phone")
+    await phone.told("heartbeat_ack", "heartbeat")
+    latest = await shared.device("phone")
+    assert await late.closed() == 4408
+    assert goodbye(late.unasked) == "idle"
+    await phone.told("heartbeat_ack", "heartbeat")
+    assert phone.unasked == []
+    await latest.socket.ping()
+    assert await phone.closed() == 4409
 
 
 async def test_close_replaced_connection_still_commits_its_messages(shared: Running) -> None:
@@ -160,6 +177,7 @@ async def test_close_replaced_connection_still_commits_its_messages(shared: Runn
     for number in range(sent):
         await older.send(sync(f"k{number}", put(f"a{number}", None, n=number)))
     newer = await shared.device("phone")
+    await newer.socket.ping()
     assert await older.closed() == 4409
     assert len(older.unasked) < sent
     found = 0
@@ -176,6 +194,7 @@ async def test_close_replaced_connection_answers_a_prefix_before_its_goodbye(sha
     for number in range(50):
         await older.send(sync(f"k{number}", put(f"a{number}", None, n=number)))
     newer = await shared.device("phone")
+    await newer.socket.ping()
     await older.closed()
     answered = [one["id"] for one in older.unasked[:-1]]
     assert answered == [f"k{number}" for number in range(len(answered))]

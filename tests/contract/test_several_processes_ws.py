@@ -127,7 +127,9 @@ async def test_cluster_device_has_one_socket_over_all_servers(serve: Serve) -> N
     other, namesake = await one.device("tablet"), await one.device("phone", "globex")
     for first, second in ((one, two), (two, one)):
         older = await first.device("phone")
+        await older.told("heartbeat_ack", "heartbeat")
         newer = await second.device("phone")
+        await newer.told("heartbeat_ack", "heartbeat")
         assert await older.closed() == 4409
         goodbye = older.unasked[-1]
         assert (goodbye["type"], goodbye["reason"]) == ("goodbye", "replaced")
@@ -180,6 +182,7 @@ async def test_cluster_missed_changes_are_read_when_redis_is_back(
         "UPDATE cluster_state SET generation = generation + 1",
     )
     newer = await two.device("phone")
+    await newer.told("heartbeat_ack", "heartbeat")
     await reader.ask("heartbeat")
     assert reader.unasked == []
     own_redis.start()

@@ -348,8 +348,13 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a replaced connection whose end frees the newer one": Mutant(
         "handlers/sync/connections.py",
-        (("if self._by_device.get(socket.key) is socket:", "if socket.key in self._by_device:"),),
+        (("if kept.get(socket.key) is socket:", "if socket.key in kept:"),),
         (_CONNECTIONS + "test_connections_newer_socket_of_a_device_replaces_the_older_which_is_still_read",),
+    ),
+    "an attempt that the device gave up, and that replaces the connection in use": Mutant(
+        "handlers/sync/connections.py",
+        (("self._unconfirmed[socket.key] = socket", "self.confirm(socket)"),),
+        (_CONNECTIONS + "test_connections_socket_without_a_frame_replaces_none",),
     ),
     "a tenant in two batches at once": Mutant(
         "engine/commit/queue.py",

@@ -86,5 +86,6 @@ async def test_sockets_of_a_tenant_are_bounded_and_a_device_may_come_back(serve:
         await server.device("watch")
     assert refused.value.status == 429
     await server.device("watch", tenant="globex")
-    await server.device()
+    await phone.told("heartbeat_ack", "heartbeat")
+    await (await server.device()).told("heartbeat_ack", "heartbeat")
     assert await phone.closed() == 4409

@@ -86,6 +86,12 @@ class _World:
         self.connections.add(cast(DeviceSocket, socket))
         return socket
 
+    def opened(self, *args: Any, **more: Any) -> _Socket:
+        """Add one of which the device has sent a frame."""
+        socket = self.add(*args, **more)
+        self.connections.confirm(cast(DeviceSocket, socket))
+        return socket
+
     def remove(self, socket: _Socket) -> None:
         self.connections.remove(cast(DeviceSocket, socket))
 
@@ -95,18 +101,43 @@ class _World:
 
 async def test_connections_newer_socket_of_a_device_replaces_the_older_which_is_still_read() -> None:
     world = _World()
-    older, other = world.add("phone"), world.add("phone", 2)
-    newer = world.add("phone", opened_at_us=2)
+    older, other = world.opened("phone"), world.opened("phone", 2)
+    newer = world.opened("phone", opened_at_us=2)
     assert (older.told, newer.told, other.told) == ([("replaced", "listening")], [], [])
     world.remove(older)
     assert (1, "phone") in world.connections, "the newer one stays"
     assert (len(world.connections), world.connections.count_of(1)) == (2, 1)
 
 
-@pytest.mark.parametrize(("at_us", "told"), [(6, [("replaced", "listening")]), (4, [])])
-async def test_connections_socket_elsewhere_replaces_an_older_one_only(at_us: int, told: list[Any]) -> None:
+async def test_connections_socket_without_a_frame_replaces_none() -> None:
     world = _World()
-    ours = world.add("phone", opened_at_us=5)
+    used = world.opened("phone")
+    late = world.add("phone", opened_at_us=2)
+    assert (used.told, late.told) == ([], [])
+    world.remove(late)
+    assert (1, "phone") in world.connections, "the one in use stays"
+    world.remove(used)
+    assert (1, "phone") not in world.connections
+
+
+async def test_connections_socket_without_a_frame_counts_and_another_ends_it_as_silent() -> None:
+    world = _World()
+    silent = world.add("phone")
+    assert (1, "phone") in world.connections
+    second = world.add("phone", opened_at_us=2)
+    assert (silent.told, second.told) == (["idle"], [])
+    world.remove(silent)
+    assert (1, "phone") in world.connections, "the second one stays"
+    assert (len(world.connections), world.connections.count_of(1)) == (1, 1)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize(("at_us", "told"), [(6, [("replaced", "listening")]), (4, [])])
+async def test_connections_socket_elsewhere_replaces_an_older_one_only(
+    at_us: int, told: list[Any], *, confirmed: bool
+) -> None:
+    world = _World()
+    ours = (world.opened if confirmed else world.add)("phone", opened_at_us=5)
     world.connections.opened_elsewhere(1, "phone", "another", at_us)
     world.connections.opened_elsewhere(1, "tablet", "another", 9)
     assert ours.told == told

@@ -49,6 +49,7 @@ async def _cut(_: Running, device: Device) -> None:
 
 async def _replace(server: Running, device: Device) -> None:
     newer = await server.device("phone")
+    await newer.socket.ping()
     await device.closed()
     await newer.socket.close()
 

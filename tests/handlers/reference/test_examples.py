@@ -144,7 +144,7 @@ async def test_examples_of_a_socket_are_answered_as_shown(shared: Running, encod
     conflict_id = listed["conflicts"][0]["conflict_id"]
     await exchanged(examples.RESOLVE, examples.RESOLVED, conflict_id=conflict_id)
     await exchanged(examples.NOT_FOUND, examples.ERROR)
-    await shared.device("phone-7")
+    await (await shared.device("phone-7")).socket.ping()
     check(await phone.waited("goodbye"), examples.GOODBYE, "Goodbye", "socket")
     assert met == SCHEMAS["socket"].requests.keys() | SCHEMAS["socket"].answers.keys()
 

@@ -18,7 +18,7 @@ _HEAD_END = b"\r\n\r\n"
 
 
 class _Line:
-    """Gives up the first attempt to connect towards the device and holds it; passes all others on to ``to``."""
+    """Cuts the first attempt to connect off and holds it; passes all others on to ``to``."""
 
     def __init__(self, to: Running) -> None:
         self._to = to

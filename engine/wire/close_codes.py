@@ -51,8 +51,7 @@ class CloseCode(IntEnum):
     FORBIDDEN = 4403, "the device or its token was revoked, or its tenant removed", "no"
     IDLE = (
         4408,
-        "the device sent no message for too long, pings do not count; or no frame until it opened another"
-        " connection",
+        "no message of the device for too long, pings do not count; or no frame before its next connection",
         "yes",
     )
     REPLACED = 4409, "a newer connection of the same device, on which it sent a frame", "no"

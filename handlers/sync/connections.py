@@ -1,9 +1,9 @@
 """All connections of this process: one per device, watched for silence and expiry, drained together.
 
-A connection replaces the device's older one when the device has sent its first frame on it: that shows that the
-device got the answer to its handshake. An attempt to connect that the device gave up may reach a worker late,
-behind the connection that the device has opened since. If it counted, the device would lose the connection
-that it uses.
+A connection replaces the device's older one when the device has sent its first frame on it: that shows that
+the device got the answer to its handshake. An attempt to connect that the device gave up may reach a worker
+late, behind the connection that the device has opened since. If it counted, the device would lose the
+connection that it uses.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Connections:
         self._idle_s = idle_s
         self._policy_names = policy_names
         self._by_device: dict[tuple[int, str], DeviceSocket] = {}
-        #: Those of which the device has sent no frame: besides that of ``_by_device`` at most one of a device.
+        #: Those on which the device sent no frame: at most one of a device, besides that of ``_by_device``.
         self._unconfirmed: dict[tuple[int, str], DeviceSocket] = {}
         self._open: set[DeviceSocket] = set()
         self._by_tenant: Counter[int] = Counter()

@@ -104,8 +104,6 @@ class DeviceSocket:
         frames: Frames,
         transport: asyncio.Transport,
         *,
-        opened_at_us: int,
-        confirm: Callable[[DeviceSocket], None],
         clock: Clock,
         traffic: Traffic,
         minutes: Minutes,
@@ -117,9 +115,9 @@ class DeviceSocket:
         self.key = (session.tenant.tenant_id, session.device_id)
         self.frames = frames
         self.outbox: Outbox
-        self.opened_at_us = opened_at_us
-        #: Is told the first frame, which shows that the device got the answer to its handshake; then None.
-        self._confirm: Callable[[DeviceSocket], None] | None = confirm
+        self.opened_at_us = 0
+        #: Is told of the first frame, which shows that the device got the answer to its handshake; then None.
+        self._confirm: Callable[[DeviceSocket], None] | None = None
         self.last_message_s = self.pinged_at_s = clock.monotonic_s()
         self.close_code = 0
         self.closing = False
@@ -139,10 +137,21 @@ class DeviceSocket:
 
     # -- its life -----------------------------------------------------------------------------
 
-    def open(self, outbox: Outbox, owner: SocketOwner) -> None:
-        """Begin to send; nothing is received before ``read``."""
+    def open(
+        self, outbox: Outbox, owner: SocketOwner, at_us: int, confirm: Callable[[DeviceSocket], None]
+    ) -> None:
+        """Begin to send; nothing is received before ``read``.
+
+        Args:
+            outbox: What is sent.
+            owner: What handles messages.
+            at_us: When the handshake was about to be answered.
+            confirm: Is called before the first frame is handled.
+        """
         self.outbox = outbox
         self._owner = owner
+        self.opened_at_us = at_us
+        self._confirm = confirm
         self._traffic.connections += 1
 
     def read(self) -> None:

@@ -106,8 +106,6 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             session,
             socket.frames,
             transport,
-            opened_at_us=opened_at_us,
-            confirm=self._confirmed,
             clock=clock,
             traffic=self.traffic,
             minutes=self.counts.minutes,
@@ -126,7 +124,7 @@ class SyncSocket(msgspec.Struct, frozen=True, kw_only=True):
             patience_s=limits.write_patience_s,
         )
         connection = self._connection(device_socket, device, asked_at_s)
-        device_socket.open(outbox, connection)
+        device_socket.open(outbox, connection, opened_at_us, self._confirmed)
         try:
             device_socket.say(self.operations.welcome(session))
             self.connections.add(device_socket)

@@ -1,4 +1,4 @@
-"""An attempt to connect that the device gave up reaches another worker late: the device keeps its connection."""
+"""An attempt to connect that the device gave up reaches a worker late: the device keeps its connection."""
 
 from __future__ import annotations
 

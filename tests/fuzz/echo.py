@@ -106,7 +106,7 @@ async def _handle(request: web.Request) -> web.StreamResponse:
         max_bytes=_ROOM_BYTES,
         patience_s=60,
     )
-    socket.open(outbox, cast(Any, owner))
+    socket.open(outbox, cast(Any, owner), 0, lambda _: None)
     try:
         socket.read()
         await socket.over

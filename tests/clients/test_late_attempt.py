@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 
 from bench.client.device import Device, StoppedError
 from bench.client.store import Store
+from handlers.sync.frames import Upgrade
+from storage.bus.redis_bus import RedisBus
 from tests.harness.in_process_server import Running, Serve
 
 _HEAD_END = b"\r\n\r\n"
@@ -108,3 +112,22 @@ async def test_device_own_late_attempt_leaves_its_connection_open(
         with suppress(asyncio.CancelledError, StoppedError):
             await running
     store.close()
+
+
+async def test_device_connection_has_the_time_of_before_its_answer(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is held up behind the answer would make an attempt newer than the next one elsewhere."""
+    prepare, answering_us, told_us = Upgrade.prepare, [], []
+
+    async def answer(socket: Upgrade, request: Any) -> Any:
+        answering_us.append(time.time_ns() // 1000)
+        return await prepare(socket, request)
+
+    monkeypatch.setattr(Upgrade, "prepare", answer)
+    monkeypatch.setattr(RedisBus, "device_connected", lambda _, *told: told_us.append(told[-1]))
+    phone = await (await serve()).device("phone")
+    assert told_us == [], "the device has sent nothing yet"
+    await phone.told("heartbeat_ack", "heartbeat")
+    ((answered_us, opened_us),) = zip(answering_us, told_us, strict=True)
+    assert opened_us <= answered_us

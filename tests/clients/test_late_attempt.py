@@ -118,7 +118,9 @@ async def test_device_connection_has_the_time_of_before_its_answer(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that is held up behind the answer would make an attempt newer than the next one elsewhere."""
-    prepare, answering_us, told_us = Upgrade.prepare, [], []
+    prepare = Upgrade.prepare
+    answering_us: list[int] = []
+    told_us: list[int] = []
 
     async def answer(socket: Upgrade, request: Any) -> Any:
         answering_us.append(time.time_ns() // 1000)

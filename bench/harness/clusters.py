@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import psutil
 import psycopg2
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from storage.embedded.account import Account, account_for
 from storage.embedded.binaries import postgres_binaries
@@ -176,8 +176,11 @@ def cluster_in(
 
 
 def as_role(dsn: str, role: Literal["serving", "jobs"]) -> str:
-    """Return an owner's DSN as that of another role; the embedded roles have the same names."""
-    return str(make_dsn(dsn, user=f"{USER}_{role}"))
+    """Return an owner's DSN as that of another role; the embedded roles have the same names.
+
+    Another owner, as of cells on Citus, has no other roles: the DSN stays as it is.
+    """
+    return str(make_dsn(dsn, user=f"{USER}_{role}")) if parse_dsn(dsn).get("user") == USER else dsn
 
 
 def migrate_for_roles(dsn: str) -> None:

@@ -57,7 +57,7 @@ _log = structlog.get_logger()
 
 
 class PoolerDetection:
-    """Whether a pooler hands the connections of the server around; shared by all databases of a process.
+    """Whether a pooler or Citus keeps statements from being prepared; shared by all databases of a process.
 
     Args:
         found: Whether that is assumed from the start, so that nothing is ever prepared.
@@ -65,6 +65,12 @@ class PoolerDetection:
 
     def __init__(self, *, found: bool = False) -> None:
         self.found = found
+
+    def find_citus(self) -> None:
+        """Prepare nothing more: Citus plans no prepared statement that takes an array apart."""
+        if not self.found:
+            self.found = True
+            _log.info("citus_found")
 
 
 class PoolUsage(msgspec.Struct):

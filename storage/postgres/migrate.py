@@ -25,9 +25,11 @@ from engine.model.audit import Actor, AuditRow
 from engine.operate.ports import RefusedError
 from engine.operate.rows import MigrationState
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.cell.citus import distribute, has_citus, is_distributed
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.cell.identity import system_identifier
 from storage.postgres.roles.grants import grant_roles
+from storage.postgres.roles.guard import refuse_other_roles
 from storage.postgres.roles.policies import secure_growing_tables
 from storage.postgres.roles.tables import made_elsewhere, schema_of_tables
 from storage.postgres.server_processes import GONE_S, running_processes
@@ -131,7 +133,7 @@ def migrate(
         while (migration := _step(connection, number, chosen_domains, actor, down=down)) is not None:
             done.append(migration)
         if not down and _ROW_SECURITY in _applied(connection):
-            secure_growing_tables(connection)
+            _finish(connection, schema)
     return done
 
 
@@ -188,6 +190,10 @@ class PostgresSchemaAdmin:
 
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
         """Apply migrations or take them back, and grant to the roles what they need."""
+        if schema_of(self._dsn):
+            with connected(self._dsn) as connection, connection.cursor() as cursor:
+                if has_citus(cursor):
+                    refuse_other_roles(self._dsn, *self._others)
         done = migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains, actor=self._actor)
         with connected(self._dsn) as connection, connection.cursor() as cursor:
             in_use = bool(running_processes(cursor))
@@ -206,9 +212,19 @@ class PostgresSchemaAdmin:
 def _make_schema(connection: Connection, schema: str) -> None:
     """Make the schema of a cell where it is missing."""
     with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
-        # Migrations fail where Citus distributes it (docs/scaling.md, Citus). Elsewhere nobody reads this.
+        # Citus distributes it last: some migrations fail in a distributed one. Elsewhere nobody reads this.
         cursor.execute("SET LOCAL citus.enable_schema_based_sharding = off")
         cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+
+
+def _finish(connection: Connection, schema: str) -> None:
+    """Give growing tables their policies. Citus takes none: there the schema of a cell is distributed."""
+    with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+        on_citus = bool(schema) and has_citus(cursor)
+        if on_citus and not is_distributed(cursor, schema):
+            distribute(cursor, schema)
+    if not on_citus:
+        secure_growing_tables(connection)
 
 
 def _numbered() -> Iterator[tuple[int, Migration]]:

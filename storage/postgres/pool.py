@@ -13,6 +13,7 @@ from typing import Any, Final
 import psycopg2
 
 from engine.runtime.ports import StoreError, StoreUnavailableError, StoreUnknownError
+from storage.postgres.cell.citus import HAS_CITUS
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.cell.names import names_in
 from storage.postgres.connection import (
@@ -35,6 +36,8 @@ from storage.postgres.transactions import SERVER_LIMITS, StatementLimits, Transa
 
 #: How long a caller waits for a connection to become free.
 _WAIT_S: Final = 5.0
+_READ_ONLY: Final = "SHOW transaction_read_only"
+_READ_ONLY_AND_CITUS: Final = f"SELECT current_setting('transaction_read_only'), {HAS_CITUS}"
 _KEEPALIVE: Final[dict[str, Any]] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -282,9 +285,13 @@ class Database:
             async with asyncio.timeout(address.timeout_s):
                 link = await connect(address.dsn, application_name="tidemark", **_KEEPALIVE)
                 try:
-                    if await link.run("SHOW transaction_read_only", None, STATEMENT_S) != [("off",)]:
+                    asked = _READ_ONLY if self._names is None else _READ_ONLY_AND_CITUS
+                    ((is_read_only, *citus),) = await link.run(asked, None, STATEMENT_S)
+                    if is_read_only != "off":
                         found = f"the database at {address.name} is read-only"
                         raise CannotConnectError([f"{found}: it is not the primary"], [read_only(found)])
+                    if any(citus):
+                        self._pooler.find_citus()
                 except BaseException:
                     link.close()
                     raise

@@ -32,16 +32,17 @@ GONE_S: Final = 30.0
 #: What this version can do with sealed values; 0 is a version that knows of none.
 SEALING: Final = 1
 
-#: RETURNING reads the rows as they were before. So the silence of others counts to this process's last
+#: The rows are read as they were before. So the silence of others counts to this process's last
 #: record: after an outage, in which nobody recorded anything, the first does not take all others for gone.
 _SEEN: Final = (
-    "INSERT INTO server_processes (process, place, slot, sealing, master_keys)"
+    "WITH before AS MATERIALIZED (SELECT NOT EXISTS (SELECT FROM server_processes AS other"
+    " WHERE other.slot < %(slot)s::text AND other.seen_at > coalesce("
+    "(SELECT seen_at FROM server_processes WHERE process = %(process)s::uuid), now())"
+    f" - interval '{GONE_S} seconds') AS is_first),"
+    " said AS (INSERT INTO server_processes (process, place, slot, sealing, master_keys)"
     f" VALUES (%(process)s::uuid, %(place)s::text, %(slot)s::text, {SEALING}, %(master_keys)s::text[])"
     " ON CONFLICT (process) DO UPDATE SET seen_at = excluded.seen_at, master_keys = excluded.master_keys"
-    " RETURNING NOT EXISTS (SELECT FROM server_processes AS other WHERE other.slot < %(slot)s::text"
-    " AND other.seen_at > coalesce("
-    "(SELECT seen_at FROM server_processes WHERE process = %(process)s::uuid), now())"
-    f" - interval '{GONE_S} seconds'), (extract(epoch FROM now()) * 1000000)::bigint"
+    " RETURNING 1) SELECT is_first, (extract(epoch FROM now()) * 1000000)::bigint FROM before"
 )
 #: Rows of processes that were killed go as well, after a day.
 _LEAVE: Final = (

@@ -54,11 +54,11 @@ _SETTINGS: Final = set_for_transaction(
 )
 #: In ascending order of keys in every process, so that no two transactions wait for each other.
 _SEEN: Final = Statement(
-    "INSERT INTO devices AS t (tenant_id, device_id, app_version, os_version)"
-    " SELECT w.* FROM unnest(%(seen_tenants)s::int[], %(seen_devices)s::text[],"
+    "WITH seen AS MATERIALIZED (SELECT w.* FROM unnest(%(seen_tenants)s::int[], %(seen_devices)s::text[],"
     " %(seen_apps)s::text[], %(seen_systems)s::text[]) AS w(tenant_id, device_id, app, os)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
-    ' ORDER BY w.tenant_id, w.device_id COLLATE "C"'
+    ' ORDER BY w.tenant_id, w.device_id COLLATE "C")'
+    " INSERT INTO devices AS t (tenant_id, device_id, app_version, os_version) SELECT * FROM seen"
     " ON CONFLICT (tenant_id, device_id) DO UPDATE SET last_seen_at = excluded.last_seen_at,"
     " app_version = coalesce(excluded.app_version, t.app_version),"
     " os_version = coalesce(excluded.os_version, t.os_version)"
@@ -68,11 +68,14 @@ _LATER: Final = (
     "CASE WHEN excluded.heartbeat_at >= coalesce(t.heartbeat_at, '-infinity')"
     " THEN coalesce(excluded.{0}, t.{0}) ELSE t.{0} END"
 )
+_COUNTED: Final = (
+    "(tenant_id, device_id, total_syncs, failed_syncs, sync_duration_us, avg_sync_duration_ms, conflicts,"
+    " last_sync_at, network_type, app_version, os_version, battery, queue_depth, storage_free_mb,"
+    " heartbeat_at)"
+)
 _ADD: Final = Statement(
-    "INSERT INTO sync_device_health AS t (tenant_id, device_id, total_syncs, failed_syncs,"
-    " sync_duration_us, avg_sync_duration_ms, conflicts, last_sync_at,"
-    " network_type, app_version, os_version, battery, queue_depth, storage_free_mb, heartbeat_at)"
-    " SELECT w.t, w.d, w.s, w.f, w.u, w.u / 1000.0 / nullif(w.s, 0), w.c,"
+    f"WITH counted {_COUNTED} AS MATERIALIZED"
+    " (SELECT w.t, w.d, w.s, w.f, w.u, w.u / 1000.0 / nullif(w.s, 0), w.c,"
     " 'epoch'::timestamptz + w.l * interval '1 microsecond',"
     " w.n, w.a, w.o, w.b, w.q, w.r, 'epoch'::timestamptz + w.h * interval '1 microsecond'"
     " FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(syncs)s::bigint[],"
@@ -81,7 +84,8 @@ _ADD: Final = Statement(
     " %(depths)s::int[], %(free)s::float8[], %(told)s::bigint[])"
     " AS w(t, d, s, f, u, c, l, n, a, o, b, q, r, h)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.t)"
-    ' ORDER BY w.t, w.d COLLATE "C"'
+    ' ORDER BY w.t, w.d COLLATE "C")'
+    f" INSERT INTO sync_device_health AS t {_COUNTED} SELECT * FROM counted"
     " ON CONFLICT (tenant_id, device_id) DO UPDATE SET"
     " total_syncs = t.total_syncs + excluded.total_syncs,"
     " failed_syncs = t.failed_syncs + excluded.failed_syncs,"
@@ -97,16 +101,18 @@ _ADD: Final = Statement(
     f" storage_free_mb = {_LATER.format('storage_free_mb')},"
     " heartbeat_at = greatest(t.heartbeat_at, excluded.heartbeat_at), updated_at = excluded.updated_at"
 )
+_HOUR: Final = "(tenant_id, device_id, hour_start, syncs, failed, conflicts, battery, queue_depth, user_id)"
 #: The row of a device's present hour, by the clock of the database. Counts that were kept during an outage
 #: belong to the hour in which they are stored.
 _ADD_HOUR: Final = Statement(
-    "INSERT INTO sync_device_hours AS t (tenant_id, device_id, hour_start, syncs, failed, conflicts, battery,"
-    " queue_depth, user_id) SELECT w.t, w.d, date_trunc('hour', now(), 'UTC'), w.s, w.f, w.c, w.b, w.q, w.u"
+    f"WITH counted {_HOUR} AS MATERIALIZED"
+    " (SELECT w.t, w.d, date_trunc('hour', now(), 'UTC'), w.s, w.f, w.c, w.b, w.q, w.u"
     " FROM unnest(%(tenants)s::int[], %(devices)s::text[], %(syncs)s::bigint[], %(failed)s::bigint[],"
     " %(conflicts)s::bigint[], %(batteries)s::real[], %(depths)s::int[], %(users)s::text[])"
     " AS w(t, d, s, f, c, b, q, u)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.t)"
-    ' ORDER BY w.t, w.d COLLATE "C"'
+    ' ORDER BY w.t, w.d COLLATE "C")'
+    f" INSERT INTO sync_device_hours AS t {_HOUR} SELECT * FROM counted"
     " ON CONFLICT (tenant_id, device_id, hour_start) DO UPDATE SET syncs = t.syncs + excluded.syncs,"
     " failed = t.failed + excluded.failed, conflicts = t.conflicts + excluded.conflicts,"
     " battery = coalesce(excluded.battery, t.battery),"
@@ -137,9 +143,10 @@ _WITHOUT_ROW: Final = (
     " WHERE tenant_id = w.t AND device_id = w.d LIMIT 1) AS k ON true WHERE k.known IS NULL"
 )
 _INTRODUCE: Final = Statement(
-    "INSERT INTO devices (tenant_id, device_id) SELECT f.t, f.d FROM (SELECT w.t, w.d,"
+    "WITH new AS MATERIALIZED (SELECT f.t, f.d FROM (SELECT w.t, w.d,"
     f" s.device_rows + row_number() OVER (PARTITION BY w.t ORDER BY w.n) AS place{_WITHOUT_ROW}) AS f"
-    ' WHERE f.place <= %(most)s::int ORDER BY f.t, f.d COLLATE "C"'
+    ' WHERE f.place <= %(most)s::int ORDER BY f.t, f.d COLLATE "C")'
+    " INSERT INTO devices (tenant_id, device_id) SELECT * FROM new"
     " ON CONFLICT (tenant_id, device_id) DO NOTHING"
 )
 _NO_ROOM: Final = Statement(f"SELECT w.t, w.d{_WITHOUT_ROW}")

@@ -59,15 +59,14 @@ _VALUES: Final = (
     " %(size)s::bigint, %(reserved)s::bigint, %(offset)s::bigint, %(wanted)s::text,"
     " now() + %(expire)s::float8 * interval '1 second'"
 )
-_INSERT: Final = (
-    "INSERT INTO upload_session (tenant_id, upload_id, device_id, user_id, kind, parts, file_name,"
-    " content_type, domain, record_id, metadata, size_bytes, reserved_bytes, offset_bytes, wanted_sha256,"
-    f" expires_at) SELECT {_VALUES}"
+_MADE: Final = (
+    "(tenant_id, upload_id, device_id, user_id, kind, parts, file_name, content_type, domain, record_id,"
+    " metadata, size_bytes, reserved_bytes, offset_bytes, wanted_sha256, expires_at)"
 )
 #: What a tenant has reserved is a row of its own, which is locked, so that two uploads created at the same
 #: time cannot both take the last room. An upload that exists already is from a first run of unknown outcome.
 _RESERVE: Final = Statement(
-    "WITH mine AS (SELECT FROM upload_session WHERE tenant_id = %(tenant)s::int"
+    "WITH mine AS (SELECT 1 FROM upload_session WHERE tenant_id = %(tenant)s::int"
     " AND upload_id = %(id)s::uuid), reserve AS (INSERT INTO tenant_storage AS s (tenant_id, reserved_bytes)"
     " SELECT w.t, w.b FROM (SELECT %(tenant)s::int AS t, %(reserved)s::bigint AS b) AS w"
     " WHERE w.b <= %(quota)s::bigint AND NOT EXISTS (SELECT FROM mine)"
@@ -94,9 +93,10 @@ _BEGUN_BY_DEVICE: Final = (
 )
 #: A statement of its own behind that lock: a statement that waits for a lock counts as of before its wait.
 _MAKE: Final = Statement(
-    f"{_INSERT} WHERE {_FILES_OF_RECORD} < %(files)s::bigint"
-    f" AND {_OPEN_OF_DEVICE} < %(open)s::bigint AND {_BEGUN_BY_DEVICE} < %(begun)s::bigint"
-    f" RETURNING {ANY_SEALED_SQL}"
+    f"WITH made {_MADE} AS MATERIALIZED (SELECT {_VALUES} WHERE {_FILES_OF_RECORD} < %(files)s::bigint"
+    f" AND {_OPEN_OF_DEVICE} < %(open)s::bigint AND {_BEGUN_BY_DEVICE} < %(begun)s::bigint),"
+    f" done AS (INSERT INTO upload_session {_MADE} SELECT * FROM made RETURNING 1)"
+    f" SELECT {ANY_SEALED_SQL} FROM done"
 )
 #: Which bound it was. If it is none of the cheap ones it is that of a day, which is not counted again: 1.4 ms
 #: for a device that began 2,000.
@@ -117,23 +117,25 @@ _CLAIM: Final = Statement(
     f" held_until = now() + interval '{LEASE_S} seconds' FROM w WHERE u.tenant_id = w.t AND u.upload_id = w.i"
     f" AND u.device_id = w.d AND u.state = {OPEN} AND u.joined_into IS NULL"
     " AND (u.held_until IS NULL AND u.expires_at > now() OR u.holder = w.h)"
-    f" RETURNING {COLUMNS.format('u')})"
-    f" SELECT * FROM c UNION ALL SELECT {COLUMNS.format('u')}"
+    " RETURNING u.*)"
+    f" SELECT {COLUMNS.format('u')} FROM (SELECT * FROM c UNION ALL SELECT u.*"
     " FROM w CROSS JOIN LATERAL (SELECT * FROM upload_session WHERE tenant_id = w.t AND upload_id = w.i"
-    " LIMIT 1) AS u WHERE NOT EXISTS (SELECT FROM c WHERE c.tenant_id = w.t AND c.upload_id = w.i::text)"
+    " LIMIT 1) AS u WHERE NOT EXISTS (SELECT FROM c WHERE c.tenant_id = w.t AND c.upload_id = w.i)) AS u"
 )
 _STEAL: Final = Statement(
-    "UPDATE upload_session AS u SET generation = u.generation + (u.holder IS DISTINCT FROM %(holder)s)::int,"
+    "WITH held AS (UPDATE upload_session AS u"
+    " SET generation = u.generation + (u.holder IS DISTINCT FROM %(holder)s)::int,"
     f" holder = %(holder)s, held_until = now() + interval '{LEASE_S} seconds'"
     " WHERE u.tenant_id = %(tenant)s::int AND u.upload_id = %(id)s::uuid AND u.device_id = %(device)s::text"
-    f" AND u.state = {OPEN} AND u.joined_into IS NULL RETURNING {COLUMNS.format('u')}"
+    f" AND u.state = {OPEN} AND u.joined_into IS NULL RETURNING u.*)"
+    f" SELECT {COLUMNS.format('held')} FROM held"
 )
 #: A late statement, repeated on another connection, moves no offset back and locks nothing that was released
 #: since.
 _SAVE_OFFSETS: Final = Statement(
     "UPDATE upload_session AS u SET offset_bytes = w.o, size_bytes = coalesce(w.s, u.size_bytes),"
     " pieces = w.p, updated_at = now(), expires_at = now() + %(expire)s::float8 * interval '1 second',"
-    f" held_until = CASE WHEN w.r THEN NULL ELSE now() + interval '{LEASE_S} seconds' END"
+    f" held_until = now() + CASE WHEN NOT w.r THEN interval '{LEASE_S} seconds' END"
     " FROM unnest(%(tenants)s::int[], %(ids)s::uuid[], %(holders)s::text[], %(offsets)s::bigint[],"
     " %(sizes)s::bigint[], %(pieces)s::text[], %(releases)s::bool[]) AS w(t, i, h, o, s, p, r)"
     f" WHERE u.tenant_id = w.t AND u.upload_id = w.i AND u.holder = w.h AND u.state = {OPEN}"

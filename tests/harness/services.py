@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Final
 
 import psycopg2
 import pytest
@@ -20,6 +21,7 @@ from psycopg2.extensions import make_dsn
 from bench.harness.clusters import Cluster, as_role, cluster_in, migrate_for_roles
 from storage.embedded.servers import Services, embedded
 from storage.postgres.cell.dsn import with_schema
+from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from tests.harness.scratch import scratch
 
@@ -27,6 +29,10 @@ _TEMPLATE = "migrated"
 _CELLS_TEMPLATE = "migrated_cells"
 #: The cells of one database. Tests of cells are in the first one.
 CELLS = ("cell_a", "cell_b")
+#: A coordinator of Citus, as a role that owns cells: tests of stores run there, too, each in its own cell.
+_CITUS: Final = os.environ.get("TIDEMARK_TEST_CITUS", "")
+#: Where modules that say ``ALSO_IN_A_CELL`` run.
+PLACES: Final = ("template", "cells_template", *(("citus",) if _CITUS else ()))
 #: Has the whole suite run in a cell.
 _ALL_IN_A_CELL = "TIDEMARK_TEST_IN_CELL" in os.environ
 
@@ -137,6 +143,18 @@ def in_cell(dsn: str, schema: str = CELLS[0]) -> str:
     return with_schema(str(make_dsn(dsn, options=f"-c search_path={schema}")), schema)
 
 
+@contextmanager
+def citus_cell() -> Iterator[str]:
+    """Give the DSN of a cell on Citus without a tenant, which is dropped in the end."""
+    schema = f"test_{uuid.uuid4().hex}"
+    made = in_cell(_CITUS, schema)
+    migrate(made)
+    try:
+        yield made
+    finally:
+        execute(_CITUS, "SET client_min_messages = error", f"DROP SCHEMA {schema} CASCADE")
+
+
 class Databases:
     """Makes databases on the tests' PostgreSQL, all over one connection."""
 
@@ -176,7 +194,8 @@ def empty_dsn(databases: Databases) -> Iterator[str]:
 @pytest.fixture
 def dsn(request: pytest.FixtureRequest, databases: Databases) -> Iterator[str]:
     """A migrated database without a tenant."""
-    with databases.copy(request.getfixturevalue(getattr(request, "param", "template"))) as name:
+    place = getattr(request, "param", "template")
+    with citus_cell() if place == "citus" else databases.copy(request.getfixturevalue(place)) as name:
         yield name
 
 
@@ -190,7 +209,7 @@ def cell_dsn(databases: Databases, cells_template: str) -> Iterator[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Have tests of modules that say ``ALSO_IN_A_CELL`` run on a database of their own, and in a cell."""
     if "dsn" in metafunc.fixturenames and getattr(metafunc.module, "ALSO_IN_A_CELL", False):
-        metafunc.parametrize("dsn", ["template", "cells_template"], ids=["alone", "cell"], indirect=True)
+        metafunc.parametrize("dsn", PLACES, ids=("alone", "cell", "citus")[: len(PLACES)], indirect=True)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
+from storage.postgres.cell.citus import is_distributed
 from storage.postgres.cell.dsn import owner_prefix
 from storage.postgres.roles.access import access_finding, opening_findings, policy_finding
+from storage.postgres.roles.connecting import connecting_role
 from storage.postgres.roles.named_tenants import SETTING
 from storage.postgres.roles.tables import BY_TENANTS, OWNED, PARTS, WHOLE, schema_of_tables, values
 
@@ -43,6 +45,10 @@ _SPLIT: Final = (
     "set postgres.owner_dsn and postgres.jobs_dsn to roles of their own (docs/operations.md, Roles)"
 )
 _REVOKE: Final = "run `run.py migrate`, which takes it back, or take it back as the one who granted it"
+_NO_POLICIES: Final = (
+    "Citus takes no policies: the conditions of the statements alone keep tenants of this cell apart",
+    "give a tenant that needs more a cell of its own (docs/scaling.md, Citus)",
+)
 _WAYS: Final = (
     _Way(
         "SELECT rolname::text FROM pg_roles WHERE (rolsuper OR rolbypassrls)"
@@ -132,12 +138,16 @@ def check_roles(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> list[tuple[s
     """Return the ways in which the role of serving could pass the policies, each with its remedy.
 
     Raises:
-        RefusedError: The DSNs do not lead to one database.
+        RefusedError: The DSNs do not lead to one database, or name several roles for a cell on Citus.
         StoreError: The database is away.
     """
     with connected(owner_dsn) as connection:
         place = _place(connection)
         schema = _schema(connection)
+        with connection.cursor() as cursor:
+            if is_distributed(cursor, schema):
+                refuse_other_roles(owner_dsn, serving_dsn, jobs_dsn)
+                return [_NO_POLICIES]
     with connected(serving_dsn) as connection:
         if _place(connection) != place:
             raise _elsewhere("owner_dsn")
@@ -147,6 +157,21 @@ def check_roles(serving_dsn: str, owner_dsn: str, jobs_dsn: str) -> list[tuple[s
             if _place(connection) != place:
                 raise _elsewhere("jobs_dsn")
     return found
+
+
+def refuse_other_roles(owner_dsn: str, serving_dsn: str, jobs_dsn: str) -> None:
+    """Refuse roles beside the owner for a cell on Citus: no policy would hold them, nor are they let in.
+
+    Raises:
+        RefusedError: A DSN is of another role.
+        StoreError: The database is away.
+    """
+    if len({connecting_role(dsn) for dsn in (owner_dsn, serving_dsn, jobs_dsn)}) > 1:
+        raise RefusedError(
+            "Citus takes no policies of row-level security, so a cell on it has one role: leave"
+            " postgres.owner_dsn and postgres.jobs_dsn empty, and have postgres.dsn name the owner of the"
+            " tables (docs/scaling.md, Citus)"
+        )
 
 
 def _elsewhere(name: str) -> RefusedError:

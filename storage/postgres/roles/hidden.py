@@ -16,8 +16,9 @@ def hidden(table: str) -> str:
         table: The table's oid, as an expression of SQL.
     """
     return (
-        f"(row_security_active({table}) AND NOT EXISTS (SELECT FROM pg_policy AS p, unnest(p.polroles) AS r"
-        f" WHERE p.polrelid = {table} AND p.polname = 'jobs' AND (r = 0 OR pg_has_role(r, 'USAGE'))))"
+        f"(row_security_active({table}) AND NOT EXISTS (SELECT 1 FROM pg_policy AS p"
+        f" WHERE p.polrelid = {table} AND p.polname = 'jobs' AND (0 = ANY(p.polroles) OR EXISTS"
+        " (SELECT 1 FROM pg_roles AS r WHERE r.oid = ANY(p.polroles) AND pg_has_role(r.oid, 'USAGE')))))"
     )
 
 

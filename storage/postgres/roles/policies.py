@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from psycopg2 import sql
 
 from storage.postgres.blocking import tables_changed
+from storage.postgres.cell.citus import is_distributed
 from storage.postgres.roles.tables import (
     BY_NAME,
     GROWING,
@@ -61,6 +62,8 @@ def secure_partitions(connection: Connection) -> None:
     """
     with connection.cursor() as cursor:
         schema = schema_of_tables(cursor)
+        if is_distributed(cursor, schema):
+            return  # Citus takes no policy, and its cells have one role
         cursor.execute(_OPEN_PARTITIONS, values(schema))
         due = [str(name) for (name,) in cursor.fetchall()]
     _secure(connection, schema, due)
@@ -82,6 +85,8 @@ def close_partitions(cursor: Cursor, names: Sequence[str]) -> None:
     mistake.
     """
     schema = schema_of_tables(cursor)
+    if is_distributed(cursor, schema):
+        return
     statements = [statement for name in names for statement in _guarded(sql.Identifier(schema, name))]
     cursor.execute(sql.SQL("; ").join(statements))
     cursor.execute(_GRANTED, {**values(schema), "names": list(names)})

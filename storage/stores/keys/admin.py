@@ -69,9 +69,11 @@ _IN_USE: Final = (
 )
 #: A master key that wraps hidden keys of tenants would look as if it wrapped none.
 _RETIRE: Final = (
-    "UPDATE master_keys AS m SET retired_at = now() WHERE m.master_key_id <> ALL(%(keep)s::text[])"
+    "WITH gone AS (UPDATE master_keys AS m SET retired_at = now()"
+    " WHERE m.master_key_id <> ALL(%(keep)s::text[])"
     " AND m.retired_at IS NULL AND NOT EXISTS (SELECT FROM tenant_keys AS k"
-    f" WHERE k.master_key_id = m.master_key_id) RETURNING m.master_key_id, {hidden(_TENANT_KEYS)}"
+    " WHERE k.master_key_id = m.master_key_id) RETURNING m.master_key_id)"
+    f" SELECT master_key_id, {hidden(_TENANT_KEYS)} FROM gone"
 )
 _PROCESSES: Final = (
     "SELECT place, sealing, array_to_string(master_keys, ',') FROM server_processes"

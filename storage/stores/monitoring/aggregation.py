@@ -47,17 +47,20 @@ _UNMARK: Final = (
 _BUCKETS: Final = ("duration_buckets", "duration_counts")
 _UNIQUES: Final = ("unique_devices", "unique_users")
 _FIGURES: Final = tuple(name for name in Snapshot._fields if name != "domains")
+_COLUMNS: Final = f"(tenant_id, hour_start, {', '.join((*_FIGURES, *_BUCKETS, 'domains', *_UNIQUES))})"
 _WRITE: Final = (
-    "INSERT INTO sync_analytics_snapshot AS t"
-    f" (tenant_id, hour_start, {', '.join((*_FIGURES, *_BUCKETS, 'domains', *_UNIQUES))})"
-    " SELECT w.*, u.devices, u.users FROM (SELECT unnest(%(tenants)s::int[]) AS tenant_id,"
-    f" to_timestamp(unnest(%(hours)s::bigint[]) / 1000000) AS hour_start, "
-    + ", ".join(f"unnest(%({name})s::float8[])" for name in _FIGURES)
-    + ", unnest(%(duration_buckets)s::text[])::smallint[], unnest(%(duration_counts)s::text[])::int[],"
-    " unnest(%(domains)s::text[])::jsonb"
+    f"WITH hours {_COLUMNS} AS MATERIALIZED (SELECT w.*, u.devices, u.users"
+    " FROM (SELECT w.tenant_id, to_timestamp(w.hour_us / 1000000) AS hour_start, "
+    + ", ".join(f"w.{name}" for name in _FIGURES)
+    + ", w.duration_buckets::smallint[], w.duration_counts::int[], w.domains::jsonb"
+    " FROM unnest(%(tenants)s::int[], %(hours)s::bigint[], "
+    + ", ".join(f"%({name})s::float8[]" for name in _FIGURES)
+    + ", %(duration_buckets)s::text[], %(duration_counts)s::text[], %(domains)s::text[])"
+    f" AS w(tenant_id, hour_us, {', '.join(_FIGURES)}, duration_buckets, duration_counts, domains)"
     ") AS w CROSS JOIN LATERAL (SELECT count(*) AS devices, count(DISTINCT user_id) AS users"
     " FROM sync_device_hours AS d WHERE d.tenant_id = w.tenant_id AND d.hour_start = w.hour_start"
-    f" AND {SYNCED}) AS u WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
+    f" AND {SYNCED}) AS u WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id))"
+    f" INSERT INTO sync_analytics_snapshot AS t {_COLUMNS} SELECT * FROM hours"
     " ON CONFLICT (tenant_id, hour_start) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in (*Snapshot._fields, *_BUCKETS, *_UNIQUES))
     + " RETURNING 1"

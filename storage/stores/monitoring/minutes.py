@@ -39,10 +39,11 @@ _EVENTS: Final = "{0}.syncs + {0}.items + {0}.uploads_finished + {0}.uploads_aba
 #: A row that is written when its hour has been over for so long is marked. The hour is summed at the earliest
 #: when no row can be written any longer without a mark (``storage.stores.monitoring.aggregation``).
 LATE_AFTER: Final = "interval '2 minutes'"
+_PUT_COLUMNS: Final = f"(tenant_id, minute_start, process, {', '.join(_WRITTEN)}, late)"
 #: A write that was given up may end after the one that took its place. So the higher count stays.
 _PUT: Final = Statement(
-    f"INSERT INTO sync_minutes AS t (tenant_id, minute_start, process, {', '.join(_WRITTEN)}, late)"
-    " SELECT w.tenant_id, 'epoch'::timestamptz + w.start_us * interval '1 microsecond', w.process,"
+    f"WITH put {_PUT_COLUMNS} AS MATERIALIZED"
+    " (SELECT w.tenant_id, 'epoch'::timestamptz + w.start_us * interval '1 microsecond', w.process,"
     f" {', '.join(f'w.{name}' for name in COUNTS)}, w.duration_us, w.buckets::smallint[], w.counts::int[],"
     " 'epoch'::timestamptz + (w.start_us / 3600000000 + 1) * interval '1 hour'"
     f" < now() - {LATE_AFTER}"
@@ -50,7 +51,8 @@ _PUT: Final = Statement(
     f" {', '.join(f'%({name})s::bigint[]' for name in COUNTS)}, %(duration_us)s::bigint[],"
     " %(buckets)s::text[], %(counts)s::text[])"
     f" AS w(tenant_id, start_us, process, {', '.join(COUNTS)}, duration_us, buckets, counts)"
-    f" WHERE w.tenant_id = {NO_TENANT} OR EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id)"
+    f" WHERE w.tenant_id = {NO_TENANT} OR EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = w.tenant_id))"
+    f" INSERT INTO sync_minutes AS t {_PUT_COLUMNS} SELECT * FROM put"
     " ON CONFLICT (tenant_id, minute_start, process) DO UPDATE SET"
     f" {', '.join(f'{name} = excluded.{name}' for name in (*_WRITTEN, 'late'))}"
     f" WHERE {_EVENTS.format('excluded')} > {_EVENTS.format('t')}"

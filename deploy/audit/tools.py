@@ -20,6 +20,7 @@ REQUIREMENTS: Final = (
     "deploy/requirements-dev.txt",
     "deploy/audit/requirements.txt",
     "tests/fuzz/requirements.txt",
+    "tests/clients/node/requirements.txt",
 )
 _CODE: Final = ("bench", "compose", "deploy", "engine", "handlers", "storage", "run.py")
 _NODE: Final = ROOT / "tests" / "clients" / "node"

@@ -33,7 +33,7 @@ _SERVES: Final = re.compile(r"^(make run|\.venv/bin/python run\.py serve\b[^&|;#
 #: Between the outputs of blocks; no program prints it.
 _MARK: Final = "\x1e"
 #: Of the checkout, what a copy has not: state, and tools' own.
-_LEFT_OUT: Final = {".git", ".data", ".venv", ".venv-audit", ".venv-fuzz", ".fuzz"}
+_LEFT_OUT: Final = {".git", ".data", ".venv", ".venv-audit", ".venv-fuzz", ".venv-node", ".fuzz"}
 
 #: `background` is outside of this shell's children: a `wait` of a page is for what the page itself started.
 _BEGIN: Final = """

@@ -16,6 +16,8 @@ from tests.harness.ws_device import Json
 
 _HOME = Path(__file__).parents[2] / "clients" / "node"
 _PATIENCE_S = 60
+#: As package.json says.
+_OLDEST_NODE = (20, 19)
 
 
 class TusJs:
@@ -53,12 +55,20 @@ def events(happened: list[Json], event: str, **fields: Any) -> list[Json]:
     return [one for one in happened if one["event"] == event and fields.items() <= one.items()]
 
 
+def _node_version() -> tuple[int, ...]:
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+    return tuple(int(part) for part in said.strip().removeprefix("v").split("."))
+
+
 @pytest.fixture(scope="session")
 def node_packages() -> Path:
     """The folder of the programs in JavaScript, with the packages of its lock."""
     npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("clients in JavaScript need node and npm")
+    if npm is None or _node_version() < _OLDEST_NODE:
+        pytest.skip(
+            "clients in JavaScript need node 20.19 or later with npm: make node, then"
+            ' PATH="$PWD/.venv-node/bin:$PATH"'
+        )
     installed = _HOME / "node_modules" / ".package-lock.json"
     lock = _HOME / "package-lock.json"
     with (_HOME / "package.json").open("rb") as file:

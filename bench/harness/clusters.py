@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -131,7 +131,8 @@ class Cluster:
         if self._process is not None:
             postmaster = psutil.Process(self._process.pid)
             for process in (postmaster, *postmaster.children(recursive=True)):
-                process.kill()
+                with suppress(psutil.NoSuchProcess):  # children end by themselves without their postmaster
+                    process.kill()
             self._process.wait()
             self._process = None
 

@@ -62,7 +62,8 @@ class Device:
 
     async def receive(self) -> Json:
         """Wait for the next message. Raises Closed."""
-        message = await asyncio.wait_for(self.socket.receive(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):  # wait_for swallows a cancellation if the message is there
+            message = await self.socket.receive()
         if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
             raise Closed(self.socket.close_code)
         assert (message.type is WSMsgType.BINARY) == self._binary

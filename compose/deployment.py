@@ -365,7 +365,7 @@ class Deployment:
     def _announce(self, dsn: str, demo_number: int | None, port: int) -> None:
         def sign() -> str:
             key, note = signing_key(self.keys()), partial(append_now, dsn)
-            return signed_for_device(key, self.settings.auth, note, DEMO_TENANT, "demo-device", demo_number)
+            return signed_for_device(key, self.settings, note, DEMO_TENANT, "demo-device", demo_number)
 
         place = shlex.quote(str(self._data_dir.resolve()))
         program = shlex.join((sys.executable, sys.argv[0]))

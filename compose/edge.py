@@ -150,7 +150,7 @@ class Edge:
         clock = engine.clock
         self._watch = LoopWatch(clock)
         self._loop = LoopCharges(engine.shares, LoopScheduler(engine.shares, clock), self._watch, clock)
-        verifier = Verifier(keys, settings.auth.audience, frozenset(server.origins), settings.auth.leeway_s)
+        verifier = Verifier(keys, settings.audience, frozenset(server.origins), settings.auth.leeway_s)
         authenticator = Authenticator(
             verifier, engine.tenants, engine.devices, engine.revocations, self._loop
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from engine.model.audit import AuditRow
 from engine.runtime.ports import StoreError
-from engine.runtime.settings import Auth
+from engine.runtime.settings import Settings
 from handlers.commands.deployment import DeploymentError
 from handlers.commands.token import described
 from handlers.http.tokens import Key, issue_token
@@ -16,7 +16,7 @@ from storage.stores.audit import signed_event
 
 def signed_for_device(
     key: Key,
-    auth: Auth,
+    settings: Settings,
     note: Callable[[AuditRow], None],
     tenant: str,
     device_id: str,
@@ -26,14 +26,19 @@ def signed_for_device(
 
     Args:
         key: The key that signs.
-        auth: The settings of tokens.
+        settings: Those of the servers that are to accept it.
         note: Appends an event to the audit log. May raise DeploymentError or StoreError.
         tenant: The name of the tenant.
         device_id: The device.
         number: The number of the tenant; None if it is not known.
     """
     token = issue_token(
-        key, audience=auth.audience, ttl_s=auth.token_ttl_s, tenant=tenant, number=number, device_id=device_id
+        key,
+        audience=settings.audience,
+        ttl_s=settings.auth.token_ttl_s,
+        tenant=tenant,
+        number=number,
+        device_id=device_id,
     )
     try:
         note(signed_event(described(token)))

@@ -24,10 +24,10 @@ def open_access(config: Path | None, data_dir: str | None) -> Access:
         key = signing_key(deployment.keys())
     except (SettingsError, DeploymentError, UnusableKeyError) as error:
         raise click.ClickException(str(error)) from None
-    server, auth = deployment.settings.server, deployment.settings.auth
+    settings = deployment.settings
 
     @cache  # a device comes back with its token
     def sign(tenant: str, device: str) -> str:
-        return signed_for_device(key, auth, deployment.note, tenant, device)
+        return signed_for_device(key, settings, deployment.note, tenant, device)
 
-    return Access(f"http://{own_host(server.host)}:{server.port}", sign)
+    return Access(f"http://{own_host(settings.server.host)}:{settings.server.port}", sign)

@@ -40,7 +40,7 @@ def open_deployed(config: Path | None, data_dir: str | None) -> Deployed:
 def _signer(deployment: Deployment, tenant: str) -> Callable[[str], str]:
     with _in_a_sentence():
         key = signing_key(deployment.keys())
-    return partial(signed_for_device, key, deployment.settings.auth, deployment.note, tenant)
+    return partial(signed_for_device, key, deployment.settings, deployment.note, tenant)
 
 
 @asynccontextmanager

@@ -129,7 +129,7 @@ async def _site(environment: Environment, options: Options, commit: str | None) 
     version = HERE if commit is None else await asyncio.to_thread(checked_out, commit, home / "tree")
     dsn = await version.database(environment, name)
     secret, port = secrets.token_urlsafe(48), free_ports(2)
-    audience = options.settings.auth.audience
+    audience = options.settings.audience
     target = Target(port=port, secret=secret, tenants=[_OTHERS], audience=audience, dsn=dsn)
     given = variables(environment, dsn, secret, options.config)
     # The limits of a server as it is delivered are part of what is measured.

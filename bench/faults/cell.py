@@ -30,6 +30,8 @@ from bench.harness.product import product
 from bench.harness.stage import Options
 from bench.load.proxy import Chances, proxied
 from engine.model.domains import DomainPolicy, Domains
+from engine.runtime.settings import audience_in
+from storage.postgres.cell.dsn import schema_of
 from storage.postgres.commands import command_database
 from storage.stores.policies import PostgresPolicies
 
@@ -107,7 +109,7 @@ class Cell:
         )
         chances = Chances(delayed=_DELAYED, swallowed=_SWALLOWED)
         line = Random(f"{self._options.seed} line{self.name}")
-        audience = self._options.settings.auth.audience
+        audience = audience_in(self._options.settings.auth.audience, schema_of(self.dsn))
         async with server:
             await server.ready()
             async with proxied("127.0.0.1", server.port, line, chances) as proxy:

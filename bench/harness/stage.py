@@ -120,7 +120,7 @@ async def product_stage(
             port=server.port,
             secret=secret,
             tenants=options.tenant_names,
-            audience=options.settings.auth.audience,
+            audience=options.settings.audience,
             watched={"server": server.pid, "postgres": environment.postgres_pid},
             dsn=dsn,
             ports=server.own_ports if workers > 1 else (),
@@ -152,7 +152,7 @@ def remote(options: Options, url: str) -> Iterator[Target]:
             host=parts.hostname,
             port=parts.port or 80,
             secret=secret_of(chosen),
-            audience=chosen.auth.audience,
+            audience=chosen.audience,
             tenants=options.tenant_names,
             dsn=dsn,
         )

@@ -61,7 +61,7 @@ async def channels(
         "database": {"NAME": known.pop("dbname"), **{name.upper(): value for name, value in known.items()}},
         "redis_url": environment.redis_url,
         "secret": secret,
-        "audience": options.settings.auth.audience,
+        "audience": options.settings.audience,
         "port": free_ports(processes + 1),
         "processes": processes,
         "threads": threads,
@@ -72,7 +72,7 @@ async def channels(
         target = Target(
             port=server.port,
             secret=secret,
-            audience=options.settings.auth.audience,
+            audience=options.settings.audience,
             tenants=options.tenant_names,
             watched={"server": server.pid, "postgres": environment.postgres_pid},
             ports=server.own_ports if processes > 1 else (),

@@ -288,7 +288,7 @@ async def behind_nginx(options: Options) -> Report:
     work = f"{options.connections} devices, {rounds} rounds of each fault, {outage_s:g} s from stop to start"
     report = Report(scenario="behind_nginx", work=work)
     secret, port = secrets.token_urlsafe(48), free_ports(WORKERS + 2)
-    target = Target(port=port, secret=secret, tenants=[_TENANT], audience=options.settings.auth.audience)
+    target = Target(port=port, secret=secret, tenants=[_TENANT], audience=options.settings.audience)
     direct = Way("direct", port, lambda device, **claims: target.token(_TENANT, device, **claims))
     backs: dict[tuple[str, str], list[Back]] = {}
     with fresh(options.settings) as environment:

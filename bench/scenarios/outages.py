@@ -123,7 +123,7 @@ async def _ready_s(options: Options, workers: int, *, silent: bool) -> float:
 async def _site(options: Options, workers: int, *, loaded: bool) -> AsyncIterator[Site]:
     name = f"{workers} worker{'s' * (workers > 1)}, {'loaded' if loaded else 'idle'}"
     progress(f"{name}: starts")
-    secret, audience = secrets.token_urlsafe(48), options.settings.auth.audience
+    secret, audience = secrets.token_urlsafe(48), options.settings.audience
     async with AsyncExitStack() as stack:
         environment, postgres = await asyncio.to_thread(stack.enter_context, fresh_on_tcp(options.settings))
         dsn = environment.database("product")

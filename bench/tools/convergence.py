@@ -120,7 +120,7 @@ async def _run(devices: int, duration_s: float, seed: int) -> dict[str, Any]:
         config.write_text(POLICIES, "utf-8")
         home.mkdir()
         async with product(environment, dsn, secret, config) as server:
-            target = Target(port=server.port, secret=secret, tenants=[TENANT], audience=chosen.auth.audience)
+            target = Target(port=server.port, secret=secret, tenants=[TENANT], audience=chosen.audience)
             url, sign, pool = f"http://127.0.0.1:{server.port}", partial(target.token, TENANT), devices // 2
             setting = Setting(url, sign, home, seed, EDITED, max(4, pool), 30.0, skew_s=SKEW_S)
             return await converge(devices, duration_s, setting, dsn, TENANT)

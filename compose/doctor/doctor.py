@@ -59,7 +59,7 @@ class Doctor:
         """Go through the checklist for a deployment."""
 
         def sign() -> str:
-            brief = replace(self._settings.auth, token_ttl_s=_TOKEN_S)
+            brief = replace(self._settings, auth=replace(self._settings.auth, token_ttl_s=_TOKEN_S))
             return signed_for_device(signing_key(self._keys()), brief, self._note, str(tenant), _DEVICE)
 
         return go_through(self._settings, self.examine(), at, None if tenant is None else sign)

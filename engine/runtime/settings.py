@@ -381,3 +381,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log: Log
     data: Data
     domains: dict[str, Domain]
+
+    @property
+    def audience(self) -> str:
+        """The ``aud`` of tokens."""
+        return audience_in(self.auth.audience, self.postgres.schema)
+
+
+def audience_in(audience: str, schema: str) -> str:
+    """Return the ``aud`` of tokens in a cell: the cell is named there, so that no token opens another one.
+
+    Cells may have tenants of the same name, and one key of tokens.
+    """
+    return f"{audience}/{schema}" if schema else audience

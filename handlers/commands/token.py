@@ -126,7 +126,7 @@ async def token(
     sign = partial(
         issue_token,
         key,
-        audience=auth.audience,
+        audience=deployment.settings.audience,
         ttl_s=ttl_s or auth.token_ttl_s,
         role=person or role or "device",
         tenant=tenant,

@@ -22,10 +22,14 @@ Json = dict[str, Any]
 PATIENCE_S = 10.0
 
 
+#: What a server alone takes, and servers of the tests' cells (tests/harness/services.py).
+AUDIENCES = ["tidemark", "tidemark/cell_a", "tidemark/cell_b"]
+
+
 def token(tenant: str | None = "acme", device: str | None = "phone", **claims: object) -> str:
     """Sign a token; ``claims`` add to or replace the usual ones, None leaves one out."""
     expires_at_s = int(time.time()) + 3600
-    usual: Json = {"aud": "tidemark", "exp": expires_at_s, "jti": "1", "tid": tenant, "did": device}
+    usual: Json = {"aud": AUDIENCES, "exp": expires_at_s, "jti": "1", "tid": tenant, "did": device}
     payload = {name: value for name, value in (usual | claims).items() if value is not None}
     return jwt.encode(payload, SECRET, algorithm="HS256")
 

@@ -183,6 +183,7 @@ CLAIMS: Final[dict[str, tuple[Json, str]]] = {
     "another aud": ({"aud": "tidemark-admin"}, "the token is meant for another audience"),
     "a list of other auds": ({"aud": ["other", "tidemark2"]}, "the token is meant for another audience"),
     "aud as a prefix": ({"aud": "tidemar"}, "the token is meant for another audience"),
+    "aud of a cell": ({"aud": "tidemark/north"}, "the token is meant for another audience"),
     "aud in capitals": ({"aud": "TIDEMARK"}, "the token is meant for another audience"),
     "no aud in the list": ({"aud": []}, "the token has no aud"),
     "aud as an object": ({"aud": {"tidemark": 1}}, "the token is meant for another audience"),

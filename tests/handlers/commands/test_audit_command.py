@@ -131,9 +131,9 @@ async def test_audit_tokens_signed_are_told_with_whom_they_are_for(command: Run,
 
 
 async def test_audit_token_of_the_demo_is_told_when_it_is_printed(command: Run, dsn: str) -> None:
-    auth = open_deployment(None, {"auth": {"secret": "s" * 40}}).settings.auth
-    key = signing_key(key_set(auth, None))
-    signed = signed_for_device(key, auth, partial(append_now, dsn), "demo", "demo-device", 7)
+    settings = open_deployment(None, {"auth": {"secret": "s" * 40}}).settings
+    key = signing_key(key_set(settings.auth, None))
+    signed = signed_for_device(key, settings, partial(append_now, dsn), "demo", "demo-device", 7)
     (found,) = await entries(command)
     assert (found["event"], found["tenant"], found["tenant_number"]) == ("token_signed", "demo", 7)
     assert found["target"] == jwt.decode(signed, options={"verify_signature": False})["jti"]

@@ -219,9 +219,12 @@ def test_command_tenant_add_refuses_names_unfit_for_a_url(run: Run) -> None:
         assert "NAME" in run("tenant", "add", "--", name).refusal()
 
 
-def test_command_token_prints_a_valid_token_alone_on_stdout(run: Run, dsn: str) -> None:
+@pytest.mark.parametrize(
+    ("dsn", "audience"), [("template", "tidemark"), ("cells_template", "tidemark/cell_a")], indirect=["dsn"]
+)
+def test_command_token_prints_a_valid_token_alone_on_stdout(run: Run, dsn: str, audience: str) -> None:
     add_tenants(dsn, "acme")
-    verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), "tidemark", frozenset(), 0)
+    verifier = Verifier(KeySet(secret_key(_SECRET.encode()), {}), audience, frozenset(), 0)
 
     def claims(*arguments: str) -> tuple[object, ...]:
         signed = run("token", *arguments)

@@ -71,6 +71,15 @@ RUN_BY["docs/upgrades.md", "SET lock_timeout"] = (
     "tests/storage/postgres/test_migrate.py::test_migrate_last_data_columns_made_before_are_used"
 )
 
+RUN_BY.update(
+    {
+        ("docs/scaling.md", f"### {what} a cell"): (
+            "tests/system/test_cells_page.py::test_cell_is_made_moved_renamed_and_removed_by_the_page"
+        )
+        for what in ("Make", "Move", "Rename", "Remove")
+    }
+)
+
 _SUITE: Final = "the tests themselves"
 #: The bars of a bench judge the machine too: on a busy one they are missed, and nothing is wrong.
 _BY_HAND: Final = "of load; run by hand, report in docs/benchmarks"

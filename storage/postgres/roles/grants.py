@@ -42,11 +42,14 @@ _OTHERWISE: Final = {
 }
 _LOCK_TIMEOUT_MS: Final = 5000
 _SELF: Final = "SELECT current_user::text, current_database()::text"
-#: Whether a role may come in, and whether that was granted to it by name.
+#: Whether a role may come in, and whether that was granted to it by name. The right to connect is that of
+#: the whole database: a role that another schema lets in keeps it, which may be another cell's.
 _REACHES: Final = (
     "SELECT r.rolname::text, has_database_privilege(r.oid, current_database(), 'CONNECT'),"
     " has_schema_privilege(r.oid, n.oid, 'USAGE'), EXISTS (SELECT FROM pg_database AS d,"
-    " aclexplode(d.datacl) AS g WHERE d.datname = current_database() AND g.grantee = r.oid),"
+    " aclexplode(d.datacl) AS g WHERE d.datname = current_database() AND g.grantee = r.oid)"
+    " AND NOT EXISTS (SELECT FROM pg_namespace AS other, aclexplode(other.nspacl) AS g"
+    " WHERE other.oid <> n.oid AND g.grantee = r.oid),"
     " EXISTS (SELECT FROM aclexplode(n.nspacl) AS g WHERE g.grantee = r.oid)"
     " FROM pg_roles AS r, pg_namespace AS n WHERE r.rolname = ANY(%s) AND n.nspname = %s"
 )

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import psycopg2
 import pytest
 
+from bench.harness.clusters import as_role
 from compose.uploads import files_dir, open_blobs
 from engine.model.rows import ReadSet, Record, WriteSet
 from engine.model.uploads import Draft, UploadRef
@@ -24,6 +26,7 @@ from storage.postgres.partitions.bounds import EVENTS, last_begin, partitions_of
 from storage.postgres.partitions.daily_usage import dropping
 from storage.postgres.partitions.maintenance import ensure_partitions
 from storage.postgres.pool import Database
+from storage.postgres.roles.grants import grant_roles
 from storage.stores.commit.reads import LOCK
 from storage.stores.commit.store import PostgresStore
 from storage.stores.feed import PostgresFeed
@@ -108,6 +111,22 @@ async def test_cells_tenants_of_one_are_not_locked_by_the_other(cells: list[Cell
     held = await one.store.begin(LOOKUPS)
     await other.commit(1)
     await held.rollback()
+
+
+def test_cells_way_back_of_one_lets_the_roles_of_the_other_in(cell_dsn: str) -> None:
+    """Both have the same roles, and the right to connect is that of the database."""
+    one, other = (in_cell(cell_dsn, schema) for schema in CELLS)
+    ((name,),) = rows(one, "SELECT current_database()::text")
+    execute(one, f'REVOKE ALL ON DATABASE "{name}" FROM PUBLIC')
+    for dsn in (one, other):
+        grant_roles(dsn, as_role(dsn, "serving"), as_role(dsn, "jobs"))
+    migrate(one, 1, down=True)
+    grant_roles(one, as_role(one, "serving"), as_role(one, "jobs"))
+    assert rows(as_role(other, "serving"), "SELECT FROM records") == []
+    migrate(other, 1, down=True)
+    grant_roles(other, as_role(other, "serving"), as_role(other, "jobs"))
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        rows(as_role(other, "serving"), "SELECT 1")
 
 
 def test_cells_advisory_locks_are_their_own(cell_dsn: str) -> None:

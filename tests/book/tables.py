@@ -140,9 +140,10 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
         "make wheel\npython3",
     ): "installs from a registry; tests/meta/test_wheel.py does from what is here",
     ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release, which installs tools",
-    ("docs/scaling.md", ".venv/bin/python run.py bench --scenario faults"): f"5 minutes {_BY_HAND}",
+    ("docs/scaling.md", ".venv/bin/python run.py bench --scenario faults"): f"3 minutes {_BY_HAND}",
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
     ("docs/testing.md", "make test   "): _SUITE,
+    ("docs/testing.md", "TIDEMARK_TEST_IN_CELL=1"): _SUITE,
     (
         "docs/testing.md",
         "HYPOTHESIS_PROFILE=deep make test TESTS=tests/engine/plan/test_batch_model.py",

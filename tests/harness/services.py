@@ -26,7 +26,7 @@ from storage.postgres.pool import Database
 from tests.harness.scratch import scratch
 
 _TEMPLATE = "migrated"
-_CELLS_TEMPLATE = "migrated_cells"
+CELLS_TEMPLATE = "migrated_cells"
 #: The cells of one database. Tests of cells are in the first one.
 CELLS = ("cell_a", "cell_b")
 #: A coordinator of Citus, as a role that owns cells: tests of stores run there, too, each in its own cell.
@@ -35,6 +35,11 @@ _CITUS: Final = os.environ.get("TIDEMARK_TEST_CITUS", "")
 PLACES: Final = ("template", "cells_template", *(("citus",) if _CITUS else ()))
 #: Has the whole suite run in a cell.
 _ALL_IN_A_CELL = "TIDEMARK_TEST_IN_CELL" in os.environ
+
+
+def without_cells(why: str) -> pytest.MarkDecorator:
+    """Pass a test over that cannot run in a cell."""
+    return pytest.mark.skipif(_ALL_IN_A_CELL, reason=f"not in a cell: {why}")
 
 
 @contextmanager
@@ -132,10 +137,10 @@ def template(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def cells_template(services: Services) -> str:
     """The same with two cells."""
-    execute(services.dsn, f"CREATE DATABASE {_CELLS_TEMPLATE}")
+    execute(services.dsn, f"CREATE DATABASE {CELLS_TEMPLATE}")
     for schema in CELLS:
-        migrate_for_roles(with_schema(named(services.dsn, _CELLS_TEMPLATE), schema))
-    return _CELLS_TEMPLATE
+        migrate_for_roles(with_schema(named(services.dsn, CELLS_TEMPLATE), schema))
+    return CELLS_TEMPLATE
 
 
 def in_cell(dsn: str, schema: str = CELLS[0]) -> str:
@@ -172,7 +177,7 @@ class Databases:
         own = f"CREATE DATABASE {name} TEMPLATE {source}", f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC"
         run(self._connection, *own)
         try:
-            yield in_cell(named(self._dsn, name)) if source == _CELLS_TEMPLATE else named(self._dsn, name)
+            yield in_cell(named(self._dsn, name)) if source == CELLS_TEMPLATE else named(self._dsn, name)
         finally:
             run(self._connection, f"DROP DATABASE {name} WITH (FORCE)")
 

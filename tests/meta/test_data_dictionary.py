@@ -14,7 +14,7 @@ _STATES = (_DOCS / "upload-states.md").read_text("utf-8")
 _COLUMNS = """
     SELECT c.relname::text, a.attname::text FROM pg_class AS c
     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
     AND c.relname NOT LIKE '%yoyo%' ORDER BY c.relname, a.attnum
 """
 

@@ -28,6 +28,7 @@ from storage.bus.bus_messages import (
 )
 from storage.bus.redis_bus import RedisBus
 from storage.bus.signing import MAX_CLOCK_SKEW_S, signed, unsigned
+from storage.postgres.cell.dsn import schema_of
 from storage.postgres.checkup.database import FAULT_APART_S
 from tests.harness.admin import add_tenants
 from tests.harness.servers.own_redis import OwnRedis, started_redis
@@ -265,7 +266,7 @@ GARBAGE = (
 def bus_of(dsn: str) -> tuple[str, bytes]:
     """The channel of a database, and the key of its messages."""
     ((name, key),) = rows(dsn, "SELECT current_database()::text, encode(bus_key, 'hex') FROM cluster_state")
-    return channel_of(str(name), "e"), bytes.fromhex(str(key))
+    return channel_of(str(name), "e", schema_of(dsn)), bytes.fromhex(str(key))
 
 
 def forged(tenant_id: int, at_us: int, sent_at_us: int = 0) -> bytes:

@@ -21,6 +21,7 @@ from storage.bus.redis_bus import RedisBus
 from storage.embedded.account import account_for
 from storage.embedded.binaries import redis_binary
 from storage.embedded.process import wait_until
+from storage.postgres.cell.dsn import schema_of
 from tests.harness.servers.redis_nodes import RedisNode, system_redis
 from tests.harness.services import Serving, rows
 from tests.storage.bus.test_bus import BusProcess, changes
@@ -123,7 +124,7 @@ def redis_cluster(formed: RedisCluster) -> RedisCluster:
 def channel(dsn: str) -> str:
     """The channel of the test's database."""
     [(database,)] = rows(dsn, "SELECT current_database()::text")
-    return channel_of(str(database), "e")
+    return channel_of(str(database), "e", schema_of(dsn))
 
 
 Join = Callable[[str], Awaitable[BusProcess]]

@@ -42,15 +42,17 @@ _COLUMNS = """
         pg_get_expr(d.adbin, d.adrelid)
     FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relname NOT LIKE '%yoyo%' AND c.relkind IN ('r', 'p')
-    ORDER BY c.relname, a.attnum
+    WHERE c.relnamespace = current_schema()::regnamespace AND c.relname NOT LIKE '%yoyo%'
+    AND c.relkind IN ('r', 'p') ORDER BY c.relname, a.attnum
 """
 _INDEXES = """
-    SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename NOT LIKE '%yoyo%' ORDER BY 1
+    SELECT indexdef FROM pg_indexes
+    WHERE schemaname = current_schema() AND tablename NOT LIKE '%yoyo%' ORDER BY 1
 """
 _CONSTRAINTS = """
     SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
-    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text NOT LIKE '%yoyo%' ORDER BY 1, 2
+    WHERE connamespace = current_schema()::regnamespace
+    AND conrelid::regclass::text NOT LIKE '%yoyo%' ORDER BY 1, 2
 """
 
 _ROW_POLICIES = """
@@ -203,7 +205,7 @@ def test_schema_growing_tables_lead_their_primary_key_with_the_tenant(dsn: str) 
         dsn,
         "SELECT c.relname, (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum = i.indkey[0])"
         " FROM pg_class AS c LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary"
-        " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"
+        " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
         " AND c.relname NOT LIKE '%yoyo%' AND c.relname NOT IN"
         " ('alerts', 'audit_log', 'health_report', 'removed_tenants', 'cluster_state', 'job_runs',"
         " 'server_processes', 'master_keys', 'sealed_domains')",

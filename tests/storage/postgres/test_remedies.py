@@ -24,7 +24,7 @@ from storage.postgres.remedies import DatabaseFaultError
 from storage.postgres.roles.grants import grant_roles
 from storage.stores.tenants import PostgresTenants
 from tests.harness.commands import Run, command
-from tests.harness.services import execute, named
+from tests.harness.services import execute, named, without_cells
 
 __all__ = ["command"]
 
@@ -65,6 +65,7 @@ async def test_command_on_a_database_without_schema_names_migrate(command: Run, 
     assert "run `run.py migrate`" in refused
 
 
+@without_cells("names a DSN of its own")
 async def test_command_of_a_role_without_rights_names_the_recipe(command: Run, dsn: str, role: str) -> None:
     refused = (await command("tenant", "add", "acme", TIDEMARK__POSTGRES__DSN=_as(dsn, role))).refusal()
     assert "permission denied for table tenants: run `run.py migrate`" in refused

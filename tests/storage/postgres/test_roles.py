@@ -28,18 +28,19 @@ from storage.postgres.roles.guard import access_findings, check_roles, ways_past
 from storage.postgres.roles.named_tenants import EVERYONE
 from storage.postgres.roles.rights import foreign_findings
 from storage.postgres.roles.tables import GROWING_TABLES, REFERENCE
-from tests.harness.services import Serving, execute, named, rows
+from tests.harness.services import Serving, execute, named, rows, without_cells
 
 _TABLES = (
     "SELECT c.relname::text, c.relispartition AND c.relname <> 'events_later', c.relname <> 'tenants'"
     " AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id')"
     " FROM pg_class AS c WHERE c.relkind IN ('r', 'p')"
-    " AND c.relnamespace = 'public'::regnamespace AND c.relname !~ 'yoyo'"
+    " AND c.relnamespace = current_schema()::regnamespace AND c.relname !~ 'yoyo'"
 )
 _POLICIES = (
     "SELECT polrelid::regclass::text, polname::text, polpermissive, polcmd::text,"
     " pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) FROM pg_policy"
     " JOIN pg_class AS c ON c.oid = polrelid AND c.relrowsecurity"
+    " AND c.relnamespace = current_schema()::regnamespace"
 )
 _RECORD = (
     "INSERT INTO records (tenant_id, domain, id, version, seq, at_us, chain_from, data)"
@@ -117,9 +118,8 @@ def test_table_of_an_operator_is_a_warning_and_gets_no_grant_and_no_policy(dsn: 
 
 
 def test_functions_have_a_search_path_of_their_own(dsn: str) -> None:
-    functions = (
-        "SELECT proname::text, proconfig::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    )
+    functions = "SELECT proname::text, proconfig::text FROM pg_proc"
+    functions += " WHERE pronamespace = current_schema()::regnamespace"
     found = rows(dsn, functions)
     assert found
     assert [name for name, settings in found if "search_path" not in str(settings)] == []
@@ -198,7 +198,7 @@ def serving_dsn(
     monkeypatch.setenv("PGUSER", "tidemark_serving" if request.param == "variable" else "nobody")
     return {
         "service": "service=tidemark",
-        "variable": " ".join(f"{name}={value}" for name, value in parts.items() if name != "user"),
+        "variable": make_dsn(**{name: value for name, value in parts.items() if name != "user"}),
         "uri": f"postgresql://tidemark%5Fserving:{parts['password']}@{at}",
         "session": make_dsn(dsn, options="-c role=tidemark_serving"),
     }[request.param]
@@ -331,6 +331,7 @@ WAYS = {
 }
 
 
+@without_cells("tables in public, and a search_path")
 @pytest.mark.parametrize(("opening", "said"), WAYS.items(), ids=range(len(WAYS)))
 def test_doctor_names_each_way_past_the_policies(dsn: str, opening: str, said: str) -> None:
     ((name,),) = rows(dsn, "SELECT current_database()")

@@ -78,7 +78,7 @@ async def test_a_batch_is_durable_whatever_the_database_defaults_to(server: Runn
         f"ALTER DATABASE {_database(server.dsn)} SET synchronous_commit = off",
         "CREATE TABLE seen (durable text)",
         "GRANT ALL ON seen TO PUBLIC",
-        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS"
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS"
         " $$ BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$",
         "CREATE TRIGGER see AFTER INSERT ON records FOR EACH ROW EXECUTE FUNCTION see()",
     )

@@ -276,7 +276,7 @@ async def test_devices_health_reads_by_key_among_many(store: PostgresDevices, te
         " SELECT 1, 'd' || n FROM generate_series(1, 20000) AS n",
     )
     reads = "SELECT seq_tup_read::int, idx_tup_fetch::int FROM pg_stat_user_tables"
-    reads += " WHERE relname = 'sync_device_health'"
+    reads += " WHERE relname = 'sync_device_health' AND schemaname = current_schema()"
     keys = [DeviceKey(1, f"d{number}") for number in range(1, 101)]
     assert len(await store.health(keys)) == 100
     await store._database.close()

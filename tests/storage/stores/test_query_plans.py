@@ -31,7 +31,7 @@ from storage.stores.commit import reads as commit_reads
 from storage.stores.commit.reads import LOCK, kinds_of
 from storage.stores.feed import _ALL, _BY_INDEX, _NEWS, _SOME
 from storage.stores.plans.explained import plan_findings
-from tests.harness.services import Serving, execute
+from tests.harness.services import Serving, execute, without_cells
 
 ROWS = 100_000
 
@@ -181,6 +181,7 @@ def _unsuitable(dsn: str) -> list[str]:
     return [one.found for one in plan_findings(as_role(dsn, "serving"), 720) if one.level != "ok"]
 
 
+@without_cells("names prepared statements as a database alone has them")
 @pytest.mark.parametrize("analysed_while_empty", [False, True], ids=["never analysed", "analysed when empty"])
 async def test_batch_plans_use_indexes_on_empty_and_grown_tables(
     tenants: str, analysed_while_empty: bool

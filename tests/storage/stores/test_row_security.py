@@ -15,10 +15,11 @@ from psycopg2.extensions import cursor as Cursor  # noqa: N812  # a class that t
 from bench.harness.clusters import as_role
 from storage.postgres.roles.named_tenants import NAMED_BY
 from tests.harness.every_method import OWN, EveryMethod
-from tests.harness.services import execute, rows
+from tests.harness.services import execute, rows, without_cells
 from tests.harness.unguarded import Ran, Values, captured, plain, without_each_condition
 from tests.storage.stores.test_tenant_keys import STORAGE, UNKNOWN, references, texts
 
+_ALONE: Final = without_cells("takes statements apart as they are written")
 FOREIGN = 777
 OWN_NAME: Final = "acme"
 FOREIGN_NAME: Final = "globex"
@@ -27,7 +28,7 @@ AS_JOBS: Final = ("usage.py", "reseal.py", "reseal_statements.py")
 STORES: Final = STORAGE / "stores"
 _GROWING: Final = (
     "SELECT c.relname::text FROM pg_class AS c WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition"
-    " AND c.relnamespace = 'public'::regnamespace AND c.relname <> 'tenants' AND EXISTS (SELECT FROM"
+    " AND c.relnamespace = current_schema()::regnamespace AND c.relname <> 'tenants' AND EXISTS (SELECT FROM"
     " pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id') ORDER BY 1"
 )
 _COPIED: Final = (
@@ -186,6 +187,7 @@ def _policies_hold(dsn: str, mutants: list[tuple[str, Mutant]], mistake: str, re
     assert len(bypassed.foreign) > 60, f"without the policies {mistake} does no harm"
 
 
+@_ALONE
 async def test_statements_without_a_condition_get_no_row_of_a_tenant_not_named(
     dsn: str, ran: list[Ran], record_property: Any
 ) -> None:
@@ -193,6 +195,7 @@ async def test_statements_without_a_condition_get_no_row_of_a_tenant_not_named(
     _policies_hold(dsn, mutants, "a forgotten condition", record_property)
 
 
+@_ALONE
 async def test_statements_for_another_tenant_than_the_named_one_reach_no_row_of_it(
     dsn: str, ran: list[Ran], record_property: Any
 ) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from storage.embedded.servers import Services
-from tests.harness.services import named, rows
+from tests.harness.services import CELLS_TEMPLATE, in_cell, named, rows
 
 STORAGE = Path(__file__).parents[3] / "storage"
 
@@ -68,14 +68,15 @@ OVER_ALL = {
     ("devices.py", "FROM sync_device_health WHERE last_sync_at IS NOT NULL"): "a cache is warmed",
 }
 
-_OURS = "relnamespace = 'public'::regnamespace AND relname !~ 'yoyo'"
+_OURS = "relnamespace = current_schema()::regnamespace AND relname !~ 'yoyo'"
 _TABLES = f"SELECT relname::text FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND {_OURS}"
 
 
 @pytest.fixture(scope="session")
 def migrated(services: Services, template: str) -> str:
     """A migrated database, to read from alone."""
-    return named(services.dsn, template)
+    found = named(services.dsn, template)
+    return in_cell(found) if template == CELLS_TEMPLATE else found
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,8 @@ def test_upload_state_table_columns_agree() -> None:
 def test_upload_state_texts_are_those_of_the_schema(stack: UploadStack) -> None:
     ((check,),) = rows(
         stack.dsn,
-        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'upload_session_state_check'",
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'upload_session_state_check'"
+        " AND connamespace = current_schema()::regnamespace",
     )
     assert set(re.findall(r"'(\w+)'", str(check))) == set(STATE_TEXTS.values())
     assert len(STATES_BY_TEXT) == len(STATES)
@@ -120,8 +121,8 @@ def guarded(dsn: str) -> None:
         dsn,
         "CREATE TABLE seen (old text, new text)",
         "GRANT ALL ON seen TO PUBLIC",
-        "CREATE FUNCTION check_state() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" IF OLD.state <> NEW.state AND (OLD.state, NEW.state) NOT IN ({listed}) THEN"
+        "CREATE FUNCTION check_state() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$"
+        f" BEGIN IF OLD.state <> NEW.state AND (OLD.state, NEW.state) NOT IN ({listed}) THEN"
         " RAISE EXCEPTION 'no transition from % to %', OLD.state, NEW.state; END IF;"
         " INSERT INTO seen SELECT OLD.state, NEW.state WHERE OLD.state <> NEW.state; RETURN NEW; END $$",
         "CREATE TRIGGER check_state BEFORE UPDATE OF state ON upload_session"

@@ -198,7 +198,7 @@ def serving_dsn(
     monkeypatch.setenv("PGUSER", "tidemark_serving" if request.param == "variable" else "nobody")
     return {
         "service": "service=tidemark",
-        "variable": make_dsn(**{name: value for name, value in parts.items() if name != "user"}),
+        "variable": str(make_dsn(**{name: value for name, value in parts.items() if name != "user"})),
         "uri": f"postgresql://tidemark%5Fserving:{parts['password']}@{at}",
         "session": make_dsn(dsn, options="-c role=tidemark_serving"),
     }[request.param]

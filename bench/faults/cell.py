@@ -16,9 +16,10 @@ import msgspec
 from aiohttp import ClientError
 
 from bench.client.crew import DOMAINS, Crew, CrewError, Member, Setting, crew, pull_all
-from bench.faults.check import Account, check
+from bench.faults.account import Account
+from bench.faults.check import Found, check, summary
 from bench.faults.device import FaultsDevice
-from bench.faults.history import Answered, Fault, History, Logged, Paged, Sent
+from bench.faults.history import Answered, Closed, Fault, History, Logged, Paged, Sent, only
 from bench.faults.inject import Site
 from bench.faults.pipelining import PipeliningDevice
 from bench.faults.tables import read_tables
@@ -59,11 +60,15 @@ _DELAYED, _SWALLOWED = 0.05, 0.001
 PATIENCE_S: Final = 60.0
 _LOOK_S: Final = 0.05
 _PAGE_RECORDS: Final = 50
-_NAMED: Final = 20
 #: A worker is stopped for longer than anybody may have to wait for a tenant that it holds.
 _STOPPED_S: Final = 4.0
 _BUSY_PER_S: Final = 10.0
 _POLICY_DOMAIN: Final = "ticket"
+#: Kinds of faults that are found before the tables are read.
+STOPPED: Final = "devices that stopped"
+LATE: Final = "too late"
+#: Ends of connections that a report names of a device that stopped.
+_ENDS: Final = 5
 
 
 class Cell:
@@ -86,7 +91,7 @@ class Cell:
         self.dsn = dsn
         self.name = name
         self.history = History()
-        self.found: list[str] = []
+        self.found: list[Found] = []
         self._options = options
         self._environment = environment
         #: Before the names of tenants, and before what a report says of the cell.
@@ -160,7 +165,18 @@ class Cell:
         try:
             await member.work(float("inf"), iter(()))
         except CrewError as error:
-            self.found.append(str(error))
+            self.found.append(Found(STOPPED, self._stopped(member, error)))
+
+    def _stopped(self, member: Member, error: CrewError) -> str:
+        """Say what is known of a device that the server sent away."""
+        events = self.history.events
+        ends = [
+            f"{one.code} at {one.at_s:.2f} s" for one in only(Closed, events) if one.device == member.name
+        ]
+        has = f"{member.waiting} of its {member.made} edits have no answer"
+        return (
+            f"{error}; of {member.setting.tenant}; {has}; its connections ended: {', '.join(ends[-_ENDS:])}"
+        )
 
     def mark(self, number: int, name: str, phase: str) -> None:
         """Note where a round stands."""
@@ -205,7 +221,7 @@ class Cell:
         began_s = time.monotonic()
         devices = [member.device for member in self.crew.members[DEVICES:]]
         if not await _within(lambda: all(one.policies.get(_POLICY_DOMAIN) == policy for one in devices)):
-            self.found.append(f"not told of a policy after {PATIENCE_S:.0f} s")
+            self.found.append(Found(LATE, f"not told of a policy after {PATIENCE_S:.0f} s"))
         return time.monotonic() - began_s
 
     async def converge(self) -> None:
@@ -214,9 +230,9 @@ class Cell:
             if not await self.crew.converge(PATIENCE_S):
                 behind = ", ".join(member.name for member in self.crew.members if member.waiting) or "none"
                 late = f"devices do not agree {PATIENCE_S:.0f} s after the last fault"
-                self.found.append(f"{late}; with edits that are not acknowledged: {behind}")
+                self.found.append(Found(LATE, f"{late}; with edits that are not acknowledged: {behind}"))
         except CrewError as error:
-            self.found.append(str(error))
+            self.found.append(Found(LATE, f"not compared whether devices agree: {error}"))
 
     async def pull_all(self) -> None:
         """Let all devices pull everything from null, for as long as that may take."""
@@ -241,8 +257,10 @@ class Cell:
         """Compare the history with the tables. Raises StoreError."""
         tables = read_tables(self.dsn, TENANTS, self._within)
         told = Account(self.history.events).told
-        found = [self.heading + one for one in (*self.found, *check(self.history.events, tables))]
-        return Audit(len(told), len(tables.records), len(TENANTS), len(found), found[:_NAMED])
+        before = sorted(self.found, key=lambda one: (one.kind != STOPPED, one.kind))
+        found = [*before, *check(self.history.events, tables)]
+        lines = [self.heading + line for line in summary(found)]
+        return Audit(len(told), len(tables.records), len(TENANTS), len(found), lines)
 
     def write_history(self, path: Path) -> None:
         """Write the history, with the name of the cell in the file's. Raises OSError."""

@@ -1,141 +1,83 @@
 """Judges a run with faults: the devices' history against the tables, by the contract alone.
 
 Nothing here is shared with the engine: it knows what the contract promises and neither how a batch is planned
-nor how a conflict is settled. Every function gives the faults that it finds, as sentences. The history has to
-be a whole one, in which each device went on until its queue was empty.
+nor how a conflict is settled. Every rule gives the faults of one kind that it finds, as sentences. The
+history has to be a whole one, in which each device went on until its queue was empty. A device that stopped
+before leads to faults of other kinds than the first: nobody was told what its messages without an answer
+wrote.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from bench.faults.history import (
-    Answered,
-    Change,
-    Data,
-    Event,
-    Item,
-    Joined,
-    Paged,
-    Refused,
-    Result,
-    Rewound,
-    Sent,
-    SettledByHand,
-    only,
-)
+from bench.faults.account import BY_HAND, Account, Told, wrote
+from bench.faults.history import Answered, Change, Data, Event, Paged, Result, Rewound
 from bench.faults.tables import Stored, Tables, Where
 from bench.harness.audit import key_hash
 
 #: What the data of every item names its tenant in.
 MARK: Final = "tenant"
-#: In place of the ``op`` of an item: a person's decision.
-_BY_HAND: Final = "by hand"
 #: No fault may lead to these: each says that the server lost track of a device that did nothing wrong.
 _NEVER: Final = frozenset({"cursor_expired", "idempotency_key_reused", "invalid_message", "unknown_type"})
+#: Faults of a kind that a report names.
+_NAMED: Final = 5
+#: Characters of a record that a sentence has at most.
+_SHOWN: Final = 160
 
 
-def check(history: Sequence[Event], tables: Tables, *, whole: bool = True) -> list[str]:
+class Found(NamedTuple):
+    """A fault. Of each ``kind`` a report says how many there are."""
+
+    kind: str
+    sentence: str
+
+
+def check(history: Sequence[Event], tables: Tables, *, whole: bool = True) -> list[Found]:
     """Find everything that is wrong with a run, whose devices pulled everything at the end if ``whole``."""
     account = Account(history)
     return [
-        *_refusals(account),
-        *_answers(account),
-        *_order(account),
-        *_versions(account, tables),
-        *_seqs(account, tables),
-        *_events(account, tables),
-        *_counts(account, tables),
-        *_pages(account),
-        *_replicas(account, tables),
-        *(_whole(account, tables) if whole else ()),
+        Found(kind, sentence)
+        for kind, rule in RULES.items()
+        if whole or rule is not _whole
+        for sentence in rule(account, tables)
     ]
 
 
-class Told(NamedTuple):
-    """What a device was told of one of its items; a version that a person wrote has an item of its own."""
-
-    tenant: str
-    device: str
-    key: str
-    item: Item
-    result: Result
-
-    @property
-    def where(self) -> Where:
-        """The record or event."""
-        return self.tenant, self.item.domain, self.item.id
+def summary(found: Sequence[Found]) -> Iterator[str]:
+    """Write how many faults of each kind there are, and the first of them."""
+    for kind, several in groupby(found, key=lambda one: one.kind):
+        sentences = [one.sentence for one in several]
+        yield f"{kind}: {len(sentences)}"
+        yield from (f"  {sentence}" for sentence in sentences[:_NAMED])
 
 
-class Account:
-    """The history sorted: who sent what and was told what. ``told`` has the first answers, item by item.
-
-    ``claims`` are the versions of a record that were told as written, ``seqs`` the same of a tenant.
-    """
-
-    def __init__(self, history: Sequence[Event]) -> None:
-        self.tenants = {one.device: one.tenant for one in only(Joined, history)}
-        self.sent = {(one.device, one.key): one.items for one in only(Sent, history) if one.attempt == 1}
-        self.refused = only(Refused, history)
-        self.answers: dict[tuple[str, str], list[Answered]] = defaultdict(list)
-        self.seen: dict[str, list[Answered | Paged | Rewound]] = defaultdict(list)
-        for event in history:
-            if isinstance(event, Answered):
-                self.answers[event.device, event.key].append(event)
-            if isinstance(event, Answered | Paged | Rewound):
-                self.seen[event.device].append(event)
-        self.told = [
-            Told(self.tenants[device], device, key, item, result)
-            for (device, key), answers in self.answers.items()
-            for item, result in self.pairs(answers[0])
-        ]
-        self.claims: dict[Where, dict[int, list[Told]]] = defaultdict(lambda: defaultdict(list))
-        self.seqs: dict[str, dict[int, list[Told]]] = defaultdict(lambda: defaultdict(list))
-        for one in [*self.told, *self._by_hand(only(SettledByHand, history))]:
-            if wrote(one.item, one.result):
-                self.claims[one.where][one.result.version or 0].append(one)
-                self.seqs[one.tenant][one.result.seq or 0].append(one)
-
-    def _by_hand(self, events: Sequence[SettledByHand]) -> Iterator[Told]:
-        """Say what persons wrote, each on the record of the conflict that it settled."""
-        held = {(one.device, one.result.conflict_id): one for one in self.told}
-        for event in events:
-            conflict = held[event.device, event.conflict_id]
-            item = Item(conflict.item.domain, conflict.item.id, _BY_HAND, "")
-            result = Result("applied", item.domain, item.id, version=event.version, seq=event.seq)
-            yield Told(conflict.tenant, event.device, f"settling {event.conflict_id}", item, result)
-
-    def pairs(self, answer: Answered) -> Iterable[tuple[Item, Result]]:
-        """Pair items with what was told of them; an answer that fits nothing pairs none."""
-        items = self.sent.get((answer.device, answer.key), [])
-        return zip(items, answer.results, strict=True) if len(items) == len(answer.results) else ()
-
-
-def wrote(item: Item, result: Result) -> bool:
-    """Whether an item became a version of its record."""
-    if item.op == "append" or result.version is None or result.seq is None:
-        return False
-    return result.status == "applied" or (
-        result.status == "resolved" and result.winner in {"client", "merged"}
-    )
-
-
-def _refusals(account: Account) -> Iterator[str]:
+def _refusals(account: Account, _: Tables) -> Iterator[str]:
     for refused in account.refused:
         if refused.code in _NEVER or (refused.key is not None and not refused.retryable):
             yield f"{refused.device} at {refused.at_s:.2f} s: {refused.code} of {refused.key or 'its feed'}"
 
 
-def _answers(account: Account) -> Iterator[str]:
-    """Every message is answered, and always alike, in the order of its items."""
+def _unanswered(account: Account, tables: Tables) -> Iterator[str]:
+    """Every message is answered."""
+    for (device, key), items in account.sent.items():
+        if (device, key) not in account.answers:
+            tenant = account.tenants[device]
+            stored = tables.counts["keys"][tenant, key_hash(device, key)]
+            kept = "its key is stored" if stored else "its key is not stored"
+            yield f"{device}: {key} of {tenant} with {len(items)} items was never answered; {kept}"
+
+
+def _answers(account: Account, _: Tables) -> Iterator[str]:
+    """Messages are always answered alike, in the order of their items."""
     for (device, key), items in account.sent.items():
         answers = account.answers.get((device, key), [])
         if not answers:
-            yield f"{device}: {key} was never answered"
             continue
         first = answers[0]
         if [(item.domain, item.id) for item in items] != [(one.domain, one.id) for one in first.results]:
@@ -157,7 +99,7 @@ def _alike(results: Sequence[Result], later: Answered) -> bool:
     return results == later.results
 
 
-def _order(account: Account) -> Iterator[str]:
+def _order(account: Account, _: Tables) -> Iterator[str]:
     """No message of a device overtakes another that was sent before it, however often both were sent.
 
     That holds as devices send again in order. Of messages that were refused, it holds only for those after
@@ -177,23 +119,17 @@ def _order(account: Account) -> Iterator[str]:
         newest[device] = max((max(seqs), key), (last_seq, last_key))
 
 
-def _versions(account: Account, tables: Tables) -> Iterator[str]:
-    """Each version of a record was written by exactly one acknowledged item, and the last one stands."""
-    for where in sorted(tables.records.keys() | account.claims.keys()):
-        name, told = "/".join(where), account.claims.get(where, {})
-        stored = tables.records.get(where)
+def _stored(account: Account, tables: Tables) -> Iterator[str]:
+    """What was acknowledged of a record stands, and the last version as it was acknowledged."""
+    for where, told in sorted(account.claims.items()):
+        name, stored = "/".join(where), tables.records.get(where)
         if stored is None:
-            yield f"{name}: acknowledged at version {max(told)} and not there"
+            yield f"{name}: acknowledged at version {max(told)} to {_claimed(told[max(told)])} and not there"
             continue
-        for version in sorted(told.keys() | set(range(1, stored.version + 1))):
-            claims = told.get(version, [])
+        for version in sorted(told):
             if version > stored.version:
-                yield f"{name}: version {version} was acknowledged, the table has {stored.version}"
-            elif not claims:
-                yield f"{name}: version {version} was written by no acknowledged item"
-            elif len(claims) > 1:
-                authors = ", ".join(f"{claim.device} {claim.key}" for claim in claims)
-                yield f"{name}: version {version} was acknowledged to {authors}"
+                to = _claimed(told[version])
+                yield f"{name}: version {version} was acknowledged to {to}, the table has {stored.version}"
         seqs = [claim.result.seq or 0 for version in sorted(told) for claim in told[version]]
         if seqs != sorted(set(seqs)):
             yield f"{name}: a later version has no later seq"
@@ -201,8 +137,47 @@ def _versions(account: Account, tables: Tables) -> Iterator[str]:
             if claim.result.seq != stored.seq:
                 yield f"{name}: acknowledged with seq {claim.result.seq}, the table has {stored.seq}"
             yield from _content(f"{name} in the table", claim, stored.data)
+
+
+def _claimed(claims: Sequence[Told]) -> str:
+    return ", ".join(f"{claim.device} for {claim.key}" for claim in claims)
+
+
+def _versions(account: Account, _: Tables) -> Iterator[str]:
+    """No version of a record was acknowledged twice."""
+    for where, told in sorted(account.claims.items()):
+        for version, claims in sorted(told.items()):
+            if len(claims) > 1:
+                yield f"{'/'.join(where)}: version {version} was acknowledged to {_claimed(claims)}"
+
+
+def _unclaimed(account: Account, tables: Tables) -> Iterator[str]:
+    """Each version of a record was written by an acknowledged item, and each seq is that of a version."""
+    for where, stored in sorted(tables.records.items()):
+        for version in sorted(set(range(1, stored.version + 1)) - account.claims.get(where, {}).keys()):
+            name = f"{'/'.join(where)}: version {version} was written by no acknowledged item"
+            yield name + account.authors(where)
+    for tenant, counter in sorted(tables.counters.items()):
+        skipped = set(range(1, counter + 1)) - account.seqs.get(tenant, {}).keys()
+        yield from (f"{tenant}: seq {seq} was acknowledged to nobody" for seq in sorted(skipped))
+    events = (one for one in account.told if one.item.op == "append")
+    known = {one.where for one in events if one.result.status != "rejected"}
+    for where in sorted(tables.events.keys() - known):
+        yield f"{'/'.join(where)}: an event that nobody was told of{account.authors(where)}"
+
+
+def _foreign(account: Account, tables: Tables) -> Iterator[str]:
+    """A tenant has its own data alone, in the table and in pages."""
+    for where, stored in sorted(tables.records.items()):
         if stored.data is not None and stored.data.get(MARK, where[0]) != where[0]:
-            yield f"{name}: the table has data of {stored.data.get(MARK)}"
+            yield f"{'/'.join(where)}: the table has data of {stored.data.get(MARK)}"
+    for device, seen in account.seen.items():
+        tenant = account.tenants[device]
+        for page in seen:
+            for change in page.changes if isinstance(page, Paged) else ():
+                if change.data is not None and change.data.get(MARK, tenant) != tenant:
+                    name = f"{change.domain}/{change.id} version {change.version}"
+                    yield f"{device} at {page.at_s:.2f} s: {name}: is data of {change.data.get(MARK)}"
 
 
 def _content(name: str, claim: Told, data: Data) -> Iterator[str]:
@@ -210,7 +185,7 @@ def _content(name: str, claim: Told, data: Data) -> Iterator[str]:
     item, result = claim.item, claim.result
     if result.data is not msgspec.UNSET:
         right = data == result.data
-    elif item.op == _BY_HAND or result.status != "applied":
+    elif item.op == BY_HAND or result.status != "applied":
         right = True  # a person's decision, or the answer was too large to say
     elif item.op == "delete":
         right = data is None
@@ -221,37 +196,40 @@ def _content(name: str, claim: Told, data: Data) -> Iterator[str]:
     else:
         right = all(data.get(field) == value for field, value in item.data.items())
     if not right:
-        yield f"{name}: version {result.version} is not what {claim.device} wrote with {claim.key}"
+        wanted = item.data if result.data is msgspec.UNSET else result.data
+        by = f"{name}: version {result.version} is not what {claim.device} wrote with {claim.key} ({item.op})"
+        yield f"{by}: {_short(wanted)} became {_short(data)}"
+
+
+def _short(data: Any) -> str:
+    text = msgspec.json.encode(data).decode()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _seqs(account: Account, tables: Tables) -> Iterator[str]:
-    """A tenant's seqs are 1 to n, each taken by one version."""
+    """A tenant's seqs are taken by one version each, and its counter has reached them."""
     for tenant in sorted(tables.counters.keys() | account.seqs.keys()):
         counter, taken = tables.counters.get(tenant, 0), account.seqs.get(tenant, {})
         for seq, claims in sorted(taken.items()):
             if len(claims) > 1:
-                yield f"{tenant}: seq {seq} was acknowledged {len(claims)} times"
+                yield f"{tenant}: seq {seq} was acknowledged {len(claims)} times: to {_claimed(claims)}"
             if not 1 <= seq <= counter:
-                yield f"{tenant}: seq {seq} was acknowledged, the counter stands at {counter}"
-        skipped = set(range(1, counter + 1)) - taken.keys()
-        yield from (f"{tenant}: seq {seq} was acknowledged to nobody" for seq in sorted(skipped))
+                to = _claimed(claims)
+                yield f"{tenant}: seq {seq} was acknowledged to {to}, the counter stands at {counter}"
 
 
 def _events(account: Account, tables: Tables) -> Iterator[str]:
-    """Each event that was acknowledged is there once, applied once, and no other."""
-    known: dict[Where, Data] = {}
-    applied: Counter[Where] = Counter()
+    """Each event that was acknowledged is there once, and was applied once."""
+    known: dict[Where, list[Told]] = defaultdict(list)
     for one in account.told:
         if one.item.op == "append" and one.result.status != "rejected":
-            known[one.where] = one.item.data
-            applied[one.where] += one.result.status == "applied"
-    for where in sorted(known.keys() | tables.events.keys()):
-        name, rows = "/".join(where), tables.events.get(where, [])
-        if where not in known:
-            yield f"{name}: an event that nobody was told of"
-        elif applied[where] != 1:
-            yield f"{name}: the event was applied {applied[where]} times"
-        elif rows != [known[where]]:
+            known[one.where].append(one)
+    for where, told in sorted(known.items()):
+        name, rows = f"{'/'.join(where)} of {_claimed(told)}", tables.events.get(where, [])
+        applied = sum(one.result.status == "applied" for one in told)
+        if applied != 1:
+            yield f"{name}: the event was applied {applied} times"
+        elif rows != [told[-1].item.data]:
             yield f"{name}: the event was acknowledged and stands {len(rows)} times, or with other data"
 
 
@@ -279,8 +257,8 @@ def _counts(account: Account, tables: Tables) -> Iterator[str]:
                 yield f"{name}: {told[what][one]} {what} as the device knows, {stored[one]} in the tables"
 
 
-def _pages(account: Account) -> Iterator[str]:
-    """No page goes back, shows another tenant's data, or shows what was not written."""
+def _pages(account: Account, _: Tables) -> Iterator[str]:
+    """No page goes back, or shows what was not written."""
     for device, seen in account.seen.items():
         tenant = account.tenants[device]
         last = {"live": 0, "whole": 0}
@@ -301,13 +279,11 @@ def _pages(account: Account) -> Iterator[str]:
                     if change.version <= known:
                         yield f"{name}: came after version {known}"
                     newest[change.domain, change.id] = max(change.version, known)
-                yield from _shown(name, tenant, change, account.seqs[tenant].get(change.seq, []))
+                yield from _shown(name, change, account.seqs[tenant].get(change.seq, []))
 
 
-def _shown(name: str, tenant: str, change: Change, claims: Sequence[Told]) -> Iterator[str]:
-    """A change in a page is the tenant's, and the one that was acknowledged with its seq."""
-    if change.data is not None and change.data.get(MARK, tenant) != tenant:
-        yield f"{name}: is data of {change.data.get(MARK)}"
+def _shown(name: str, change: Change, claims: Sequence[Told]) -> Iterator[str]:
+    """A change in a page is the one that was acknowledged with its seq."""
     if change.deleted is not (change.data is None):
         yield f"{name}: deleted with data, or not and without"
     written = [(one.result.domain, one.result.id, one.result.version) for one in claims[-1:]]
@@ -341,7 +317,7 @@ def _replicas(account: Account, tables: Tables) -> Iterator[str]:
             if row is None or version != row.version:
                 yield f"{name} is known at version {version}, the table has {row.version if row else 'none'}"
             elif data is not _UNKNOWN and data != row.data:
-                yield f"{name} is known with other data than the table's"
+                yield f"{name} is known with other data than the table's: {_short(data)}, {_short(row.data)}"
 
 
 def _take_answer(account: Account, answer: Answered, held: dict[tuple[str, str], tuple[int, Any]]) -> None:
@@ -377,6 +353,27 @@ def _whole(account: Account, tables: Tables) -> Iterator[str]:
         stored = {where: row for where, row in tables.records.items() if where[0] == tenant}
         for where in sorted(found.keys() | stored.keys()):
             if found.get(where) != stored.get(where):
-                yield f"{device}: {'/'.join(where[1:])} is pulled otherwise than the table has it"
+                name = f"{device}: {'/'.join(where[1:])}"
+                both = f"{_short(found.get(where))}, {_short(stored.get(where))}"
+                yield f"{name} is pulled otherwise than the table has it: {both}"
         if len(changes) != len(found):
             yield f"{device}: a record is in its pull from null more than once"
+
+
+#: The rules by the kind of fault that they find, the gravest first.
+RULES: Final[Mapping[str, Callable[[Account, Tables], Iterator[str]]]] = {
+    "acknowledged and not stored so": _stored,
+    "acknowledged events not stored once": _events,
+    "acknowledged twice": _versions,
+    "seqs taken twice, or above the counter": _seqs,
+    "data of another tenant": _foreign,
+    "answered in two ways": _answers,
+    "applied out of order": _order,
+    "refused for good": _refusals,
+    "never answered": _unanswered,
+    "stored and acknowledged to nobody": _unclaimed,
+    "keys, conflicts and rejected items": _counts,
+    "pages": _pages,
+    "replicas that differ": _replicas,
+    "pulls from null that differ": _whole,
+}

@@ -17,7 +17,8 @@ from statistics import median
 from string import ascii_lowercase
 from typing import Any, Final
 
-from bench.faults.cell import DEVICES, MOST_AT_ONCE, PATIENCE_S, PER_S, REFERENCES, TENANTS, Cell
+from bench.faults.cell import DEVICES, LATE, MOST_AT_ONCE, PATIENCE_S, PER_S, REFERENCES, TENANTS, Cell
+from bench.faults.check import Found
 from bench.faults.device import HARMS
 from bench.faults.history import Answered, Closed, Event, Refused, only
 from bench.faults.inject import FAULTS
@@ -30,7 +31,6 @@ from bench.report.results import Bar, Figure, Report
 
 ROUNDS: Final = 50
 CALM_S: Final = (1.0, 2.0)
-_NAMED: Final = 20
 #: Two waits are measured once in so many rounds: for a tenant that a stopped worker holds, and for a policy
 #: to be in force.
 _ROUNDS_A_WAIT: Final = 5
@@ -117,7 +117,7 @@ class _Run:
             for cell in self._cells:
                 await cell.site.server.ready()
         except TimeoutError:
-            hit.found.append(f"round {number}, {name}: the server did not come back")
+            hit.found.append(Found(LATE, f"round {number}, {name}: the server did not come back"))
             self._mark(number, name, "abandoned")
             return
         over_s = time.monotonic()
@@ -127,7 +127,7 @@ class _Run:
         ):
             if late:
                 after = f"round {number}, {name}: not acknowledged after {PATIENCE_S:.0f} s"
-                cell.found.append(f"{after}: {', '.join(late)}")
+                cell.found.append(Found(LATE, f"{after}: {', '.join(late)}"))
         self._mark(number, name, "answered")
         self._add(
             f"round {number}: {name}",
@@ -177,13 +177,12 @@ class _Run:
             name = f"{cell.heading}lost, applied twice or otherwise wrong"
             self._report.bars.append(Bar(name, found, "at most", 0, "faults", f"syncs: {beside}", must=True))
             self._report.remarks += (cell.heading + remark for remark in _remarks(cell.history.events))
-        faults = [fault for audit in audits for fault in audit.faults]
         self._report.audit = Audit(
             items=sum(audit.items for audit in audits),
             records=sum(audit.records for audit in audits),
             tenants=sum(audit.tenants for audit in audits),
             fault_count=sum(audit.fault_count for audit in audits),
-            faults=faults[:_NAMED],
+            faults=[line for audit in audits for line in audit.faults],
         )
 
 

@@ -90,7 +90,7 @@ def faults(working: Crew, history: History, tables: Tables) -> list[str]:
         where[1:]: (row.version, canonical(None if row.data is None else msgspec.json.encode(row.data)))
         for where, row in tables.records.items()
     }
-    found = check(history.events, tables, whole=False)
+    found = [one.sentence for one in check(history.events, tables, whole=False)]
     for member in working.members:
         if member.state() != records:
             found.append(f"{member.name} holds other records than the server")

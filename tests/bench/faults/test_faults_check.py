@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.faults.check import check
+from bench.faults.check import RULES, Found, check, summary
 from bench.faults.history import (
     Answered,
     Change,
@@ -310,22 +310,22 @@ def _refused_for_good(world: World) -> None:
 
 
 PLANTED: dict[Callable[[World], None], str] = {
-    _lost_item: "a/task/s: acknowledged at version 2 and not there",
-    _lost_version: "a/task/r: version 3 was acknowledged, the table has 2",
+    _lost_item: "a/task/s: acknowledged at version 2 to a2 for a2-2 and not there",
+    _lost_version: "a/task/r: version 3 was acknowledged to a2 for a2-2, the table has 2",
     _applied_twice: "b/task/r: version 3 was written by no acknowledged item",
     _other_data: "a/task/r in the table: version 3 is not what a2 wrote",
     _skipped_seq: "a: seq 6 was acknowledged to nobody",
     _seq_told_twice: "b: seq 1 was acknowledged 2 times",
     _version_told_twice: "b/task/r: version 1 was acknowledged to",
     _other_answer_to_a_retry: "a1: a1-1 was answered differently",
-    _never_answered: "a1: a1-3 was never answered",
+    _never_answered: "a1: a1-3 of a with 2 items was never answered; its key is stored",
     _answer_of_other_items: "a1: a1-2 was answered with results of other items",
     _applied_out_of_order: "a2: a2-1 was applied before a2-2, which was sent first",
     _key_kept_twice: "a1 a1-1: 1 keys as the device knows, 2 in the tables",
     _key_not_kept: "a1 a1-1: 1 keys as the device knows, 0 in the tables",
     _unknown_key: f"a/{key_hash('a1', 'of nobody')}: 0 keys as the device knows, 1 in the tables",
-    _event_twice: "a/metrics/m: the event was acknowledged and stands 2 times",
-    _event_lost: "a/metrics/m: the event was acknowledged and stands 0 times",
+    _event_twice: "a/metrics/m of a1 for a1-2: the event was acknowledged and stands 2 times",
+    _event_lost: "a/metrics/m of a1 for a1-2: the event was acknowledged and stands 0 times",
     _event_of_nobody: "a/metrics/n: an event that nobody was told of",
     _not_in_quarantine: "a/a1: 1 rejected items as the device knows, 0 in the tables",
     _conflict_of_nobody: "a/a2/of nobody: 0 conflicts as the device knows, 1 in the tables",
@@ -348,7 +348,29 @@ PLANTED: dict[Callable[[World], None], str] = {
 def test_check_planted_fault_is_found(world: World, plant: Callable[[World], None]) -> None:
     plant(world)
     found = check(world.history, world.tables)
-    assert any(PLANTED[plant] in fault for fault in found), found
+    assert any(PLANTED[plant] in fault.sentence for fault in found), found
+
+
+def test_check_message_without_an_answer_is_named_where_it_may_have_written(world: World) -> None:
+    del world.history[_place(world, Answered, "a2", key="a2-1")]
+    kinds = {fault.kind: fault.sentence for fault in check(world.history, world.tables)}
+    assert kinds["stored and acknowledged to nobody"].startswith("a: seq ")
+    sentences = [fault.sentence for fault in check(world.history, world.tables)]
+    assert any(
+        one.startswith("a/task/r: version 2") and one.endswith("is a2 a2-1 (patch)") for one in sentences
+    )
+    lost = list(RULES)[:3]
+    assert not kinds.keys() & set(lost), "nothing that was acknowledged is missing"
+
+
+def test_summary_has_the_number_of_each_kind_and_the_first_of_them() -> None:
+    found = [Found("pages", f"page {number}") for number in range(9)] + [Found("others", "one")]
+    assert list(summary(found)) == [
+        "pages: 9",
+        *(f"  page {number}" for number in range(5)),
+        "others: 1",
+        "  one",
+    ]
 
 
 def _random_world(random: Random) -> World:
@@ -412,7 +434,8 @@ def test_check_replay_may_leave_data_out_and_nothing_else_may(world: World) -> N
         msgspec.structs.replace(again, results=[short]),
     ):
         world.history[place + 1] = wrong
-        assert any("a2-2 was answered differently" in fault for fault in check(world.history, world.tables))
+        found = check(world.history, world.tables)
+        assert any("a2-2 was answered differently" in fault.sentence for fault in found)
 
 
 @pytest.mark.parametrize(("code", "passes"), [("overloaded", True), ("unavailable", False)])
@@ -424,5 +447,6 @@ def test_check_message_put_off_may_be_overtaken_only_by_load(world: World, code:
 
 def test_check_page_that_goes_back_is_no_fault_after_a_rewind(world: World) -> None:
     first = next(event for event in world.history if isinstance(event, Paged) and event.device == "a2")
-    assert any("came after" in fault for fault in check([*world.history, first], world.tables))
+    found = check([*world.history, first], world.tables)
+    assert any("came after" in fault.sentence for fault in found)
     assert check([*world.history, Rewound(at_s=5, device="a2"), first], world.tables) == []

@@ -44,15 +44,18 @@ _REFUSALS: Final = {
 }
 
 #: again: connect again, the later the more often it failed · token: ask for a fresh token first · wait: be
-#: quiet for a minute first · stop: nothing that a device can do by itself helps.
-Remedy = Literal["again", "token", "wait", "stop"]
+#: quiet for a minute first · once: connect again, but stop if it comes again within ``_ONCE_S`` · stop:
+#: nothing that a device can do by itself helps.
+Remedy = Literal["again", "token", "wait", "once", "stop"]
 
 #: What a goodbye asks for where the close frame behind it was lost.
-_BY_REASON: Final[dict[str, Remedy]] = {"replaced": "stop", "revoked": "stop", "expired": "token"}
-_BY_CODE: Final[dict[int, Remedy]] = {4401: "token", 4408: "again", 4429: "wait"}
+_BY_REASON: Final[dict[str, Remedy]] = {"replaced": "once", "revoked": "stop", "expired": "token"}
+_BY_CODE: Final[dict[int, Remedy]] = {4401: "token", 4408: "again", 4409: "once", 4429: "wait"}
 
 #: After it the whole of a minute's worth of messages may be sent again.
 _QUIET_S: Final = 60.0
+#: Two devices that share an id replace each other again within seconds.
+_ONCE_S: Final = 600.0
 
 
 class Decision(NamedTuple):
@@ -74,7 +77,8 @@ def remedy(code: int | None, reason: str | None = None) -> Remedy:
     """Return what to do after a close with ``code``, None if it was cut, and the ``reason`` of a goodbye.
 
     4408 is put right by sending heartbeats, which this client does: that it came nevertheless says that the
-    device slept. Two devices that share an id would replace each other (4409) for ever.
+    device slept. Two devices that share an id would replace each other (4409) for ever. A device that is
+    alone is replaced where the clocks of two hosts differ, and comes back.
     """
     if reason in _BY_REASON:
         return _BY_REASON[reason]
@@ -243,8 +247,14 @@ class Device:
     async def run(self) -> None:
         """Stay connected. Raises StoppedError once connecting again cannot help."""
         token, fresh = self._token(), False
+        once_from_s = 0.0
         while True:
             said = await self._once(token)
+            now_s = time.monotonic()
+            if said.remedy == "once" and now_s < once_from_s:
+                raise StoppedError(said.sentence)
+            if said.remedy == "once":
+                once_from_s = now_s + _ONCE_S
             if said.remedy == "stop" or (said.remedy == "token" and fresh and not said.greeted):
                 raise StoppedError(said.sentence)
             fresh = said.remedy == "token"

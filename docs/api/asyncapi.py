@@ -85,10 +85,10 @@ _LIMITS: Final = (
 _CLOSED: Final = """\
 Before 4408, 4409, 4401, 4403 and 1012 there is a `goodbye`. Both say the same: the table says whether to
 connect again by yourself, and `retry_after_ms` says how long to wait if you do. After `no`, connect again
-only when a person asks for it: correct the program (4400), tell the user (4403), or end the other copy of
-the device (4409). After all others, also after a connection that ends without a code, connect again by
-yourself, and wait longer after each failure: a random time up to 0.5 s, which doubles each time up to a
-minute.
+only when a person asks for it: correct the program (4400), or tell the user (4403). After `once`, do so if
+the code comes again within ten minutes: there is another copy of the device, which has to be ended (4409).
+After all others, also after a connection that ends without a code, connect again by yourself, and wait
+longer after each failure: a random time up to 0.5 s, which doubles each time up to a minute.
 
 """
 

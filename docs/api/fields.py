@@ -204,8 +204,8 @@ TEXTS: Final[dict[str | Field, str]] = {
     "retry_after_ms": "How long to wait.",
     ("Error", "retry_after_ms"): "How long to wait. After `rate_limited` it is the time until one more"
     " message is allowed: send nothing on the connection until then, and not all that waits at once.",
-    ("Goodbye", "retry_after_ms"): "How long to wait before connecting again. After `replaced` and `revoked`"
-    " it does not count: do not connect again by yourself.",
+    ("Goodbye", "retry_after_ms"): "How long to wait before connecting again. After `revoked` it does not"
+    " count: do not connect again by yourself.",
     "offset": "With `offset_mismatch`: how many bytes of the upload the server has.",
     "error_id": "With `internal`: the server's log has the cause under this id.",
     "frame_bytes": "The most bytes of a message.",
@@ -247,5 +247,6 @@ TEXTS: Final[dict[str | Field, str]] = {
     "server_owned": "Under `preserve_escalation`, also as a fallback: the fields that keep the server's"
     " values. Under other policies they are not used.",
     "reason": "Why the connection is about to close. `drain`, `restart`, `idle`: connect again. `expired`:"
-    " connect again with a fresh token. `replaced`, `revoked`: do not connect again by yourself.",
+    " connect again with a fresh token. `replaced`: connect again, but not if it comes again within ten"
+    " minutes. `revoked`: do not connect again by yourself.",
 }

@@ -24,14 +24,14 @@ import { after, checked, emptyState, recordKey, waiting, write } from './state.j
  * `token` signs in. It gets true if the server refused the token before. `WebSocket` is needed where none is global.
  * @typedef {{ server: string, token: (refused: boolean) => Promise<string>, store: Store, app_version?: string, WebSocket?: any, on?: (happened: Happened) => void }} Options
  */
-/** @typedef {'again' | 'token' | 'quiet' | 'stop'} Remedy */
+/** @typedef {'again' | 'token' | 'quiet' | 'once' | 'stop'} Remedy */
 /** @typedef {{ remedy: Remedy, sentence: string, wait_ms: number, greeted: boolean, answered: boolean }} End */
 
-const QUIET_MS = 60_000, ASK_MS = 15_000
+const QUIET_MS = 60_000, ONCE_MS = 600_000, ASK_MS = 15_000
 /** @type {Record<string, Remedy>} */
-const BY_REASON = { replaced: 'stop', revoked: 'stop', expired: 'token' }
+const BY_REASON = { replaced: 'once', revoked: 'stop', expired: 'token' }
 /** @type {Record<number, Remedy>} */
-const BY_CODE = { 4401: 'token', 4408: 'again', 4429: 'quiet' }
+const BY_CODE = { 4401: 'token', 4408: 'again', 4409: 'once', 4429: 'quiet' }
 /** @type {Record<number, Remedy>} */
 const BY_STATUS = { 401: 'token', 403: 'stop', 422: 'stop' }
 
@@ -169,9 +169,11 @@ export class Device {
   /** @param {AbortSignal} signal */
   async #run(signal) {
     const backoff = new Backoff()
-    for (let refused = false; ; ) {
-      const end = await this.#connect(refused, signal)
+    for (let refused = false, once_ms = -ONCE_MS; ; ) {
+      const end = await this.#connect(refused, signal), once = end.remedy === 'once'
       if (signal.aborted) return
+      if (once && performance.now() - once_ms < ONCE_MS) throw new Stopped(end.sentence) // a second copy of this device
+      if (once) once_ms = performance.now()
       if (end.remedy === 'stop' || (end.remedy === 'token' && refused && !end.greeted)) throw new Stopped(end.sentence)
       if (end.answered) backoff.worked()
       refused = end.remedy === 'token'

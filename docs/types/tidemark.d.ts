@@ -223,13 +223,11 @@ export interface Goodbye {
   type: 'goodbye'
   /**
    * Why the connection is about to close. `drain`, `restart`, `idle`: connect again. `expired`: connect again with a
-   * fresh token. `replaced`, `revoked`: do not connect again by yourself.
+   * fresh token. `replaced`: connect again, but not if it comes again within ten minutes. `revoked`: do not connect
+   * again by yourself.
    */
   reason: 'drain' | 'expired' | 'idle' | 'replaced' | 'restart' | 'revoked'
-  /**
-   * How long to wait before connecting again. After `replaced` and `revoked` it does not count: do not connect again by
-   * yourself.
-   */
+  /** How long to wait before connecting again. After `revoked` it does not count: do not connect again by yourself. */
   retry_after_ms: number
 }
 

@@ -10,8 +10,9 @@ from enum import IntEnum
 from typing import Final, Literal, Self
 
 GoodbyeReason = Literal["drain", "restart", "replaced", "revoked", "expired", "idle"]
-#: ``no``: only when a person asks for it, after the cause was removed.
-Again = Literal["yes", "with a fresh token", "after a minute", "no"]
+#: ``once``: as ``no`` if it comes again within ten minutes. ``no``: only when a person asks for it, after the
+#: cause was removed.
+Again = Literal["yes", "with a fresh token", "after a minute", "once", "no"]
 
 
 class CloseCode(IntEnum):
@@ -54,7 +55,7 @@ class CloseCode(IntEnum):
         "no message of the device for too long, pings do not count; or no frame before its next connection",
         "yes",
     )
-    REPLACED = 4409, "a newer connection of the same device, on which it sent a frame", "no"
+    REPLACED = 4409, "a newer connection of the same device, on which it sent a frame", "once"
     RATE_IGNORED = (
         4429,
         "more than 100 messages in a row came in spite of `rate_limited`, or pings above the rate",

@@ -43,6 +43,7 @@ async def test_device_guide_close_codes_equal_the_reference_device() -> None:
     rows = re.findall(r"^\| (.*?) \| (.*?) \|$", GUIDE, re.MULTILINE)
     told = {int(code): what for cell, what in rows for code in re.findall(r"\b\d{4}\b", cell)}
     words = {"again": "come back", "stop": "stop", "token": "fresh token", "wait": "quiet for a minute"}
+    words["once"] = "come back once"
     for code, what in told.items():
         if code != 1009:
             assert words[remedy(code)] in what, code

@@ -306,7 +306,7 @@ def test_protocol_error_in_place_of_the_welcome_sets_the_wait(played: Played) ->
     ("code", "expected"),
     [
         (None, "again"), (1001, "again"), (1006, "again"), (1012, "again"), (4503, "again"),
-        (4408, "again"), (4401, "token"), (4429, "wait"), (4400, "stop"), (4403, "stop"), (4409, "stop"),
+        (4408, "again"), (4401, "token"), (4429, "wait"), (4400, "stop"), (4403, "stop"), (4409, "once"),
     ],
 )  # fmt: skip
 def test_retry_close_code_has_its_remedy(code: int | None, expected: str) -> None:
@@ -316,7 +316,7 @@ def test_retry_close_code_has_its_remedy(code: int | None, expected: str) -> Non
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [
-        ("replaced", "stop"), ("revoked", "stop"), ("expired", "token"),
+        ("replaced", "once"), ("revoked", "stop"), ("expired", "token"),
         ("drain", "again"), ("restart", "again"), ("idle", "again"),
     ],
 )  # fmt: skip

@@ -141,9 +141,12 @@ async def test_js_device_expired_token_replaced_and_second_refusal_ends(
     assert "token" in (await tablet.reported("stopped"))["message"]
 
 
-async def test_js_device_replaced_does_not_connect_again(shared: Running, make: MakeTablet) -> None:
+async def test_js_device_replaced_connects_again_once(shared: Running, make: MakeTablet) -> None:
     tablet = await make()
     await online(tablet)
+    copy = await shared.device("tablet")
+    await copy.told("heartbeat_ack", "heartbeat")
+    assert await copy.closed() == 4409, "the tablet came back"
     await (await shared.device("tablet")).told("heartbeat_ack", "heartbeat")
     await tablet.reported("stopped")
 

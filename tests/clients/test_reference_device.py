@@ -213,16 +213,34 @@ async def test_device_expired_token_replaced_and_second_refusal_ends(
         await stopped.online()
 
 
-async def test_device_replaced_does_not_connect_again(shared: Running, make: MakePhone) -> None:
+async def test_device_replaced_connects_again_once(shared: Running, make: MakePhone) -> None:
     phone = make()
     running = phone.online()
+    await phone.settled()
+    copy = await shared.device("phone")
+    await copy.told("heartbeat_ack", "heartbeat")
+    assert await copy.closed() == 4409, "the phone came back"
     await phone.settled()
     await (await shared.device("phone")).told("heartbeat_ack", "heartbeat")
     with pytest.raises(StoppedError, match="4409"):
         await running
 
 
-async def test_device_replaced_without_close_frame_does_not_connect_again(
+async def test_device_replaced_later_connects_again(
+    shared: Running, make: MakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.client.device._ONCE_S", 0.0)
+    phone = make()
+    running = phone.online()
+    for _ in range(2):
+        await phone.settled()
+        copy = await shared.device("phone")
+        await copy.told("heartbeat_ack", "heartbeat")
+        assert await copy.closed() == 4409
+    assert not running.done()
+
+
+async def test_device_replaced_without_close_frame_connects_again_once(
     make: MakePhone,
 ) -> None:
     calls = 0
@@ -242,7 +260,7 @@ async def test_device_replaced_without_close_frame_does_not_connect_again(
     async with TestServer(app) as other:
         with pytest.raises(StoppedError):
             await make(url=str(other.make_url("")).rstrip("/")).online()
-    assert calls == 1
+    assert calls == 2
 
 
 async def test_device_expired_cursor_drops_missing_records(shared: Running, make: MakePhone) -> None:

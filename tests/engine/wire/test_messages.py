@@ -126,7 +126,7 @@ def test_close_codes_and_when_to_connect_again_are_as_pinned() -> None:
         "EXPIRED": (4401, "with a fresh token"),
         "FORBIDDEN": (4403, "no"),
         "IDLE": (4408, "yes"),
-        "REPLACED": (4409, "no"),
+        "REPLACED": (4409, "once"),
         "RATE_IGNORED": (4429, "after a minute"),
         "UNAVAILABLE": (4503, "yes"),
     }

@@ -191,5 +191,6 @@ async def test_blob_threads_cancelled_caller_waits_for_its_thread() -> None:
 async def test_blob_threads_have_lower_priority() -> None:
     threads = BlobThreads(1)
     niceness = await threads.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    assert niceness > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert niceness == max(10, own)  # `nice make test` has made all of them polite
     threads.close()

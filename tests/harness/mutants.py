@@ -342,7 +342,7 @@ MUTANTS: dict[str, Mutant] = {
         "handlers/sync/connections.py",
         (("(ours.opened_at_us, ours.session.session_id) < (at_us, session_id)", "True"),),
         (
-            _CONNECTIONS + "test_connections_socket_elsewhere_replaces_an_older_one_only[4-told1]",
+            _CONNECTIONS + "test_connections_socket_elsewhere_replaces_an_older_one_only[4-told1-True]",
             _CONNECTIONS + "test_connections_socket_elsewhere_of_the_same_moment_is_decided_by_the_session",
         ),
     ),

@@ -16,11 +16,11 @@ from typing import Final
 import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from bench.harness.clusters import Cluster, as_role, cluster_in, migrate_for_roles
 from storage.embedded.servers import Services, embedded
-from storage.postgres.cell.dsn import with_schema
+from storage.postgres.cell.dsn import schema_of, with_schema
 from storage.postgres.migrate import migrate
 from storage.postgres.pool import Database
 from tests.harness.scratch import scratch
@@ -116,6 +116,13 @@ class Serving(Database):
         """Close the connections of both."""
         await super().close()
         await self._jobs.close()
+
+
+def place_of(dsn: str) -> str:
+    """Return how commands name a test's database."""
+    parts = parse_dsn(dsn)
+    cell = f", schema {schema_of(dsn)}" if schema_of(dsn) else ""
+    return f"{parts['host']}:{parts['port']}/{parts['dbname']}{cell}"
 
 
 def deployed(dsn: str, redis_url: str) -> Services:

@@ -31,7 +31,7 @@ from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Serve
 from tests.harness.servers.own_redis import OwnRedis, _own_redis, own_redis
-from tests.harness.services import data_dir, execute, rows
+from tests.harness.services import data_dir, execute, rows, without_cells
 
 __all__ = ["_own_redis", "command", "own_redis"]
 
@@ -93,6 +93,7 @@ async def test_doctor_sound_deployment_has_no_findings(examined: Run, dsn: str) 
     assert SECRET not in ended.out
 
 
+@without_cells("its DSN names a cell")
 async def test_doctor_one_role_for_all_warned(examined: Run, dsn: str) -> None:
     ended = await examined(TIDEMARK__POSTGRES__DSN=dsn)
     one = found(ended, "row security")
@@ -177,6 +178,7 @@ async def test_doctor_one_fault_does_not_hide_others(
     assert "hush" not in ended.out
 
 
+@without_cells("the directory of a database alone")
 async def test_doctor_directory_of_files_is_checked(
     examined: Run, tmp_path: Path, bucket: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +226,7 @@ async def test_doctor_nothing_made_yet_said_and_nothing_made(examined: Run, tmp_
     assert not (tmp_path / "data").exists()
 
 
+@without_cells("its file has a DSN that names a cell")
 async def test_doctor_files_of_secrets_open_or_unreadable_found(
     examined: Run, dsn: str, services: Services, tmp_path: Path
 ) -> None:
@@ -283,6 +286,7 @@ def role(dsn: str) -> Iterator[str]:
     execute(dsn, f"DROP OWNED BY {name} CASCADE", f"DROP ROLE {name}")
 
 
+@without_cells("rights on the schema public")
 async def test_doctor_role_without_rights_found_with_remedy(examined: Run, dsn: str, role: str) -> None:
     (database,) = rows(dsn, "SELECT current_database()")
     at = {"TIDEMARK__POSTGRES__DSN": dsn.replace("user=tidemark", f"user={role}")}

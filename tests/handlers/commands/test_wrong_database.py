@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import psycopg2.extensions
 import pytest
 
 from run import cli
@@ -17,7 +16,7 @@ from storage.embedded.servers import Services
 from tests.harness.admin import add_tenants
 from tests.harness.commands import Ended, command
 from tests.harness.commands import Run as RunHere
-from tests.harness.services import data_dir, execute, rows
+from tests.harness.services import data_dir, execute, place_of, rows, without_cells
 
 __all__ = ["command"]
 
@@ -98,8 +97,7 @@ def leaves(group: click.Group, *above: str) -> Iterator[str]:
 
 def named(dsn: str) -> str:
     """The line that names a test's database."""
-    parts = psycopg2.extensions.parse_dsn(dsn)
-    return f"database: {parts['host']}:{parts['port']}/{parts['dbname']}\n"
+    return f"database: {place_of(dsn)}\n"
 
 
 def test_commands_every_one_is_known_to_change_or_to_look() -> None:
@@ -144,6 +142,7 @@ async def test_command_dsn_file_missing_refused_beside_an_embedded_database(
     assert [path.name for path in tmp_path.iterdir()] == ["postgres"]
 
 
+@without_cells("its file has a DSN that names a cell")
 async def test_command_dsn_file_that_database_is_used(command: RunHere, dsn: str, tmp_path: Path) -> None:
     (tmp_path / "dsn").write_text(f"{dsn}\n")
     ended = await command("tenant", "add", "acme", **NONE, TIDEMARK__POSTGRES__DSN_FILE=str(tmp_path / "dsn"))

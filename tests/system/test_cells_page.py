@@ -38,7 +38,8 @@ from tests.harness.uploads.tus_uploader import Uploader, file_path, photo
 PAGE: Final = "docs/scaling.md"
 TENANTS: Final = ("acme", "globex")
 DEVICES: Final = 4
-_PATIENCE_S: Final = 60
+#: A device that is refused during a pause tries again later and later.
+_PATIENCE_S: Final = 180
 _MARK: Final = "\x1e"
 #: Servers of the page's unit; everything else that a block does is real.
 _BEGIN: Final = """\

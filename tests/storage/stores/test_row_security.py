@@ -223,6 +223,7 @@ def _has_in_order(text: str, parts: Iterable[str]) -> bool:
     return True
 
 
+@_ALONE
 async def test_statements_on_growing_tables_were_all_tried(ran: list[Ran], dsn: str) -> None:
     growing = {str(name) for (name,) in rows(dsn, _GROWING)}
     sent = {one.text for one in ran}

@@ -18,13 +18,15 @@ from storage.stores.jobs.runs import PostgresJobs
 from tests.harness.commands import Ended, Run, command
 from tests.harness.in_process_server import Running, Serve
 from tests.harness.postgres_stalls import until
-from tests.harness.services import execute, rows
+from tests.harness.services import execute, rows, without_cells
 from tests.harness.uploads.upload_stack import UploadStack, job_run, now_us, stack, text
 from tests.storage.stores.test_jobs import store
 
 __all__ = ["command", "stack", "store"]
 
 PASSED = "UPDATE upload_session SET expires_at = now() - interval '1 s'"
+
+_FILES_OF_NO_CELL = without_cells("its files lie where a database alone has them")
 
 
 async def cleaned(command: Run, *options: str, **variables: str) -> Ended:
@@ -89,6 +91,7 @@ def settled_conflict(at_us: int) -> str:
     )
 
 
+@_FILES_OF_NO_CELL
 async def test_cleanup_command_prints_what_it_did(stack: UploadStack, command: Run) -> None:
     await stack.sent(await stack.begun(), text(50))
     execute(stack.dsn, PASSED)
@@ -154,6 +157,7 @@ async def test_cleanup_command_refused_while_running_elsewhere_and_after_a_resto
     assert "run.py epoch renew" in (await cleaned(command, **data)).refusal()
 
 
+@_FILES_OF_NO_CELL
 @pytest.mark.parametrize("what", ["draft", "file"])
 async def test_cleanup_killed_before_deleting_bytes_leaves_orphans_for_the_next_run(
     stack: UploadStack, command: Run, what: str

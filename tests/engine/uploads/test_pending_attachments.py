@@ -22,7 +22,7 @@ from storage.postgres.pool import Database
 from storage.postgres.transactions import READ_PREPARED
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.upload_reads import _PENDING, _TENANTS, PostgresFiles, PostgresPending
-from tests.harness.services import Serving, execute
+from tests.harness.services import Serving, execute, without_cells
 from tests.harness.uploads.stored_files import keep, upload
 
 NOW_US = 1_767_323_045_000_000
@@ -293,6 +293,7 @@ _MANY = (
 )
 
 
+@without_cells("names a prepared statement as a database alone has it")
 @pytest.mark.parametrize("grown", [False, True])
 async def test_pending_store_reads_by_its_index(database: Database, dsn: str, grown: bool) -> None:
     """However many files there are, only those that wait are met; on an empty table it is planned alike."""

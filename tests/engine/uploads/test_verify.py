@@ -14,7 +14,7 @@ from storage.blobs.s3 import S3Blobs
 from storage.stores.jobs.upload_cleanup import PostgresCleanup
 from storage.stores.upload_reads import PostgresFileList
 from tests.harness.commands import Run, command
-from tests.harness.services import execute
+from tests.harness.services import execute, without_cells
 from tests.harness.uploads.upload_stack import UploadStack, stack, text
 
 __all__ = ["command", "stack"]
@@ -25,6 +25,7 @@ def _path(stack: UploadStack, upload_id: str) -> Path:
     return path
 
 
+@without_cells("its files lie where a database alone has them")
 async def test_tenant_files_names_files_without_bytes_and_bytes_without_a_row(
     stack: UploadStack, command: Run
 ) -> None:

@@ -16,6 +16,8 @@ _DIRECTORY: Final = (
     "SELECT setting FROM pg_settings WHERE name = 'data_directory'"
     " AND coalesce(inet_server_addr() <<= inet '127.0.0.0/8' OR inet_server_addr() = inet '::1', true)"
 )
+#: Beside a table: on Citus it is then the size on the node that has the tables.
+_SIZE: Final = "SELECT pg_database_size(current_database()) FROM cluster_state"
 #: Once full, the disk needs this factor more than ``min_free_bytes``, so that the state does not flap.
 _SPARE: Final = 1.25
 
@@ -48,7 +50,7 @@ class Disk:
         free_bytes, total_bytes = await self._bytes()
         reason = self._no_disk(free_bytes)
         if reason is None and self._max_bytes:
-            rows = await self._database.query("SELECT pg_database_size(current_database())")
+            rows = await self._database.query(_SIZE)
             if rows[0][0] >= self._max_bytes:
                 reason = (
                     f"the database has {rows[0][0]} bytes, the limit is {self._max_bytes}:"

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg2.errors
 from yoyo import internalmigrations, read_migrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 from yoyo.connections import parse_uri
@@ -28,6 +29,7 @@ from storage.postgres.blocking import connected, schema_change
 from storage.postgres.cell.citus import distribute, has_citus, is_distributed
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.cell.identity import system_identifier
+from storage.postgres.remedies import said
 from storage.postgres.roles.grants import grant_roles
 from storage.postgres.roles.guard import refuse_other_roles
 from storage.postgres.roles.policies import secure_growing_tables
@@ -111,7 +113,7 @@ def migrate(
     Raises:
         RefusedError: There is no such migration, or the schema holds one that this version does not know; it
             stands past ``to`` without ``down``, servers use what is to be taken back, or the role would make
-            tables in another schema.
+            tables in another schema, or Citus does not take a migration in a distributed schema.
         StoreError: The database is away, or refused a statement.
     """
     _refuse_number(to)
@@ -130,8 +132,12 @@ def migrate(
                 " what came after it, data and all"
             )
         number = len(_known()) if to is None else to
-        while (migration := _step(connection, number, chosen_domains, actor, down=down)) is not None:
-            done.append(migration)
+        try:
+            while (migration := _step(connection, number, chosen_domains, actor, down=down)) is not None:
+                done.append(migration)
+        except (psycopg2.errors.FeatureNotSupported, psycopg2.errors.InternalError_) as error:
+            _name_remedy(connection, schema_of(dsn), error)
+            raise
         if not down and _ROW_SECURITY in _applied(connection):
             _finish(connection, schema)
     return done
@@ -227,6 +233,17 @@ def _finish(connection: Connection, schema: str) -> None:
         secure_growing_tables(connection)
 
 
+def _name_remedy(connection: Connection, schema: str, error: psycopg2.Error) -> None:
+    """Say what to do if a migration is not for a distributed schema. Raises RefusedError."""
+    with connection.cursor() as cursor:
+        if schema and is_distributed(cursor, schema):
+            raise RefusedError(
+                f"Citus does not take this migration in a distributed schema, and it was undone ({said(error)}):"
+                f" stop the servers of the cell, run SELECT citus_schema_undistribute('{schema}') as its owner,"
+                " then `run.py migrate`, which distributes it again"
+            ) from error
+
+
 def _numbered() -> Iterator[tuple[int, Migration]]:
     return enumerate(_known(), 1)
 
@@ -259,6 +276,8 @@ def _step(
     """Apply or take back one migration; None when ``to`` is reached."""
     with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
         cursor.execute("SELECT set_config('tidemark.chosen_domains', %s, true)", (",".join(chosen_domains),))
+        # Citus takes triggers so: they write to tables of their schema, which are on one node.
+        cursor.execute("SET LOCAL citus.enable_unsafe_triggers = on")
         backend = _Backend(connection)
         applied = _applied(connection)
         if down:

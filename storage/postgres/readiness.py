@@ -13,28 +13,33 @@ MIN_SERVER_VERSION: Final = 140002
 DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 
+#: Beside a table: on Citus they are then those of the node that has the tables.
+_SETTINGS: Final = (
+    "SELECT w.name, current_setting(w.name) FROM cluster_state CROSS JOIN unnest(ARRAY['fsync',"
+    " 'full_page_writes', 'synchronous_commit', 'server_version_num', 'server_encoding',"
+    " 'transaction_read_only']) AS w(name)"
+)
+
+
 async def faults(database: Database, newest_migration: str) -> list[str]:
     """Return a sentence for each problem; none if the database is fit."""
     try:
-        read = await database.query(
-            "SELECT name, setting FROM pg_settings WHERE name IN"
-            " ('fsync', 'full_page_writes', 'synchronous_commit', 'server_version_num',"
-            " 'server_encoding', 'transaction_read_only')"
-            f" UNION ALL SELECT 'system_identifier', ({SYSTEM_IDENTIFIER})::text"
-        )
-        settings: dict[str, Any] = dict(read)
+        settings: dict[str, Any] = dict(await database.query(_SETTINGS))
+        here = await database.query(SYSTEM_IDENTIFIER)
         applied = await database.query(
             "SELECT 1 FROM _yoyo_migration WHERE migration_id = %(newest)s", {"newest": newest_migration}
         )
         identity = await database.query(
-            "SELECT system_identifier::text FROM cluster_state",
+            "SELECT system_identifier FROM cluster_state",
         )
     except StoreError as error:
         return [f"the database does not answer as it should: {error}"]
+    if not settings:
+        return ["cluster_state has no row: restore it from a backup"]
     found = [f"{what}: {remedy}" for what, remedy in (*undurable(settings), *unfit(settings))]
     if not applied:
         found.append("the schema is not up to date: run `run.py migrate`")
-    if identity and identity[0][0] != settings["system_identifier"]:
+    if identity != here:
         found.append("this database was restored: run `run.py epoch renew` so that devices pull afresh")
     return found
 

@@ -94,12 +94,14 @@ COMMAND_LIMITS: Final = StatementLimits(
 
 #: Appends events to the audit log. A batch knows its tenants by their numbers alone.
 AUDIT: Final = Statement(
-    "INSERT INTO audit_log (at, event, actor_kind, actor, tenant, tenant_number, target, details, times)"
-    " SELECT coalesce(to_timestamp(w.u / 1000000.0), clock_timestamp()), w.e, w.k, w.a,"
+    "WITH noted AS MATERIALIZED (SELECT"
+    " coalesce(to_timestamp(w.u / 1000000.0), clock_timestamp()), w.e, w.k, w.a,"
     " coalesce(w.n, t.name), w.i, w.g, w.d, w.m FROM unnest(%(a_ats)s::bigint[], %(a_events)s::text[],"
     " %(a_kinds)s::text[], %(a_actors)s::text[], %(a_tenants)s::text[], %(a_numbers)s::int[],"
     " %(a_targets)s::text[], %(a_details)s::json[], %(a_times)s::int[]) AS w(u, e, k, a, n, i, g, d, m)"
-    " LEFT JOIN tenants AS t ON t.tenant_id = w.i"
+    " LEFT JOIN tenants AS t ON t.tenant_id = w.i)"
+    " INSERT INTO audit_log (at, event, actor_kind, actor, tenant, tenant_number, target, details, times)"
+    " SELECT * FROM noted"
 )
 
 

@@ -150,7 +150,9 @@ _INTRODUCE: Final = Statement(
     " ON CONFLICT (tenant_id, device_id) DO NOTHING"
 )
 _NO_ROOM: Final = Statement(f"SELECT w.t, w.d{_WITHOUT_ROW}")
-_RECEIPT: Final = Statement("SELECT pg_current_xact_id()::text")
+#: Beside a table, as ``storage.stores.sealed.checked.NUMBERED``.
+_RECEIPT: Final = Statement("SELECT pg_current_xact_id()::text FROM cluster_state")
+_STATUS: Final = "SELECT pg_xact_status(%(receipt)s::xid8) FROM cluster_state"
 _DEVICES: Final = (
     "SELECT t.name, d.device_id, d.first_seen_at, greatest(d.last_seen_at, h.last_sync_at), h.last_sync_at,"
     " coalesce(h.total_syncs, 0), coalesce(h.failed_syncs, 0), coalesce(h.sync_duration_us, 0),"
@@ -221,9 +223,7 @@ class PostgresDevices:
     async def stored(self, receipt: str) -> bool | None:
         """Return whether a transaction was committed; None while it runs."""
         try:
-            rows = await self._database.query(
-                "SELECT pg_xact_status(%(receipt)s::xid8)", {"receipt": receipt}
-            )
+            rows = await self._database.query(_STATUS, {"receipt": receipt})
         except StorePoisonError:  # a higher id than any: another server took over, without this transaction
             return False
         status = rows[0][0]

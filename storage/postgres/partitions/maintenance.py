@@ -22,6 +22,7 @@ from psycopg2.errors import LockNotAvailable
 
 from engine.runtime.ports import StoreRetryError
 from storage.postgres.blocking import connected, schema_change
+from storage.postgres.cell.citus import is_distributed
 from storage.postgres.partitions.bounds import (
     DAY,
     EVENTS,
@@ -37,6 +38,7 @@ from storage.postgres.partitions.bounds import (
 from storage.postgres.partitions.daily_usage import Daily, counted, dropping, subtract
 from storage.postgres.plain_bytes import plain_bytes
 from storage.postgres.roles.policies import close_partitions, secure_partitions
+from storage.postgres.roles.tables import schema_of_tables
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
@@ -250,7 +252,10 @@ def _finish_detached(connection: Connection) -> None:
     """Move the rows of split days out of ``events_later``, and attach it. Processes may do so at once."""
     until = EVENTS.bound(last_begin(partitions_of(connection, EVENTS)))
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_relation_size('events_later') / current_setting('block_size')::int")
+        size = (
+            "citus_relation_size" if is_distributed(cursor, schema_of_tables(cursor)) else "pg_relation_size"
+        )
+        cursor.execute(f"SELECT {size}('events_later'::regclass) / current_setting('block_size')::int")
         blocks = int(cursor.fetchall()[0][0])
         for first in range(0, blocks, _MOVED_BLOCKS):
             _move_rows(cursor, first, until)

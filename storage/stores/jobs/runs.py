@@ -35,13 +35,18 @@ _LOOK: Final = (
 )
 #: What is known of a run that was killed is the last time it said that it went on.
 _CLOSE_KILLED: Final = (
-    f"UPDATE job_runs SET outcome = 'killed', ended_at = held_until - {_HELD}"
-    " WHERE job = %(job)s AND outcome IS NULL AND held_until < now() RETURNING 1"
+    "WITH killed AS MATERIALIZED (SELECT job, due_at, attempt,"
+    f" held_until - {_HELD} AS ended_at FROM job_runs"
+    " WHERE job = %(job)s AND outcome IS NULL AND held_until < now())"
+    " UPDATE job_runs AS r SET outcome = 'killed', ended_at = k.ended_at FROM killed AS k"
+    " WHERE r.job = k.job AND r.due_at = k.due_at AND r.attempt = k.attempt"
+    " AND r.outcome IS NULL AND r.held_until < now() RETURNING 1"
 )
 _BEGIN: Final = (
-    "INSERT INTO job_runs (job, due_at, attempt, by_hand, place, held_until)"
+    "WITH begun AS (INSERT INTO job_runs (job, due_at, attempt, by_hand, place, held_until)"
     f" VALUES (%(job)s, coalesce({_DUE}, now()), %(attempt)s, %(by_hand)s, %(place)s, now() + {_HELD})"
-    f" ON CONFLICT DO NOTHING RETURNING {_US.format('due_at')}, {_US.format('now()')}"
+    " ON CONFLICT DO NOTHING RETURNING due_at)"
+    f" SELECT {_US.format('due_at')}, {_US.format('now()')} FROM begun"
 )
 _OPEN: Final = f"WHERE job = %(job)s AND due_at = {_DUE} AND attempt = %(attempt)s AND outcome IS NULL"
 _HOLD: Final = (

@@ -71,8 +71,8 @@ _BEGIN: Final = (
 #: A transaction that did not see a domain or a key, and seals without it, has a number of before it
 #: (storage/stores/sealed/checked.py), and so below that of a pass for it. A pass begins when they have ended.
 #: One number serves all tenants of a run: each wait lasts as long as the longest batch.
-_NUMBER: Final = "SELECT pg_current_xact_id()::text, now()::text"
-_OLDER_ENDED: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot()) > %(number)s::xid8"
+_NUMBER: Final = "SELECT pg_current_xact_id()::text, now()::text FROM cluster_state"
+_OLDER_ENDED: Final = "SELECT pg_snapshot_xmin(pg_current_snapshot()) > %(number)s::xid8 FROM cluster_state"
 #: Servers and commands end an open transaction long before. A run is held for a minute.
 _OLDER_S: Final = 30.0
 _LOOK_S: Final = 0.1

@@ -161,12 +161,15 @@ def _update(table: SealedTable, names: Sequence[str]) -> str:
 
     The position moves only if all of them were changed. It returns how many were.
     """
-    changes = [
-        f"{column.name} = w.c{at}{'' if column.form == 'text' else '::json'}"
+    changes = [f"{column.name} = w.c{at}" for at, column in enumerate(table.columns)]
+    changes += [f"{name} = {_CAST[name].format(f'm{at}')}" for at, name in enumerate(table.more)]
+    where = " AND ".join(f"r.{column.name} = w.k{at}" for at, column in enumerate(table.key))
+    typed = [f"w.k{at}::{column.kind} AS k{at}" for at, column in enumerate(table.key)] + ["w.x::xid AS x"]
+    typed += [
+        f"w.c{at}::{'text' if column.form == 'text' else 'json'} AS c{at}"
         for at, column in enumerate(table.columns)
     ]
-    changes += [f"{name} = {_CAST[name].format(f'm{at}')}" for at, name in enumerate(table.more)]
-    where = " AND ".join(f"r.{column.name} = w.k{at}::{column.kind}" for at, column in enumerate(table.key))
+    typed += [f"w.m{at}" for at in range(len(table.more))]
     arrays = ", ".join(f"%({name})s::text[]" for name in names)
     if table.more[:1] == ("verification_id",):
         twins = _DROP_TWINS.format(arrays=arrays, names=", ".join(names))
@@ -176,9 +179,10 @@ def _update(table: SealedTable, names: Sequence[str]) -> str:
         _LOCK
         + twins
         + (
-            f"WITH done AS (UPDATE {table.name} AS r SET {', '.join(changes)}"
-            f" FROM unnest({arrays}) AS w({', '.join(names)})"
-            f" WHERE r.tenant_id = %(tenant)s::int AND {where} AND r.xmin = w.x::xid RETURNING 1),"
+            f"WITH w AS MATERIALIZED (SELECT {', '.join(typed)}"
+            f" FROM unnest({arrays}) AS w({', '.join(names)})),"
+            f" done AS (UPDATE {table.name} AS r SET {', '.join(changes)} FROM w"
+            f" WHERE r.tenant_id = %(tenant)s::int AND {where} AND r.xmin = w.x RETURNING 1),"
             f" moved AS ({MOVE} AND (SELECT count(*) FROM done) = %(due)s::int) SELECT count(*) FROM done"
         )
     )

@@ -19,8 +19,9 @@ _Result = TypeVar("_Result")
 Look = Callable[[Sequence[Row]], None]
 
 #: What a later statement reads is of after the transaction got its number. So the number of a transaction
-#: that missed a domain is older than the domain, and the job ``reseal`` waits for its end.
-NUMBERED: Final = Statement("SELECT pg_current_xact_id()")
+#: that missed a domain is older than the domain, and the job ``reseal`` waits for its end. The number is
+#: asked beside a table: on Citus it is then of the node with the tables, where its locks number a batch.
+NUMBERED: Final = Statement("SELECT pg_current_xact_id() FROM cluster_state")
 _STATE: Final = Statement(
     f"SELECT w.t, {SEALED_SQL}, k.key_id::text FROM unnest(%(tenants)s::int[]) AS w(t)"
     " LEFT JOIN tenant_keys AS k ON k.tenant_id = w.t AND k.retired_at IS NULL"

@@ -41,7 +41,7 @@ from storage.stores.conflicts import PostgresConflicts
 from storage.stores.feed import PostgresFeed
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.memory_store import MemoryStore
-from tests.harness.services import Serving, execute, rows
+from tests.harness.services import PLACES, Serving, citus_cell, execute, rows
 
 TENANTS = (1, 2, 3)
 AT_US = 1_767_323_045_000_000
@@ -75,6 +75,13 @@ async def cell(cell_dsn: str) -> AsyncIterator[Subject]:
         yield subject
 
 
+@pytest.fixture
+async def citus() -> AsyncIterator[Subject]:
+    with citus_cell() as dsn:
+        async with _on(dsn) as subject:
+            yield subject
+
+
 @asynccontextmanager
 async def _on(dsn: str) -> AsyncIterator[Subject]:
     execute(
@@ -90,7 +97,7 @@ async def _on(dsn: str) -> AsyncIterator[Subject]:
     await reads.close()
 
 
-@pytest.fixture(params=["memory", "postgres", "cell"])
+@pytest.fixture(params=["memory", "postgres", "cell", *PLACES[2:]])
 def subject(request: pytest.FixtureRequest) -> Subject:
     """One of them."""
     found = request.getfixturevalue(request.param)

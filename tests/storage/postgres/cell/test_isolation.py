@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +31,8 @@ from storage.stores.commit.store import PostgresStore
 from storage.stores.feed import PostgresFeed
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
-from tests.harness.every_method import EveryMethod
 from tests.harness.in_process_server import settings_with
-from tests.harness.services import CELLS, Serving, execute, in_cell, rows
+from tests.harness.services import CELLS, Serving, in_cell, rows
 
 LOOKUPS = ReadSet([1], [], [], [], [], [])
 
@@ -93,17 +91,6 @@ async def test_cells_rows_of_one_are_not_in_the_other(cells: list[Cell]) -> None
     await one.tenants.remove("acme", erase=True)
     assert _count(one.dsn, "records") == 0
     assert _count(other.dsn, "records") == 1
-
-
-async def test_cells_every_statement_of_the_stores_finds_its_tables(cell_dsn: str) -> None:
-    """No ``search_path`` leads there: a name without its schema would be an error."""
-    database = Serving(cell_dsn, 2)
-    ((now_us,),) = rows(cell_dsn, "SELECT (extract(epoch FROM now()) * 1000000)::bigint")
-    hour_ends = partial(execute, cell_dsn, "UPDATE tenant_counters SET sync_hour = sync_hour - 1")
-    try:
-        await EveryMethod(database, int(str(now_us)), hour_ends).run()
-    finally:
-        await database.close()
 
 
 async def test_cells_tenants_of_one_are_not_locked_by_the_other(cells: list[Cell]) -> None:

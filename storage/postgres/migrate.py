@@ -48,6 +48,8 @@ _LOCK_TIMEOUT_MS: Final = 5000
 _FIRST: Final = "0001.tenants"
 #: The migration that brings the sealing of domains. The tables of keys are older.
 _SEALED: Final = "0048.sealed_domains"
+#: The last migration that does not run in a distributed schema: it is applied before Citus distributes it.
+_BEFORE_CITUS: Final = "0055.tenant_devices"
 #: From this migration on growing tables have policies.
 _ROW_SECURITY: Final = "0041.row_security"
 
@@ -238,9 +240,8 @@ def _name_remedy(connection: Connection, schema: str, error: psycopg2.Error) -> 
     with connection.cursor() as cursor:
         if schema and is_distributed(cursor, schema):
             raise RefusedError(
-                f"Citus does not take this migration in a distributed schema, and it was undone ({said(error)}):"
-                f" stop the servers of the cell, run SELECT citus_schema_undistribute('{schema}') as its owner,"
-                " then `run.py migrate`, which distributes it again"
+                "Citus does not take the next migration in a distributed schema, and it was undone"
+                f" ({said(error)}): servers of the version before go on; report it"
             ) from error
 
 
@@ -267,6 +268,7 @@ def _lowest(connection: Connection, applied: dict[str, datetime], to: int | None
     _refuse_unknown(applied)
     lowest = max(_standing(applied) - 1, 0) if to is None else to
     _refuse_sealed(connection, lowest)
+    _refuse_on_citus(connection, lowest)
     return lowest
 
 
@@ -335,6 +337,18 @@ def _refuse_in_use(connection: Connection) -> None:
             f"{len(found)} server processes use this database, such as {place}, seen {silent_s:.0f} s ago:"
             f" stop them first (one that was killed counts for {GONE_S:.0f} s)"
         )
+
+
+def _refuse_on_citus(connection: Connection, to: int) -> None:
+    """Refuse to take back, in a distributed schema, a migration that could not be applied there again."""
+    if to >= next(number for number, one in _numbered() if str(one.id) == _BEFORE_CITUS):
+        return
+    with connection.cursor() as cursor:
+        if is_distributed(cursor, schema_of_tables(cursor)):
+            raise RefusedError(
+                f"Citus does not take {_BEFORE_CITUS} and those before it in a distributed schema, so they stay:"
+                " to remove the cell, drop its schema (docs/scaling.md, Cells)"
+            )
 
 
 def _refuse_sealed(connection: Connection, to: int) -> None:

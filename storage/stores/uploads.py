@@ -73,9 +73,6 @@ _RESERVE: Final = Statement(
     " ON CONFLICT (tenant_id) DO UPDATE SET reserved_bytes = s.reserved_bytes + excluded.reserved_bytes"
     " WHERE s.reserved_bytes + excluded.reserved_bytes <= %(quota)s::bigint RETURNING 1"
 )
-_MINE: Final = Statement(
-    "SELECT 1 FROM upload_session WHERE tenant_id = %(tenant)s::int AND upload_id = %(id)s::uuid"
-)
 _RETURN: Final = Statement(
     "UPDATE tenant_storage SET reserved_bytes = reserved_bytes - %(reserved)s::bigint"
     " WHERE tenant_id = %(tenant)s::int"
@@ -321,7 +318,7 @@ def _named(ref: UploadRef) -> dict[str, object]:
 
 async def _create(transaction: Transaction, values: dict[str, object], look: Look) -> Created:
     if not await transaction.run((_RESERVE,), values):
-        return "created" if await transaction.run((_MINE,), values) else "tenant_full"
+        return "created" if await transaction.run((_FIND,), values) else "tenant_full"
     if made := await transaction.run((_MAKE, _HAS_MADE), values):
         look(made)
         return "created"

@@ -143,6 +143,7 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ("docs/scaling.md", ".venv/bin/python run.py bench --scenario faults"): f"3 minutes {_BY_HAND}",
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
     ("docs/testing.md", "make test   "): _SUITE,
+    ("docs/testing.md", "TIDEMARK_TEST_CITUS="): _SUITE,
     ("docs/testing.md", "TIDEMARK_TEST_IN_CELL=1"): _SUITE,
     (
         "docs/testing.md",

@@ -7,10 +7,20 @@ rightly (seen with 13.0.5). So no statement of a server has
   from a ``MATERIALIZED`` expression before it;
 - in ``RETURNING`` a subquery, or a function that is not immutable; a subquery among ``VALUES``; in ``SET`` a
   function that is not immutable within ``CASE`` or ``coalesce``: they stand in a query around the change;
+- in an ``UPDATE`` a function that is not immutable and takes a column, such as ``text::json`` or
+  ``timestamptz - interval``: a ``MATERIALIZED`` expression before it computes the values;
 - a materialized expression without a column (``SELECT FROM``), or with locks at its top: the locks stand in a
   subquery of it;
 - a function that returns a set within an expression;
 - in a trigger a query over its transition table that names another table, too.
+
+Nearly all statements run whole on the node, in one snapshot. Those with an ``INSERT`` within an expression
+are run part by part, each part in a snapshot of its own: a lock or a unique key has to keep them right. If it
+is an ``INSERT … SELECT``, every node is sent the rows, and has to be there: only telemetry and jobs have such
+ones.
+
+What a node has of its own (transaction ids, settings, sizes) is asked beside a table, ``FROM cluster_state``:
+else the coordinator answers.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from storage.stores.feed import PostgresFeed
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
 from tests.harness.in_process_server import settings_with
-from tests.harness.services import CELLS, Serving, in_cell, rows
+from tests.harness.services import CELLS, Serving, execute, in_cell, rows
 
 LOOKUPS = ReadSet([1], [], [], [], [], [])
 

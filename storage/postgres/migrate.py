@@ -346,8 +346,8 @@ def _refuse_on_citus(connection: Connection, to: int) -> None:
     with connection.cursor() as cursor:
         if is_distributed(cursor, schema_of_tables(cursor)):
             raise RefusedError(
-                f"Citus does not take {_BEFORE_CITUS} and those before it in a distributed schema, so they stay:"
-                " to remove the cell, drop its schema (docs/scaling.md, Cells)"
+                f"Citus does not take {_BEFORE_CITUS} and those before it in a distributed schema, so they"
+                " stay: to remove the cell, drop its schema (docs/scaling.md, Cells)"
             )
 
 

@@ -28,7 +28,7 @@ from storage.stores.monitoring.voice import PostgresVoice
 from storage.stores.sealed import sealing as places
 from storage.stores.sealed.sealing import Sealing
 from tests.harness.key_ring import MadeUpRing, sealing_of
-from tests.harness.services import Serving, execute, rows
+from tests.harness.services import PLACES, Serving, execute, rows
 from tests.storage.stores.test_sealing import HASH, RECORD, SECRET, TABLES, _write
 
 ALL = (*TABLES, "upload_session", "voice_verification_log")
@@ -142,6 +142,7 @@ def test_sealed_tables_have_events_after_those_that_move_to_them() -> None:
     assert names.index("events_later") < names.index("events")
 
 
+@pytest.mark.parametrize("dsn", ["template", *PLACES[2:]], indirect=True)
 async def test_reseal_seals_plain_rows_rotates_and_unseals_without_another_change(world: World) -> None:
     plain = world.dump()
     counts = await world.run()

@@ -275,9 +275,9 @@ def _move_rows(cursor: Cursor, first: int, until: str) -> None:
 
 
 def _add_bound(cursor: Cursor, until: str) -> list[str]:
+    cursor.execute(f"ALTER TABLE events_later DROP CONSTRAINT IF EXISTS {_BOUND}")
     cursor.execute(
-        f"ALTER TABLE events_later DROP CONSTRAINT IF EXISTS {_BOUND},"
-        f" ADD CONSTRAINT {_BOUND} CHECK (sent_at_us >= {until}) NOT VALID"
+        f"ALTER TABLE events_later ADD CONSTRAINT {_BOUND} CHECK (sent_at_us >= {until}) NOT VALID"
     )
     return []
 

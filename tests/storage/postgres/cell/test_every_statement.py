@@ -30,7 +30,8 @@ from storage.postgres import migrate as migrations
 from storage.postgres.connection import PoolerDetection
 from storage.postgres.disk import Disk
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, newest_migration, status
-from storage.postgres.partitions.maintenance import maintain
+from storage.postgres.partitions import maintenance
+from storage.postgres.partitions.maintenance import ensure_partitions, maintain
 from storage.postgres.pool import Database
 from storage.postgres.readiness import faults
 from storage.postgres.roles.guard import _NO_POLICIES, check_roles
@@ -48,7 +49,7 @@ from storage.stores.monitoring.health import PostgresHealth
 from storage.stores.sealed.sealing import Sealing
 from storage.stores.tenants import PostgresTenants
 from storage.stores.usage import recount
-from tests.harness.every_method import EveryMethod
+from tests.harness.every_method import DAY_US, EveryMethod
 from tests.harness.key_ring import sealing_of
 from tests.harness.services import CELLS, PLACES, Databases, Serving, citus_cell, execute, in_cell, rows
 
@@ -162,6 +163,35 @@ async def test_cell_takes_every_statement_of_jobs_and_processes(dsn: str) -> Non
     assert not PostgresEpoch(dsn).restored()
     PostgresEpoch(dsn).renew()
     await asyncio.to_thread(maintain, dsn, 720.0, 30)
+
+
+@in_each_cell
+def test_many_events_ahead_move_to_their_days(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_FEW_ROWS", 10)
+    monkeypatch.setattr(maintenance, "_MOVED_BLOCKS", 1)
+    today = datetime.now(UTC).date()
+    ensure_partitions(dsn, today, 7)
+    midnight_us = int(datetime(today.year, today.month, today.day, tzinfo=UTC).timestamp()) * 1_000_000
+    days = [8 + n % 9 if n % 2 else 1000 + n for n in range(300)]
+    values = ", ".join(
+        f"(1, 'metrics', '{n}', {midnight_us + day * DAY_US}, 0, 'phone', '{{}}')"
+        for n, day in enumerate(days)
+    )
+    execute(dsn, f"INSERT INTO events VALUES {values}")
+    ensure_partitions(dsn, today, 14)
+    assert rows(dsn, "SELECT count(DISTINCT id)::int, count(*)::int FROM events") == [(300, 300)]
+    later = sum(day > 14 for day in days)
+    assert rows(dsn, "SELECT count(*)::int FROM events_later") == [(later,)]
+    execute(
+        dsn,
+        "INSERT INTO tenants (name) VALUES ('acme')",
+        "INSERT INTO tenant_counters (tenant_id, event_rows) VALUES (1, 301)",
+        "INSERT INTO events (tenant_id, domain, id, sent_at_us, at_us, device_id, data, received_at)"
+        " VALUES (1, 'metrics', 'old', 1, 0, 'phone', '{}', now() - interval '400 days')",
+    )
+    maintain(dsn, 720.0, 30)
+    assert rows(dsn, "SELECT event_rows::int FROM tenant_counters") == [(300,)]
+    assert rows(dsn, "SELECT count(*)::int FROM events") == [(300,)]
 
 
 @in_each_cell

@@ -31,6 +31,10 @@ pytest_plugins = [
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stdout))
 
 
+#: Tests of Citus alone need one.
+collect_ignore = [] if "TIDEMARK_TEST_CITUS" in os.environ else ["system/test_citus.py"]
+
+
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run tests, and the servers in them, on the event loop of a real server."""
     return {"uvloop": uvloop.new_event_loop}

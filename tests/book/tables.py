@@ -85,6 +85,7 @@ _SUITE: Final = "the tests themselves"
 _BY_HAND: Final = "of load; run by hand, report in docs/benchmarks"
 _SERVICE: Final = "needs PostgreSQL and systemd as services; the drill does the same on its own"
 _ENGINE: Final = "needs an engine of containers"
+_CITUS: Final = "needs Citus; tests/system/test_citus.py does the same where there is one"
 _ROOT: Final = "changes files and services of the machine, as root"
 
 #: Blocks that nothing runs, by a beginning of their text.
@@ -141,6 +142,9 @@ NOT_RUN: Final[dict[tuple[str, str], str]] = {
     ): "installs from a registry; tests/meta/test_wheel.py does from what is here",
     ("docs/releases.md", "make wheel\nmake -s sbom"): "a step of a release, which installs tools",
     ("docs/scaling.md", ".venv/bin/python run.py bench --scenario faults"): f"3 minutes {_BY_HAND}",
+    ("docs/scaling.md", "CREATE ROLE north LOGIN"): _CITUS,
+    ("docs/scaling.md", "SELECT schema_name"): _CITUS,
+    ("docs/scaling.md", "CALL citus_cleanup"): _CITUS,
     ("docs/security.md", ".venv/bin/python -m pytest -m security"): _SUITE,
     ("docs/testing.md", "make test   "): _SUITE,
     ("docs/testing.md", "TIDEMARK_TEST_CITUS="): _SUITE,

@@ -63,7 +63,7 @@ def _cut(dsn: str) -> int:
 
 
 def _move(dsn: str, to: Place) -> None:
-    """Move a cell. What a move before it left behind has to be removed first, once nobody reads it any more."""
+    """Move a cell. What a move before it left behind has to be removed first, once nobody reads it."""
     moving = f"SELECT citus_schema_move('{schema_of(dsn)}', '{to.host}', {to.port})"
     for _ in range(20):
         try:

@@ -20,9 +20,10 @@ from psycopg2.extensions import make_dsn
 from storage.embedded.servers import Services
 from storage.postgres.cell.dsn import schema_of
 from tests.harness.in_process_server import new_tenants
-from tests.harness.numbered_edits import TENANTS, Editor, acknowledged, audit, editors_of, progressed
+from tests.harness.numbered_edits import TENANTS, Editor, acknowledged, audit, progressed
 from tests.harness.server_process import ServerProcess
 from tests.harness.services import citus_cell, execute, rows
+from tests.harness.ws_device import token
 
 DEVICES = 6
 ACKS = 150
@@ -76,6 +77,12 @@ def _move(dsn: str, to: Place) -> None:
     raise AssertionError("what the last move left behind is still there")
 
 
+def _editors(dsn: str, progress: asyncio.Condition) -> list[Editor]:
+    audience = f"tidemark/{schema_of(dsn)}"
+    names = [(f"device-{number}", TENANTS[number % len(TENANTS)]) for number in range(DEVICES)]
+    return [Editor(name, tenant, progress, token(tenant, name, aud=audience)) for name, tenant in names]
+
+
 def _show(figure: str) -> None:
     sys.stdout.write(f"{figure}\n")
 
@@ -106,7 +113,7 @@ async def test_citus_cell_that_moves_under_load_loses_nothing_and_stays_apart(
         dsns = [stack.enter_context(citus_cell()) for _ in range(2)]
         servers = [ServerProcess(dsn, services.redis_url, tmp_path) for dsn in dsns]
         progress = asyncio.Condition()
-        editors = [editors_of(DEVICES, progress) for _ in dsns]
+        editors = [_editors(dsn, progress) for dsn in dsns]
         try:
             for dsn in dsns:
                 execute(dsn, new_tenants(*TENANTS))

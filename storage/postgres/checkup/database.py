@@ -10,8 +10,10 @@ from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
+from storage.postgres.cell.citus import has_citus
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.cell.identity import is_restored
+from storage.postgres.checkup.citus import citus_findings
 from storage.postgres.checkup.days import partition_findings
 from storage.postgres.display_names import database_name
 from storage.postgres.migrate import newest_migration, status
@@ -52,6 +54,10 @@ def database_findings(
     try:
         with connected(owner_dsn) as connection:
             yield from _fitness(connection, database_name(owner_dsn))
+            with connection.cursor() as cursor:
+                on_citus = has_citus(cursor)
+            if on_citus:
+                yield from citus_findings(connection)
             rights = rights_finding(connection, schema_of(owner_dsn))
             yield rights
             yield _clock(connection)

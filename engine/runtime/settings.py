@@ -23,7 +23,9 @@ Points = Annotated[float, Meta(ge=0, le=100)]
 Limit = Annotated[float, Meta(ge=0, le=1_000_000_000)]
 #: A name that needs no quotes in SQL, and stays short enough beside the name of a table. In ``public``
 #: are the tables of a deployment that is no cell: a cell would look for their files and locks elsewhere.
-SchemaName = Annotated[str, Meta(pattern=r"^(?!pg_|public$|information_schema$)([a-z_][a-z0-9_]{0,47})?\Z")]
+SchemaName = Annotated[
+    str, Meta(pattern=r"^(?!pg_|public$|information_schema$|default$)([a-z_][a-z0-9_]{0,47})?\Z")
+]
 MediaType = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9.+-]*/[a-z0-9][a-z0-9.+-]*$")]
 
 

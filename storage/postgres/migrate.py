@@ -29,6 +29,7 @@ from storage.postgres.blocking import connected, schema_change
 from storage.postgres.cell.citus import distribute, has_citus, is_distributed
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.cell.identity import system_identifier
+from storage.postgres.cell.schema import make_schema
 from storage.postgres.remedies import said
 from storage.postgres.roles.grants import grant_roles
 from storage.postgres.roles.guard import refuse_other_roles
@@ -115,14 +116,16 @@ def migrate(
     Raises:
         RefusedError: There is no such migration, or the schema holds one that this version does not know; it
             stands past ``to`` without ``down``, servers use what is to be taken back, or the role would make
-            tables in another schema, or Citus does not take a migration in a distributed schema.
+            tables in another schema, or Citus does not take a migration in a distributed schema. The schema
+            of the cell belongs to another role, or has no name that SQL takes.
         StoreError: The database is away, or refused a statement.
     """
     _refuse_number(to)
     done: list[str] = []
     with connected(dsn) as connection:
         if (schema := schema_of(dsn)) and not down:
-            _make_schema(connection, schema)
+            with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
+                make_schema(cursor, schema)
         _refuse_other_schema(connection)
         applied = _applied(connection)
         standing = _standing(applied)
@@ -215,14 +218,6 @@ class PostgresSchemaAdmin:
     def status(self) -> list[MigrationState]:
         """List the migrations in order."""
         return status(self._dsn)
-
-
-def _make_schema(connection: Connection, schema: str) -> None:
-    """Make the schema of a cell where it is missing."""
-    with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
-        # Citus distributes it last: some migrations fail in a distributed one. Elsewhere nobody reads this.
-        cursor.execute("SET LOCAL citus.enable_schema_based_sharding = off")
-        cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
 
 
 def _finish(connection: Connection, schema: str) -> None:

@@ -39,7 +39,7 @@ class _CellCursor(Cursor):
         """Run a statement, or several."""
         text = query.as_string(self) if isinstance(query, sql.Composable) else query
         if text.startswith(_ALONE):
-            super().execute(f"SET search_path = {self.names.schema}")
+            super().execute(f'SET search_path = "{self.names.schema}"')
             super().execute(text, vars)
             return
         begun = self.connection.info.transaction_status in _BEGUN

@@ -63,7 +63,8 @@ class Names:
     def __init__(self, schema: str) -> None:
         self.schema = schema
         #: For a blocking connection, whose statements are also definitions: it stands before each of them.
-        self.search_path = f"SET LOCAL search_path = {schema}; "
+        #: In quotes: without them ``default`` would lead to another schema.
+        self.search_path = f'SET LOCAL search_path = "{schema}"; '
         self._lock = zlib.crc32(schema.encode()) - (1 << 31)
         self._texts: dict[str, str] = {}
 

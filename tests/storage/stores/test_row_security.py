@@ -204,6 +204,18 @@ async def test_statements_for_another_tenant_than_the_named_one_reach_no_row_of_
     _policies_hold(dsn, mutants, "a wrong value", record_property)
 
 
+@_ALONE
+async def test_statements_as_they_are_touch_one_tenant_without_the_policies(
+    dsn: str, ran: list[Ran], record_property: Any
+) -> None:
+    """So a cell on Citus runs them, which takes no policies."""
+    as_they_are = [(one.text, Mutant(one.naming, one.text, one.values)) for one in ran if not one.as_jobs]
+    tried = _try_all(dsn, as_they_are, "tidemark")
+    record_property("statements", len(tried.statements))
+    # A new tenant's number comes from a sequence, so it is another one each time.
+    assert [one for one in tried.foreign if not one.startswith("INSERT INTO tenants ")] == []
+
+
 def _was_run(text: str, sent: Iterable[str]) -> bool:
     """Return whether each statement of a text of a module was run, whatever was put into it."""
     parts = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from engine.operate.rows import CheckResult
@@ -27,6 +27,16 @@ def citus_findings(connection: Connection) -> Iterator[CheckResult]:
         interval_ms = int(cursor.fetchall()[0][0])
         cursor.execute(_NODES, (_SETTINGS.format(", ".join(f"'{name}'" for name in DURABLE)),))
         nodes = cursor.fetchall()
+    yield from judged(interval_ms, nodes)
+
+
+def judged(interval_ms: int, nodes: Sequence[tuple[str, bool, str]]) -> Iterator[CheckResult]:
+    """Judge what Citus said.
+
+    Args:
+        interval_ms: How often it ends transactions that a node was told of by half.
+        nodes: The name of each node, whether it answered, and its settings as JSON, or why it did not answer.
+    """
     if interval_ms > _RECOVERED_WITHIN_MS:
         yield CheckResult(
             "warning",

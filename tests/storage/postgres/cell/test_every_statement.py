@@ -27,6 +27,7 @@ from engine.operate.monitor.statuses import HealthStatus, LastHealth
 from engine.operate.ports import RefusedError
 from engine.runtime.ports import StoreError
 from storage.postgres import migrate as migrations
+from storage.postgres.checkup.database import database_findings
 from storage.postgres.connection import PoolerDetection
 from storage.postgres.disk import Disk
 from storage.postgres.migrate import PostgresSchemaAdmin, migrate, newest_migration, status
@@ -265,6 +266,14 @@ async def test_citus_is_noted_once_by_all_databases_of_a_process(dsn: str) -> No
     noted = [one["event"] for one in logged if one["event"] == "citus_found"]
     assert noted == ["citus_found"] * _is_citus(dsn)
     assert found.found is _is_citus(dsn)
+
+
+@in_each_cell
+def test_doctor_asks_every_node_of_citus(dsn: str) -> None:
+    found = list(database_findings(dsn, dsn, dsn, 1, {}, migrates_itself=False))
+    of_citus = [one for one in found if one.subject == "citus"]
+    assert bool(of_citus) is _is_citus(dsn)
+    assert {one.level for one in of_citus} <= {"ok", "warning"}, of_citus
 
 
 def _is_citus(dsn: str) -> bool:

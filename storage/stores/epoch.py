@@ -33,5 +33,7 @@ class PostgresEpoch:
                 "UPDATE cluster_state SET epoch = %s, generation = generation + 1, system_identifier = %s",
                 (epoch, system_identifier(cursor)),
             )
+            if cursor.rowcount != 1:
+                raise RefusedError("cluster_state has no row: restore it from a backup")
             cursor.execute(AUDIT.text, audit_values([by_account("epoch_renewed", epoch)]))
             return epoch

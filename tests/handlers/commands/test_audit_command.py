@@ -251,6 +251,12 @@ async def test_audit_epoch_and_exports_are_told(command: Run, dsn: str) -> None:
     ]
 
 
+async def test_epoch_renew_without_a_row_to_renew_says_so(command: Run, dsn: str) -> None:
+    execute(dsn, "DELETE FROM cluster_state")
+    refusal = (await command("epoch", "renew")).refusal()
+    assert "cluster_state has no row: restore it from a backup" in refusal
+
+
 async def test_audit_decisions_are_told_with_the_person_that_made_them(command: Run, serve: Serve) -> None:
     server = await serve(domains={"note": {"policy": "manual", "required": ["n"]}})
     phone = await server.device("phone")

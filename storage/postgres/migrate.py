@@ -26,7 +26,7 @@ from engine.model.audit import Actor, AuditRow
 from engine.operate.ports import RefusedError
 from engine.operate.rows import MigrationState
 from storage.postgres.blocking import connected, schema_change
-from storage.postgres.cell.citus import distribute, has_citus, is_distributed
+from storage.postgres.cell.citus import distribute, is_distributed, is_on_citus
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.cell.identity import system_identifier
 from storage.postgres.cell.schema import make_schema
@@ -201,10 +201,9 @@ class PostgresSchemaAdmin:
 
     def migrate(self, to: int | None, *, down: bool) -> list[str]:
         """Apply migrations or take them back, and grant to the roles what they need."""
-        if schema_of(self._dsn):
-            with connected(self._dsn) as connection, connection.cursor() as cursor:
-                if has_citus(cursor):
-                    refuse_other_roles(self._dsn, *self._others)
+        with connected(self._dsn) as connection, connection.cursor() as cursor:
+            if is_on_citus(cursor, schema_of(self._dsn)):
+                refuse_other_roles(self._dsn, *self._others)
         done = migrate(self._dsn, to, down=down, chosen_domains=self._chosen_domains, actor=self._actor)
         with connected(self._dsn) as connection, connection.cursor() as cursor:
             in_use = bool(running_processes(cursor))
@@ -223,7 +222,7 @@ class PostgresSchemaAdmin:
 def _finish(connection: Connection, schema: str) -> None:
     """Give growing tables their policies. Citus takes none: there the schema of a cell is distributed."""
     with schema_change(connection, _LOCK_TIMEOUT_MS) as cursor:
-        on_citus = bool(schema) and has_citus(cursor)
+        on_citus = is_on_citus(cursor, schema)
         if on_citus and not is_distributed(cursor, schema):
             distribute(cursor, schema)
     if not on_citus:

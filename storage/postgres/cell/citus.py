@@ -40,6 +40,11 @@ def has_citus(cursor: Cursor) -> bool:
     return bool(cursor.fetchall()[0][0])
 
 
+def is_on_citus(cursor: Cursor, cell: str) -> bool:
+    """Return whether a cell is on Citus. A deployment without a schema is on the coordinator alone."""
+    return bool(cell) and has_citus(cursor)
+
+
 def is_distributed(cursor: Cursor, schema: str) -> bool:
     """Return whether Citus has spread a schema."""
     if not has_citus(cursor):

@@ -37,18 +37,23 @@ def judged(interval_ms: int, nodes: Sequence[tuple[str, bool, str]]) -> Iterator
         interval_ms: How often it ends transactions that a node was told of by half.
         nodes: The name of each node, whether it answered, and its settings as JSON, or why it did not answer.
     """
-    if interval_ms > _RECOVERED_WITHIN_MS:
-        yield CheckResult(
-            "warning",
-            "citus",
-            f"tenants wait for {interval_ms / 1000:g} s where a node goes away in the midst of a commit",
-            "on the coordinator: ALTER SYSTEM SET citus.recover_2pc_interval = '1s'; SELECT pg_reload_conf()",
-        )
+    late = list(_recovery(interval_ms))
+    yield from late
     lossy = False
     for name, answered, said in nodes:
         found = undurable(json.loads(said)) if answered else [(said, "see that the node runs")]
         for fault, remedy in found:
             lossy = True
             yield CheckResult("fault", "citus", f"node {name}: {fault}", remedy)
-    if not lossy and interval_ms <= _RECOVERED_WITHIN_MS:
+    if not (late or lossy):
         yield CheckResult("ok", "citus", f"{len(nodes)} nodes, on which {', '.join(DURABLE)} are on")
+
+
+def _recovery(interval_ms: int) -> Iterator[CheckResult]:
+    """Judge how often Citus ends such transactions."""
+    where = "where a node goes away in the midst of a commit"
+    remedy = "on the coordinator: ALTER SYSTEM SET citus.recover_2pc_interval = '1s'; SELECT pg_reload_conf()"
+    if interval_ms <= 0:
+        yield CheckResult("fault", "citus", f"tenants stay locked {where}: Citus does not end it", remedy)
+    elif interval_ms > _RECOVERED_WITHIN_MS:
+        yield CheckResult("warning", "citus", f"tenants wait for {interval_ms / 1000:g} s {where}", remedy)

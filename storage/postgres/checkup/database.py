@@ -10,7 +10,7 @@ from engine.operate.ports import RefusedError
 from engine.operate.rows import CheckResult
 from engine.runtime.ports import StoreError
 from storage.postgres.blocking import connected
-from storage.postgres.cell.citus import has_citus
+from storage.postgres.cell.citus import is_on_citus
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.cell.identity import is_restored
 from storage.postgres.checkup.citus import citus_findings
@@ -54,11 +54,12 @@ def database_findings(
     try:
         with connected(owner_dsn) as connection:
             yield from _fitness(connection, database_name(owner_dsn))
+            cell = schema_of(owner_dsn)
             with connection.cursor() as cursor:
-                on_citus = has_citus(cursor)
+                on_citus = is_on_citus(cursor, cell)
             if on_citus:
                 yield from citus_findings(connection)
-            rights = rights_finding(connection, schema_of(owner_dsn))
+            rights = rights_finding(connection, cell)
             yield rights
             yield _clock(connection)
             yield _connections(connection, connections)

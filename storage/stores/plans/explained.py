@@ -12,7 +12,8 @@ import psycopg2
 
 from engine.operate.rows import CheckResult
 from storage.postgres.blocking import connected
-from storage.postgres.cell.dsn import owner_prefix
+from storage.postgres.cell.citus import is_on_citus
+from storage.postgres.cell.dsn import owner_prefix, schema_of
 from storage.postgres.remedies import said
 from storage.postgres.roles.named_tenants import SETTING
 from storage.postgres.roles.tables import GROWING_TABLES, IN_SCHEMA, schema_of_tables, values
@@ -214,8 +215,7 @@ def plan_findings(dsn: str, lifetime_h: float) -> Iterator[CheckResult]:
 
 def _on_citus(dsn: str) -> bool:
     with connected(dsn) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
-        return bool(cursor.fetchall()[0][0])
+        return is_on_citus(cursor, schema_of(dsn))
 
 
 def suits(access: Access, expected: Collection[str]) -> bool:

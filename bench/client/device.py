@@ -264,7 +264,7 @@ class Device:
             await asyncio.sleep(_QUIET_S + wait_s if said.remedy == "wait" else wait_s)
 
     async def _once(self, token: str) -> _Ended:
-        """Connect, protocol until the connection ends, and say what to do then."""
+        """Connect, talk until the connection ends, and say what to do then."""
         protocol = self.protocol(self.store, self._clock_us, time.monotonic, self._on_settled)
         code: int | None = None
         retry_after_ms = 0

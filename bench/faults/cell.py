@@ -95,7 +95,7 @@ class Cell:
         self._options = options
         self._environment = environment
         #: Before the names of tenants, and before what a report says of the cell.
-        self._within = f"{name}/" if name else ""
+        self._prefix = f"{name}/" if name else ""
         self.heading = f"{name}: " if name else ""
 
     @asynccontextmanager
@@ -144,7 +144,7 @@ class Cell:
         for index, url in enumerate(urls):
             tenant, harmed = TENANTS[index % len(TENANTS)], index < DEVICES
             pipelines = harmed and index // len(TENANTS) % 2 == 0
-            kind, marked = PipeliningDevice if pipelines else FaultsDevice, self._within + tenant
+            kind, marked = PipeliningDevice if pipelines else FaultsDevice, self._prefix + tenant
             setting = Setting(
                 url=url,
                 sign=partial(target.token, tenant),
@@ -263,7 +263,7 @@ class Cell:
 
     def judge(self) -> Audit:
         """Compare the history with the tables. Raises StoreError."""
-        tables = read_tables(self.dsn, TENANTS, self._within)
+        tables = read_tables(self.dsn, TENANTS, self._prefix)
         told = Account(self.history.events).told
         before = sorted(self.found, key=lambda one: (one.kind != STOPPED, one.kind))
         found = [*before, *check(self.history.events, tables)]

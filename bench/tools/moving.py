@@ -26,7 +26,14 @@ _TENANTS: Final = tuple(f"moved-{number}" for number in range(20))
 
 
 @click.command(epilog="Example: python -m bench.tools.moving --records 1000000")
-@click.option("--records", type=click.IntRange(1), default=1_000_000, show_default=True, metavar="N")
+@click.option(
+    "--records",
+    type=click.IntRange(1),
+    default=1_000_000,
+    show_default=True,
+    metavar="N",
+    help="How many records of 200 bytes the cell has.",
+)
 @click.option("--data-dir", metavar="DIR", help="Where both servers are kept while this runs.")
 def main(records: int, data_dir: str | None) -> None:
     """Fill a cell, move it to a second PostgreSQL of this machine, and print the seconds of each step."""

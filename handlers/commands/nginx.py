@@ -17,6 +17,8 @@ from handlers.operate.printing import say
 
 _TEMPLATES: Final = Path(__file__).parents[2] / "deploy" / "nginx"
 _BLANK: Final = re.compile(r"@\{(\w+)\}")
+#: A name that all sites of one nginx share: of a variable, a zone or a group of workers.
+_SHARED_NAME: Final = re.compile(r"tidemark_\w+")
 #: A name that nginx reads as one plain word; it may begin with a wildcard.
 _NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9_.:-]+\Z")
@@ -176,8 +178,9 @@ def nginx(
         raise click.UsageError("--redirect-port and --https-port: two different ports are required")
     live = f"/etc/letsencrypt/live/{server_name.removeprefix('*.')}"
     port = "" if https_port == _HTTPS_PORT else f":{https_port}"
+    cell = deployment.settings.postgres.schema
     values = {
-        **(_shared(**sides) if _are_shared(**sides) else _backends(deployment.settings, hosts)),
+        **(_shared(cell, **sides) if _are_shared(**sides) else _backends(deployment.settings, hosts)),
         "server_name": server_name,
         "certificate": certificate or f"{live}/fullchain.pem",
         "key": key or f"{live}/privkey.pem",
@@ -192,7 +195,7 @@ def nginx(
             listen=_listening(addresses, redirect_port), server_name=server_name, port=port
         ),
     }
-    click.echo(_filled("site.conf", values), nl=False)
+    click.echo(_filled("site.conf", values, cell), nl=False)
 
 
 #: 308 keeps the method and the body of what is sent to HTTPS.
@@ -237,7 +240,9 @@ def _backends(chosen: Settings, hosts: tuple[str, ...]) -> dict[str, str]:
         ports = [server.port]
     # The hosts by turns: what a host that vanished does not take goes to a worker of another next.
     workers = [f"{address}:{port}" for port in ports for address in addresses]
-    return {"upstreams": _upstream("tidemark", workers), "side": "tidemark", **_rates(workers)}
+    cell = chosen.postgres.schema
+    name = _own("tidemark_cell", cell) if cell else "tidemark"
+    return {"upstreams": _upstream(name, workers), "side": name, **_rates(workers)}
 
 
 def _are_shared(blue: list[str], green: list[str], weight: int | None) -> bool:
@@ -256,16 +261,17 @@ def _are_shared(blue: list[str], green: list[str], weight: int | None) -> bool:
     return True
 
 
-def _shared(blue: list[str], green: list[str], weight: int) -> dict[str, str]:
+def _shared(cell: str, blue: list[str], green: list[str], weight: int) -> dict[str, str]:
     """Return the ``upstream`` lines of two versions, and which of them serves a device."""
-    upstreams = _upstream("tidemark_blue", blue)
+    of_blue, of_green = _own("tidemark_blue", cell), _own("tidemark_green", cell)
+    upstreams = _upstream(of_blue, blue)
     if weight == 0:
-        return {"upstreams": upstreams, "side": "tidemark_blue", **_rates(blue)}
-    upstreams += _BEHIND + _upstream("tidemark_green", green, blue)
+        return {"upstreams": upstreams, "side": of_blue, **_rates(blue)}
+    upstreams += _BEHIND + _upstream(of_green, green, blue)
     if weight == _ALL:
-        return {"upstreams": upstreams, "side": "tidemark_green", **_rates(green)}
-    upstreams += _filled("split.conf", {"weight": str(weight)})
-    return {"upstreams": upstreams, "side": "$tidemark_side", **_rates([*blue, *green])}
+        return {"upstreams": upstreams, "side": of_green, **_rates(green)}
+    upstreams += _filled("split.conf", {"weight": str(weight)}, cell)
+    return {"upstreams": upstreams, "side": _own("$tidemark_side", cell), **_rates([*blue, *green])}
 
 
 def _upstream(name: str, workers: list[str], behind: Sequence[str] = ()) -> str:
@@ -273,7 +279,7 @@ def _upstream(name: str, workers: list[str], behind: Sequence[str] = ()) -> str:
     servers = [f"    server {worker} max_fails=0;" for worker in workers]
     servers += [f"    server {worker} max_fails=0 backup;" for worker in behind]
     balance = _ONE_HOST if len(_hosts(workers)) == 1 else _SEVERAL_HOSTS
-    return _filled("upstream.conf", {"name": name, "balance": balance, "servers": "\n".join(servers)})
+    return _filled("upstream.conf", {"name": name, "balance": balance, "servers": "\n".join(servers)}, "")
 
 
 def _rates(workers: list[str]) -> dict[str, str]:
@@ -294,5 +300,11 @@ def _hosts(workers: list[str]) -> list[str]:
     return list(dict.fromkeys(worker.rpartition(":")[0] for worker in workers))
 
 
-def _filled(template: str, values: Mapping[str, str]) -> str:
-    return _BLANK.sub(lambda blank: values[blank[1]], (_TEMPLATES / template).read_text("utf-8"))
+def _own(text: str, cell: str) -> str:
+    """Return a text whose names are those of a cell alone, so that one nginx takes the sites of several."""
+    return _SHARED_NAME.sub(rf"\g<0>_{cell}", text) if cell else text
+
+
+def _filled(template: str, values: Mapping[str, str], cell: str) -> str:
+    text = _own((_TEMPLATES / template).read_text("utf-8"), cell)
+    return _BLANK.sub(lambda blank: values[blank[1]], text)

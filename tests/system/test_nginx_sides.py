@@ -122,6 +122,23 @@ async def front(tmp_path: Path) -> AsyncIterator[Front]:
         yield made
 
 
+def test_nginx_sites_of_cells_stand_in_one_nginx(tmp_path: Path) -> None:
+    program = nginx_program()
+    if program is None:
+        pytest.skip("nginx is not installed")
+    certify(tmp_path)
+    of_sides = sides("127.0.0.1:9181", "127.0.0.1:9281", 10)
+    alone = ("--server-name", "localhost")
+    cells = [("", alone, 0), ("north", alone, 1), ("blue_north", alone, 2), ("north_blue", of_sides, 3)]
+    cells.append(("blue", of_sides, 4))
+    sites = [
+        site_at(tmp_path, 9443 + number, *chosen, TIDEMARK__POSTGRES__SCHEMA=cell)
+        for cell, chosen, number in cells
+    ]
+    assert "test is successful" in Nginx(program, tmp_path, "".join(sites), 9443).tested()
+    assert "_north" not in sites[0]
+
+
 async def test_nginx_sides_shares_are_as_asked_and_a_device_moves_once(front: Front) -> None:
     devices = 400
     found = {}

@@ -124,6 +124,7 @@ class Site:
             ("PGHOST=db2", f"PGHOST=127.0.0.1 PGPORT={new.port}"),
             ("PGPORT=5432 PGUSER=postgres", f"PGPORT={old.port} PGUSER={USER}"),
             ("port = 8180", f"port = {self.port}"),
+            ("127.0.0.1:8180", f"127.0.0.1:{self.port}"),
             ("-g tidemark ", ""),
             ("runuser -u tidemark -- .venv/bin/python", sys.executable),
         )

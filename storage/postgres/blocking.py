@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg2
 import psycopg2.errors
 
-from engine.runtime.ports import StoreError, StoreRetryError, StoreUnavailableError
+from engine.runtime.ports import StoreError, StoreRetryError, StoreUnavailableError, StoreUnknownError
 from storage.postgres.cell.cursor import cursor_in
 from storage.postgres.cell.dsn import schema_of
 from storage.postgres.hosts import order_of
@@ -30,6 +30,8 @@ _SCHEMA_LOCK: Final = 0x7469646D
 #: Syncs queue behind a change that waits for a table: it waits so long, then lets them pass, and tries again.
 _TABLE_LOCK_MS: Final = 200
 _PASS_S: Final = 0.2
+#: Citus only warns of a commit that a node did not confirm. Its messages are in no other language.
+_UNCONFIRMED: Final = "failed to commit transaction on"
 #: A reader that holds a table for longer, such as a dump, is named to the operator.
 _GIVE_UP_S: Final = 30.0
 
@@ -40,12 +42,15 @@ def connected(dsn: str) -> Iterator[Connection]:
 
     Raises:
         DatabaseFaultError: PostgreSQL refused, and the remedy is known.
+        StoreUnknownError: A node of Citus did not confirm a commit.
         StoreError: The database is away, or refused for another reason.
     """
     connection = _connect(dsn)
     try:
         connection.autocommit = True
         yield connection
+        if unconfirmed := [notice for notice in connection.notices if _UNCONFIRMED in notice]:
+            raise StoreUnknownError(f"{unconfirmed[0].strip()}: see what was done, and run this again")
     except psycopg2.errors.LockNotAvailable as error:
         raise StoreRetryError(lock_sentence(connection, error)) from None
     except psycopg2.Error as error:

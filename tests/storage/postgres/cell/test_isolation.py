@@ -16,6 +16,7 @@ from bench.harness.clusters import as_role
 from compose.uploads import files_dir, open_blobs
 from engine.model.rows import ReadSet, Record, WriteSet
 from engine.model.uploads import Draft, UploadRef
+from engine.runtime.ports import StoreUnknownError
 from storage.bus.bus_messages import channel_of
 from storage.postgres.blocking import connected, schema_change
 from storage.postgres.cell.names import Names
@@ -174,3 +175,14 @@ def test_cells_migrations_of_one_leave_the_others_as_they_are(cell_dsn: str) -> 
     assert all(state.applied_at is None for state in status(one))
     assert status(other) == standing
     assert migrate(one) == [state.name for state in standing]
+
+
+def test_connected_commit_that_a_node_did_not_confirm_is_unknown(cell_dsn: str) -> None:
+    """The warning is that of Citus."""
+    warning = "RAISE WARNING 'failed to commit transaction on 127.0.0.1:9701'"
+    with (
+        pytest.raises(StoreUnknownError, match=r"127\.0\.0\.1:9701: see what was done"),
+        connected(cell_dsn) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(f"DO $$ BEGIN {warning}; END $$")

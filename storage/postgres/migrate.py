@@ -117,7 +117,8 @@ def migrate(
         RefusedError: There is no such migration, or the schema holds one that this version does not know; it
             stands past ``to`` without ``down``, servers use what is to be taken back, or the role would make
             tables in another schema, or Citus does not take a migration in a distributed schema. The schema
-            of the cell belongs to another role, or has no name that SQL takes.
+            of the cell belongs to another role, has no name that SQL takes, or is one that the role may not
+            make.
         StoreError: The database is away, or refused a statement.
     """
     _refuse_number(to)

@@ -64,6 +64,18 @@ def test_cells_owner_that_may_make_no_more_schemas_migrates(empty_dsn: str) -> N
         assert migrate(with_schema(north, "north"), 2) != []
 
 
+def test_cells_owner_that_may_make_no_schema_is_told_the_grant(empty_dsn: str) -> None:
+    with _owner(empty_dsn, "north") as north:
+        ((role, database),) = rows(north, "SELECT current_user::text, quote_ident(current_database())")
+        execute(empty_dsn, f"REVOKE CREATE ON DATABASE {database} FROM {role}")
+        with pytest.raises(
+            RefusedError, match="may not make the schema north: as a superuser: GRANT"
+        ) as refused:
+            migrate(with_schema(north, "north"))
+        execute(empty_dsn, str(refused.value).rpartition(": ")[2])
+        assert migrate(with_schema(north, "north"), 1) != []
+
+
 @pytest.mark.parametrize(
     "name",
     [

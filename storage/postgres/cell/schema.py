@@ -24,6 +24,22 @@ _OWNER: Final = (
 )
 #: Words that SQL does not take as the name of a schema.
 _RESERVED: Final = "SELECT FROM pg_get_keywords() WHERE word = %s AND catcode IN ('R', 'T')"
+#: Whether the role may make a schema, its name, and the statement that lets it.
+_MAY_MAKE: Final = (
+    "SELECT has_database_privilege(current_database(), 'CREATE'), current_user::text,"
+    " format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)"
+)
+
+
+def lacking_right(cursor: Cursor, schema: str) -> tuple[str, str] | None:
+    """Return what is wrong and its remedy if the role may not make the schema of a cell; else None."""
+    cursor.execute(_MAY_MAKE)
+    may_make, role, grant = cursor.fetchall()[0]
+    return (
+        None
+        if may_make
+        else (f"the role {role} may not make the schema {schema}", f"as a superuser: {grant}")
+    )
 
 
 def make_schema(cursor: Cursor, schema: str) -> None:
@@ -34,7 +50,8 @@ def make_schema(cursor: Cursor, schema: str) -> None:
         schema: The name.
 
     Raises:
-        RefusedError: The schema belongs to a role of another cell, or SQL does not take its name.
+        RefusedError: The schema belongs to a role of another cell, SQL does not take its name, or the role
+            may make no schema.
     """
     # Citus distributes it last: some migrations fail in a distributed one. Elsewhere nobody reads this.
     cursor.execute("SET LOCAL citus.enable_schema_based_sharding = off")
@@ -51,4 +68,6 @@ def make_schema(cursor: Cursor, schema: str) -> None:
     cursor.execute(_RESERVED, (schema,))
     if cursor.fetchall():
         raise RefusedError(f"{schema} is a word of SQL and names no cell: choose another postgres.schema")
+    if lacking := lacking_right(cursor, schema):
+        raise RefusedError(": ".join(lacking))
     cursor.execute(f"CREATE SCHEMA {schema}")

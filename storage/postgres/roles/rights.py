@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from engine.operate.rows import CheckResult
-from storage.postgres.roles.tables import FOREIGN, OWNED, made_elsewhere, quoted, schema_of_tables, values
+from storage.postgres.cell.schema import lacking_right
+from storage.postgres.roles.tables import FOREIGN, OWNED, made_elsewhere, schema_of_tables, values
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # a class that the driver spells so
-    from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 _MAY_CREATE: Final = (
     "SELECT current_user::text, current_database()::text, current_schema()::text,"
@@ -35,7 +35,11 @@ def rights_finding(connection: Connection, cell: str = "") -> CheckResult:
         cursor.execute(_MAY_CREATE)
         role, database, schema, may_create = cursor.fetchall()[0]
         if cell and schema is None:
-            return _may_make(cursor, cell, role, database)
+            if lacking := lacking_right(cursor, cell):
+                return CheckResult("fault", "rights", *lacking)
+            return CheckResult(
+                "ok", "rights", f"the role {role} may make the schema {cell}, which is to come"
+            )
         if not may_create:
             where = f"in the schema {schema}" if schema else "in any schema of its search_path"
             remedy = f"as a superuser: ALTER DATABASE {database} OWNER TO {role}"
@@ -51,15 +55,6 @@ def rights_finding(connection: Connection, cell: str = "") -> CheckResult:
     if schema != tables:
         return CheckResult("fault", "rights", *made_elsewhere(role, database, schema, tables))
     return CheckResult("ok", "rights", f"the role {role} owns its tables and may create more")
-
-
-def _may_make(cursor: Cursor, cell: str, role: str, database: str) -> CheckResult:
-    """Check that the role may make the schema of a cell, which is missing."""
-    cursor.execute("SELECT has_database_privilege(current_database(), 'CREATE')")
-    if cursor.fetchall() == [(True,)]:
-        return CheckResult("ok", "rights", f"the role {role} may make the schema {cell}, which is to come")
-    remedy = f"as a superuser: GRANT CREATE ON DATABASE {quoted(database)} TO {quoted(role)}"
-    return CheckResult("fault", "rights", f"the role {role} may not make the schema {cell}", remedy)
 
 
 def foreign_findings(connection: Connection) -> Iterator[CheckResult]:

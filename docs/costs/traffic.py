@@ -52,8 +52,8 @@ TRAFFIC: Final[dict[str, tuple[Cost, ...]]] = {
         Cost(
             "WebSockets",
             "device",
-            (Fixed(1, "the newest"),),
-            (CloseCode.REPLACED,),
+            (Fixed(2, "one of them without a frame"),),
+            (CloseCode.REPLACED, CloseCode.IDLE),
             "tidemark_closes_total{code=4409}",
         ),
         Cost(

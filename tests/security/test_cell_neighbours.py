@@ -93,3 +93,17 @@ def test_cells_name_that_leads_elsewhere_is_refused(name: str) -> None:
 def test_cells_name_that_is_a_word_of_sql_is_refused(empty_dsn: str, name: str) -> None:
     with pytest.raises(RefusedError, match="word of SQL"):
         migrate(with_schema(empty_dsn, name))
+
+
+def test_cells_tables_are_closed_to_the_owner_of_another(empty_dsn: str) -> None:
+    with _owner(empty_dsn, "north") as north, _owner(empty_dsn, "south") as south:
+        migrate(with_schema(north, "north"))
+        opened = (
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'north'::regnamespace"
+            " AND relkind IN ('r', 'p', 'S')"
+            " AND (relkind <> 'S' AND has_any_column_privilege(oid, 'SELECT, INSERT, UPDATE')"
+            " OR has_table_privilege(oid, 'SELECT, UPDATE, DELETE, TRUNCATE, TRIGGER'))"
+            " UNION ALL SELECT 'the schema' WHERE has_schema_privilege('north', 'USAGE, CREATE')"
+        )
+        assert len(rows(north, opened)) > 20
+        assert rows(south, opened) == []

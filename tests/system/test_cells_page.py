@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from psycopg2.extensions import make_dsn
 
 from bench.client.crew import DOMAINS, Crew, Setting, crew
 from bench.faults.check import check
@@ -189,10 +190,12 @@ async def test_cell_is_made_moved_renamed_and_removed_by_the_page(services: Serv
         for name in ("etc", "lib"):
             (home / name).mkdir()
         (home / "etc" / "redis.url").write_text(services.redis_url)
-        for one in (old, new):
-            execute(one.dsn, "REVOKE ALL ON DATABASE tidemark FROM PUBLIC")
+        execute(old.dsn, "REVOKE ALL ON DATABASE tidemark FROM PUBLIC")
+        execute(make_dsn(new.dsn, dbname="postgres"), "DROP DATABASE tidemark")
         site = Site(home, old, new)
         async with _shell(home) as shell:
+            (beside,) = site.blocks("### On another database server")
+            await shell.run(f"(export PGUSER={USER}\n{beside})")
             (made,) = site.blocks("### Make a cell")
             said = await shell.run(f"{made}{sys.executable} run.py tenant add globex")
             assert "fault" not in said, said

@@ -24,7 +24,7 @@ _TRAP = "CREATE FUNCTION {0}.lower(name) RETURNS text LANGUAGE sql AS 'SELECT cu
 
 
 @contextmanager
-def _owner(dsn: str, name: str) -> Iterator[str]:
+def owner(dsn: str, name: str) -> Iterator[str]:
     """Give the DSN of a role that may make schemas, as the owner of a cell may."""
     role, password = f"{name}_{secrets.token_hex(4)}", secrets.token_hex(16)
     ((database,),) = rows(dsn, "SELECT current_database()::text")
@@ -41,7 +41,7 @@ def _owner(dsn: str, name: str) -> Iterator[str]:
 
 def test_cells_schema_that_another_role_made_is_refused(empty_dsn: str) -> None:
     """Its owner could drop the tables there, and put functions and tables in their place."""
-    with _owner(empty_dsn, "north") as north, _owner(empty_dsn, "south") as south:
+    with owner(empty_dsn, "north") as north, owner(empty_dsn, "south") as south:
         execute(south, "CREATE SCHEMA north", "GRANT ALL ON SCHEMA north TO PUBLIC", _TRAP.format("north"))
         for dsn in (north, empty_dsn):  # the latter as a superuser
             with pytest.raises(RefusedError, match="the schema north belongs to the role south_"):
@@ -50,13 +50,13 @@ def test_cells_schema_that_another_role_made_is_refused(empty_dsn: str) -> None:
 
 
 def test_cells_schema_that_a_superuser_made_for_its_owner_is_taken(empty_dsn: str) -> None:
-    with _owner(empty_dsn, "north") as north:
+    with owner(empty_dsn, "north") as north:
         execute(empty_dsn, "CREATE SCHEMA north", "GRANT ALL ON SCHEMA north TO PUBLIC")
         assert migrate(with_schema(north, "north"), 1) != []
 
 
 def test_cells_owner_that_may_make_no_more_schemas_migrates(empty_dsn: str) -> None:
-    with _owner(empty_dsn, "north") as north:
+    with owner(empty_dsn, "north") as north:
         migrate(with_schema(north, "north"), 1)
         ((role,),) = rows(north, "SELECT current_user::text")
         ((database,),) = rows(north, "SELECT current_database()::text")
@@ -65,7 +65,7 @@ def test_cells_owner_that_may_make_no_more_schemas_migrates(empty_dsn: str) -> N
 
 
 def test_cells_owner_that_may_make_no_schema_is_told_the_grant(empty_dsn: str) -> None:
-    with _owner(empty_dsn, "north") as north:
+    with owner(empty_dsn, "north") as north:
         ((role, database),) = rows(north, "SELECT current_user::text, quote_ident(current_database())")
         execute(empty_dsn, f"REVOKE CREATE ON DATABASE {database} FROM {role}")
         with pytest.raises(
@@ -96,7 +96,7 @@ def test_cells_name_that_is_a_word_of_sql_is_refused(empty_dsn: str, name: str) 
 
 
 def test_cells_tables_are_closed_to_the_owner_of_another(empty_dsn: str) -> None:
-    with _owner(empty_dsn, "north") as north, _owner(empty_dsn, "south") as south:
+    with owner(empty_dsn, "north") as north, owner(empty_dsn, "south") as south:
         migrate(with_schema(north, "north"))
         opened = (
             "SELECT relname::text FROM pg_class WHERE relnamespace = 'north'::regnamespace"

@@ -57,8 +57,8 @@ CHECKLIST: Final = (
         "Durability",
         "`fsync`, `full_page_writes` and `synchronous_commit` on: else what was acknowledged may be lost."
         " Where backups are made, the WAL is archived too: else a restore loses what came after the last one",
-        "reads the settings of PostgreSQL, and `pg_stat_archiver`",
-        ("durability", "archive"),
+        "reads the settings of PostgreSQL, on Citus of each node, and `pg_stat_archiver`",
+        ("durability", "citus", "archive"),
         _NO_DATABASE,
     ),
     Point(

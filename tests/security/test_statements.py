@@ -37,10 +37,9 @@ AT_RUN_TIME: Final[dict[str, tuple[frozenset[str], str]]] = {
         "grants.py": ("schema what missing", "names of the catalog, quoted, and sentences for a person"),
         "hidden.py": ("table", "expressions of an oid that callers write as constants"),
         "maintenance.py": (
-            "table later series until first begins ends name",
-            "tables of a table here, partitions of the catalog, and days",
+            "table later series until first begins ends name size",
+            "tables of a table here, partitions of the catalog, days, and one of two functions",
         ),
-        "migrate.py": ("schema", "the schema of the setting, which its pattern keeps to a plain name"),
         "names.py": ("schema", "the schema of the setting, which its pattern keeps to a plain name"),
         "remedies.py": ("error pid program role age", "sentences for a person"),
         "rights.py": ("owner role database table", "sentences for a person"),
@@ -50,13 +49,17 @@ AT_RUN_TIME: Final[dict[str, tuple[frozenset[str], str]]] = {
         "rows.py": ("by_column types", "fields of NamedTuples"),
         "writes.py": ("places names", "names of counters, in a table here"),
         "reseal_statements.py": (
-            "table after columns due column text mark covered plain changes arrays names where each coded",
+            (
+                "table after columns due column text mark covered plain changes arrays names where typed"
+                " coded each"
+            ),
             "made at import, of a table of columns",
         ),
         "shape.py": (
             "partitioned index made lack own table constraint trigger name definition column added",
             "remedies for a person, with quoted names of the catalog",
         ),
+        "schema.py": ("schema", "the schema of the setting, which its pattern keeps to a plain name"),
         "same_file.py": ("one other", "aliases of tables that callers write as constants"),
         "tables.py": ("role database schema", "a remedy for a person, with quoted names"),
         "tenant_rows.py": ("lock", "one of two constants of the caller"),

@@ -239,4 +239,8 @@ def voice_figures(start: str | None, device_id: str | None, results: Sequence[Re
 
 def _mean(values: Iterable[float | None]) -> float | None:
     told = [value for value in values if value is not None]
-    return math.fsum(value / len(told) for value in told) if told else None
+    if not told:
+        return None
+    # Devices may send the largest number that there is: the sum of thirds of it is more than a float holds.
+    half = math.fsum(value / 2 / len(told) for value in told)
+    return min(max(half * 2, min(told)), max(told))

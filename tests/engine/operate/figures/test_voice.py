@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.operate.figures.voice import Result, VoiceEvent, verification, voice_figures
@@ -78,6 +79,7 @@ def test_voice_figures_are_of_what_was_told() -> None:
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
+@example([sys.float_info.max] * 3)
 def test_voice_figures_of_any_scores_are_finite(scores: list[float]) -> None:
     found = voice_figures(None, None, [Result(True, score, score, score) for score in scores])
     assert found.confidence_score is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from engine.runtime.ports import StoreError
 from storage.postgres.cell.identity import SYSTEM_IDENTIFIER
@@ -13,33 +13,32 @@ MIN_SERVER_VERSION: Final = 140002
 DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")
 
 
-#: Beside a table: on Citus they are then those of the node that has the tables.
+_READ: Final = (*DURABLE, "server_version_num", "server_encoding", "transaction_read_only")
+#: Settings, each with the identity that the epoch is of. Beside a table: on Citus they are then those of the
+#: node that has the tables.
 _SETTINGS: Final = (
-    "SELECT w.name, current_setting(w.name) FROM cluster_state CROSS JOIN unnest(ARRAY['fsync',"
-    " 'full_page_writes', 'synchronous_commit', 'server_version_num', 'server_encoding',"
-    " 'transaction_read_only']) AS w(name)"
+    "SELECT w.name, current_setting(w.name), c.system_identifier FROM cluster_state AS c"
+    f" CROSS JOIN unnest('{{{','.join(_READ)}}}'::text[]) AS w(name)"
 )
 
 
 async def faults(database: Database, newest_migration: str) -> list[str]:
     """Return a sentence for each problem; none if the database is fit."""
     try:
-        settings: dict[str, Any] = dict(await database.query(_SETTINGS))
+        read = await database.query(_SETTINGS)
         here = await database.query(SYSTEM_IDENTIFIER)
         applied = await database.query(
             "SELECT 1 FROM _yoyo_migration WHERE migration_id = %(newest)s", {"newest": newest_migration}
         )
-        identity = await database.query(
-            "SELECT system_identifier FROM cluster_state",
-        )
     except StoreError as error:
         return [f"the database does not answer as it should: {error}"]
-    if not settings:
+    if not read:
         return ["cluster_state has no row: restore it from a backup"]
+    settings = {name: setting for name, setting, _ in read}
     found = [f"{what}: {remedy}" for what, remedy in (*undurable(settings), *unfit(settings))]
     if not applied:
         found.append("the schema is not up to date: run `run.py migrate`")
-    if identity != here:
+    if [read[0][2:]] != here:
         found.append("this database was restored: run `run.py epoch renew` so that devices pull afresh")
     return found
 

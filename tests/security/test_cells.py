@@ -138,6 +138,11 @@ async def test_cells_messages_of_one_are_not_heard_by_the_other(
         message,
     ]
     async with redis.asyncio.from_url(services.redis_url) as client:
+
+        async def is_heard() -> bool:
+            return await client.pubsub_numsub(channel) == [(channel.encode(), 1)]
+
+        await until(is_heard)  # a server listens for devices before it follows the bus
         for one in forged:
             assert await client.publish(channel, one) == 1
 
